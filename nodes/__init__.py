@@ -1,0 +1,28 @@
+"""The node pack's entry point: which nodes there are."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+from .adapters import ApplyLora
+from .dataset import FolderDataset, ImageDataset
+from .results import PlotLoss, SaveLora
+from .train import TrainLora
+
+NODES: list[type[io.ComfyNode]] = [
+    FolderDataset,
+    ImageDataset,
+    TrainLora,
+    ApplyLora,
+    SaveLora,
+    PlotLoss,
+]
+
+
+class Personalize(ComfyExtension):
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return NODES
+
+
+async def comfy_entrypoint() -> Personalize:
+    return Personalize()

@@ -1,0 +1,138 @@
+"""Nodes that make a dataset: from a folder of the host's input, or from images in the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainers.config import DatasetConfig, from_values
+from ..trainers.errors import DatasetError
+from ..trainers.listing import folder_state
+from .host.folders import dataset_folder, dataset_folders, folder_problem
+from .schema import inputs_of
+from .sockets import PersonalizeDataset
+
+CATEGORY = "personalize/dataset"
+ALIASES = [
+    "dataset", "instance images", "training data", "captions", "dreambooth", "train lora",
+    "textual inversion", "finetune", "kohya",
+]  # fmt: skip
+# Where captions and masks of a batch come from is said by wires.
+BATCH_SETTINGS = ("prompt", "resolution", "buckets", "max_aspect_ratio", "upscale")
+OUTPUT_HELP = "Pictures, captions and masks, ready for a training node."
+
+
+class FolderDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeFolderDataset",
+            display_name="Training Images (Folder)",
+            category=CATEGORY,
+            description=(
+                "Pictures of a folder as training data, with captions and masks from files beside "
+                "them. Shows every picture as it will be trained. Added or changed files are "
+                "noticed at the next run."
+            ),
+            search_aliases=[*ALIASES, "load images from folder"],
+            is_output_node=True,  # so that the pictures can be looked over before training
+            inputs=[
+                io.Combo.Input(
+                    "folder",
+                    options=dataset_folders(),
+                    tooltip="A folder in ComfyUI's input folder. Its sub-folders named like "
+                    "10_dog count ten times. A new folder shows up after pressing R.",
+                ),
+                *inputs_of(DatasetConfig).values(),
+            ],
+            outputs=[PersonalizeDataset.Output(display_name="dataset", tooltip=OUTPUT_HELP)],
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        if folder is None:  # wired: known only when it runs
+            return True
+        return folder_problem(str(folder)) or True
+
+    @classmethod
+    def fingerprint_inputs(cls, folder: str | None = None, **settings: Any) -> str | float:
+        if folder is None:
+            return float("nan")
+        return folder_state(dataset_folder(str(folder)))
+
+    @classmethod
+    def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
+        from ..trainers.data import folder_dataset
+        from .host.overview import reading_progress, show_dataset
+
+        config = from_values(DatasetConfig, settings)
+        dataset = folder_dataset(dataset_folder(folder), config, reading_progress())
+        return io.NodeOutput(dataset, ui=show_dataset(dataset))
+
+
+class ImageDataset(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeImageDataset",
+            display_name="Training Images (Batch)",
+            category=CATEGORY,
+            description=(
+                "Images from the graph as training data: a batch, or a list with images of "
+                "different sizes. Shows every picture as it will be trained."
+            ),
+            search_aliases=[*ALIASES, "image batch", "image list"],
+            is_input_list=True,
+            is_output_node=True,
+            inputs=[
+                io.Image.Input("images", tooltip="Pictures to train on: a batch or a list."),
+                io.String.Input(
+                    "captions",
+                    optional=True,
+                    force_input=True,
+                    tooltip="A list with one caption for each image, or one caption for all. "
+                    "Replaces the prompt.",
+                ),
+                io.Mask.Input(
+                    "masks",
+                    optional=True,
+                    tooltip="One mask for each image, or one for all; white is trained. Load "
+                    "Image's mask is white where a picture is transparent: invert it first.",
+                ),
+                *inputs_of(DatasetConfig, only=BATCH_SETTINGS).values(),
+            ],
+            outputs=[PersonalizeDataset.Output(display_name="dataset", tooltip=OUTPUT_HELP)],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        images: list[Any],
+        captions: list[str] | None = None,
+        masks: list[Any] | None = None,
+        **settings: list[Any],
+    ) -> io.NodeOutput:
+        from ..trainers.data import batch_dataset
+        from .host.overview import show_dataset
+
+        config = from_values(DatasetConfig, {n: _single(n, v) for n, v in settings.items()})
+        flat_images = [image for batch in images for image in batch]
+        flat_masks = [mask for batch in masks or [] for mask in _as_batch(batch)]
+        dataset = batch_dataset(flat_images, captions, flat_masks or None, config)
+        return io.NodeOutput(dataset, ui=show_dataset(dataset))
+
+
+def _single(name: str, values: list[Any]) -> Any:
+    """The one value of a widget, which arrives as a list because images may be one."""
+    if len(values) != 1:
+        raise DatasetError(
+            f"Training Images: {name} got a list of {len(values)} values.\n"
+            "Allowed: one value. Wire a list of texts into captions instead."
+        )
+    return values[0]
+
+
+def _as_batch(mask: Any) -> Any:
+    """A mask (h, w) or a batch of masks (B, h, w) as a batch."""
+    return mask[None] if mask.ndim == 2 else mask

@@ -1,0 +1,70 @@
+"""The host's input folder: which of its sub-folders can be datasets."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import folder_paths
+
+from ...trainers.errors import DatasetError
+from ...trainers.listing import has_pictures, list_folder
+
+
+def dataset_folders() -> list[str]:
+    """Names of all folders in the input folder that hold pictures, nested ones too, sorted.
+
+    A name is a path from the input folder with forward slashes. Links out of it are not followed.
+    """
+    root = Path(folder_paths.get_input_directory())
+    folders = []
+    for place, names, _ in os.walk(root):
+        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
+        folder = Path(place)
+        if folder != root and has_pictures(folder):
+            folders.append(folder.relative_to(root).as_posix())
+    return sorted(folders, key=str.casefold)
+
+
+def dataset_folder(name: str) -> Path:
+    """The folder of that name in the input folder.
+
+    Raises:
+        DatasetError: it would lie outside the input folder, does not exist, or has no picture.
+    """
+    root = Path(os.path.realpath(folder_paths.get_input_directory()))
+    if not name.strip():
+        raise DatasetError(
+            f"No folder is chosen.\nMake a folder with pictures in {root}, reload the page (R) "
+            "and choose it."
+        )
+    folder = _resolved(root / name)
+    if folder is None or root not in folder.parents:
+        raise DatasetError(
+            f"Folder {name!r} is not inside {root}.\nMove or copy the pictures into a folder there "
+            "and choose that one."
+        )
+    if not folder.is_dir():
+        raise DatasetError(
+            f"Folder {name!r} does not exist in {root}.\nMake it and put pictures into it, or "
+            f"choose one of: {', '.join(dataset_folders()) or '(none has pictures yet)'}."
+        )
+    return folder
+
+
+def folder_problem(name: str) -> str | None:
+    """Why that folder cannot be a dataset, to be told before anything runs; or None."""
+    try:
+        folder = dataset_folder(name)
+        if not list_folder(folder).pictures:
+            return f"Folder {name!r} has no pictures in it.\nPut some there, or choose another one."
+    except DatasetError as error:
+        return str(error)
+    return None
+
+
+def _resolved(path: Path) -> Path | None:
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:  # a name with a null character
+        return None

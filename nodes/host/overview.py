@@ -1,0 +1,43 @@
+"""Shows a dataset in its node: a picture, a text, and progress while it is read."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.utils
+import numpy as np
+import torch
+from comfy_api.latest import ui
+from comfy_execution.utils import get_executing_context
+from server import PromptServer
+
+from ...trainers.data import Dataset
+from ...trainers.summary import contact_sheet, summary
+from .session import check_interrupt
+from .tokens import count_tokens
+
+
+def show_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What a node returns as its `ui`: the contact sheet and the summary.
+
+    The summary is also logged and shown under the node that is executing.
+    """
+    text = summary(dataset, count_tokens)
+    logging.getLogger(__name__).info("%s", text)
+    if context := get_executing_context():
+        PromptServer.instance.send_progress_text(text, context.node_id)
+    sheet = np.asarray(contact_sheet(dataset, count_tokens), dtype=np.float32) / 255
+    return {**ui.PreviewImage(torch.from_numpy(sheet)[None]).as_dict(), "text": [text]}
+
+
+def reading_progress() -> Callable[[int, int], None]:
+    """A function that is told (done, total): moves the node's bar and raises if cancelled."""
+    bar = comfy.utils.ProgressBar(1)
+
+    def report(done: int, total: int) -> None:
+        check_interrupt()
+        bar.update_absolute(done, total)
+
+    return report

@@ -1,0 +1,59 @@
+"""What surrounds a training in the host: autograd on, memory made free, everything let go after."""
+
+from __future__ import annotations
+
+import gc
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import comfy.model_management
+import torch
+
+
+def device() -> torch.device:
+    """Where the host runs models."""
+    found: torch.device = comfy.model_management.get_torch_device()
+    return found
+
+
+def make_room() -> None:
+    """Ask every loaded model to leave the device; their weights are then as they were loaded."""
+    comfy.model_management.unload_all_models()
+    comfy.model_management.soft_empty_cache()
+
+
+def check_interrupt() -> None:
+    """Raise the host's interrupt if the user pressed Cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextmanager
+def training_session() -> Iterator[None]:
+    """Autograd works inside. After it, also after an error or Cancel, nothing is held any more.
+
+    Raises:
+        torch.OutOfMemoryError: with the settings that help, instead of torch's own text; still an
+            out-of-memory error, so that the host unloads its models.
+    """
+    make_room()
+    try:
+        with torch.inference_mode(False), torch.enable_grad():
+            yield
+    except torch.OutOfMemoryError as error:
+        _let_go(error)
+        raise torch.OutOfMemoryError(
+            "Training needs more memory than this device has.\nLower resolution or batch_size, "
+            "turn on gradient_checkpointing, or choose optimizer 'adamw_8bit'."
+        ) from None
+    except BaseException as error:  # the host's interrupt is none of Exception's children
+        _let_go(error)
+        raise
+    finally:
+        gc.collect()
+        comfy.model_management.soft_empty_cache()
+
+
+def _let_go(error: BaseException) -> None:
+    # The traceback's frames hold the modules, the optimizer and every tensor of the step.
+    traceback.clear_frames(error.__traceback__)

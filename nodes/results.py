@@ -1,0 +1,75 @@
+"""Nodes that keep and show what a training made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io, ui
+
+FORMATS = ("kohya fp32", "kohya fp16", "kohya bf16")
+
+
+class SaveLora(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeSaveLora",
+            display_name="Save LoRA",
+            category="personalize/results",
+            description=(
+                "Saves a LoRA for ComfyUI, A1111, Forge and diffusers, with its settings and "
+                "trigger phrase. Files in output/loras can be picked in Load LoRA at once."
+            ),
+            search_aliases=["export lora", "lora file", "safetensors"],
+            is_output_node=True,
+            inputs=[
+                io.LoraModel.Input("lora", tooltip="From Train LoRA, or any node that makes one."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="loras/personalize",
+                    tooltip="Folder and beginning of the file's name, inside output/.",
+                ),
+                io.Combo.Input(
+                    "format",
+                    options=list(FORMATS),
+                    tooltip=(
+                        "Spelling of the keys and type of the numbers. fp32 is exact; fp16 and "
+                        "bf16 make half the file."
+                    ),
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+        )
+
+    @classmethod
+    def execute(cls, lora: Any, filename_prefix: str, format: str) -> io.NodeOutput:
+        from .host.files import save_lora
+
+        path = save_lora(lora, filename_prefix, format.split()[-1])
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+class PlotLoss(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeLossPlot",
+            display_name="Plot Loss",
+            category="personalize/results",
+            description="Draws the loss of every step, and a smoothed line through it.",
+            search_aliases=["loss graph", "loss curve", "training chart"],
+            is_output_node=True,
+            inputs=[io.LossMap.Input("loss_map", tooltip="From a training node.")],
+            outputs=[io.Image.Output(display_name="image", tooltip="The plot.")],
+        )
+
+    @classmethod
+    def execute(cls, loss_map: Any) -> io.NodeOutput:
+        import numpy as np
+        import torch
+
+        from ..trainers.plot import draw_losses
+
+        picture = draw_losses(loss_map["loss"])
+        image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

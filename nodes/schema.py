@@ -1,0 +1,48 @@
+"""A settings field becomes a node input: default, bounds, choices and tooltip are written once."""
+
+from __future__ import annotations
+
+import typing
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainers.config import Setting, settings_of
+
+MULTILINE = {"prompt"}
+
+
+def inputs_of(config_class: type[Any], only: tuple[str, ...] = ()) -> dict[str, io.Input]:
+    """One input per settings field, by name, in the order of the class.
+
+    Args:
+        config_class: a dataclass of trainers.config.
+        only: limits the result to these names.
+    """
+    types_by_name = typing.get_type_hints(config_class)
+    return {
+        name: _input(name, types_by_name[name], field.default, facts)
+        for name, (field, facts) in settings_of(config_class).items()
+        if not only or name in only
+    }
+
+
+def _input(name: str, kind: type, default: Any, facts: Setting) -> io.Input:
+    tooltip = f"{facts.help} (Source: {facts.source}.)" if facts.source else facts.help
+    shared: dict[str, Any] = {"default": default, "tooltip": tooltip}
+    if facts.advanced:
+        # Optional too, so that prompts stored before a setting existed stay valid.
+        shared |= {"advanced": True, "optional": True}
+    if facts.choices:
+        return io.Combo.Input(name, options=list(facts.choices), **shared)
+    if kind is bool:
+        return io.Boolean.Input(name, **shared)
+    if kind is str:
+        return io.String.Input(name, multiline=name in MULTILINE, **shared)
+    bounds = {"min": facts.min, "max": facts.max}
+    if kind is int:
+        # A seed that changed by itself would train again each time the graph is queued.
+        control = io.ControlAfterGenerate.fixed if name == "seed" else None
+        step = int(facts.step or 1)
+        return io.Int.Input(name, step=step, control_after_generate=control, **bounds, **shared)
+    return io.Float.Input(name, step=facts.step, round=False, **bounds, **shared)

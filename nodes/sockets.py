@@ -1,0 +1,5 @@
+"""The pack's own socket types; everything else is a core type."""
+
+from comfy_api.latest import io
+
+PersonalizeDataset = io.Custom("PERSONALIZE_DATASET")

@@ -1,0 +1,75 @@
+"""Fixtures: real ComfyUI hosts with this pack in them, and base models to load there."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import checkpoints
+from tests.host import ROOT, Host
+
+PROBES = ROOT / "tests" / "probes"  # a node pack that asserts inside the host
+DEV_DIR = Path(os.environ.get("PERSONALIZE_DEV_DIR") or ROOT / ".dev")
+CHECKPOINTS = {
+    "thin_sd15.safetensors": ("thin_sd15", "fp32"),
+    "thin_sd15_fp16.safetensors": ("thin_sd15", "fp16"),
+}
+
+
+@pytest.fixture(scope="session")
+def checkpoint_files() -> dict[str, Path]:
+    """The base models by the names under which the hosts offer them."""
+    folder = DEV_DIR / "checkpoints"
+    return {
+        file: checkpoints.cached(name, folder, dtype) for file, (name, dtype) in CHECKPOINTS.items()
+    }
+
+
+@pytest.fixture(scope="session")
+def checkpoint(checkpoint_files: dict[str, Path]) -> Path:
+    """A thin SD1.5 in fp32; the hosts offer it as ``thin_sd15.safetensors``."""
+    return checkpoint_files["thin_sd15.safetensors"]
+
+
+@pytest.fixture(scope="session")
+def host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
+    """The newest supported ComfyUI, shared by all tests."""
+    with _host("PERSONALIZE_COMFYUI", checkpoint_files) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def old_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
+    """The oldest supported ComfyUI, shared by all tests."""
+    with _host("PERSONALIZE_COMFYUI_OLD", checkpoint_files) as running:
+        yield running
+
+
+@pytest.fixture
+def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
+    """A ComfyUI of the test's own, to measure memory or to break."""
+    with _host("PERSONALIZE_COMFYUI", checkpoint_files) as running:
+        yield running
+
+
+def _host(variable: str, checkpoint_files: dict[str, Path]) -> Host:
+    return Host(_checkout(variable), more_packs={"probes": PROBES}, checkpoints=checkpoint_files)
+
+
+def _checkout(variable: str) -> Path:
+    path = os.environ.get(variable)
+    if not path:
+        pytest.skip(f"{variable} names no ComfyUI checkout; `python dev.py test` sets it")
+    return Path(path)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what needs a host, so that ``-m "not host"`` is quick; those run last."""
+    hosts = {"host", "old_host", "new_host"}
+    for item in items:
+        if hosts & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.host)
+    items.sort(key=lambda item: item.get_closest_marker("host") is not None)

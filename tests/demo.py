@@ -1,0 +1,226 @@
+"""The main job on real input: the shipped graph, in a real ComfyUI, on a folder of pictures.
+
+Run by ``python dev.py demo``, which sets everything up first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from PIL import Image, ImageDraw
+
+from tests.events import Event
+from tests.host import ROOT, Host, HostError, Prompt, convert, nodes_of
+
+WORKFLOW = ROOT / "workflows" / "Train a LoRA and sample.json"
+DEMO_BASE = ROOT / "demo" / "base"
+SUBJECT = "star"  # of demo/world.py
+NUM_SEEDS = 3
+TILE_PX = 256
+QUIET_SECONDS = 5  # between status lines where they cannot replace each other
+
+
+class Base(NamedTuple):
+    """A checkpoint, what to call it, and the picture size it is good at."""
+
+    path: Path
+    title: str
+    resolution: int
+
+
+class Task(NamedTuple):
+    """What to train on."""
+
+    images: Path
+    prompt: str
+    steps: int | None
+
+
+class StatusLine:
+    """Lines that replace each other in a terminal, and come seldom in a log."""
+
+    def __init__(self) -> None:
+        self._live = sys.stdout.isatty()
+        self._shown_at = 0.0
+        self._latest = ""
+
+    def show(self, event: Event) -> None:
+        if event.kind != "progress_text" or not event.data["text"].strip():
+            return
+        self._latest = event.data["text"].strip().splitlines()[0]
+        if self._live:
+            print(f"\r\x1b[K  {self._latest:.76}", end="", flush=True)
+        elif time.monotonic() - self._shown_at >= QUIET_SECONDS:
+            self._print()
+
+    def end(self) -> None:
+        """Leaves the last line standing."""
+        if self._live and self._latest:
+            print()
+        elif self._latest:
+            self._print()
+
+    def _print(self) -> None:
+        print(f"  {self._latest}", flush=True)
+        self._latest, self._shown_at = "", time.monotonic()
+
+
+def choose_base(own: Path | None, work: Path) -> Base:
+    """The user's checkpoint, else the demo base, else random weights."""
+    if own is not None:
+        return Base(own, own.name, 512)
+    if (DEMO_BASE / "unet.safetensors").exists():
+        from demo.checkpoint import compose
+        from demo.world import SIZE_PX
+
+        path = compose(work / "checkpoints" / "personalize_demo.safetensors")
+        return Base(path, "the demo base, a small model of a little drawn world", SIZE_PX)
+    from tests.checkpoints import cached
+
+    title = "random weights in the shape of SD1.5: its pictures are NOISE (--base FILE: a real one)"
+    return Base(cached("thin_sd15", work / "checkpoints"), title, 128)
+
+
+def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Task:
+    """The user's pictures, else drawn ones; a folder's name says what its pictures show."""
+    if asked.images is None:
+        from demo.world import SIZE_PX, write_subject
+
+        folder = demo_folder / "examples" / SUBJECT
+        write_subject(SUBJECT, folder, size_px=max(SIZE_PX, base.resolution))
+    else:
+        folder = asked.images
+    prompt = asked.prompt or f"a photo of a sks {folder.resolve().name.replace('_', ' ')}"
+    return Task(folder, prompt, asked.steps)
+
+
+def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
+    """The shipped graph with this task's folder, words, sizes and steps in it."""
+    prompt = convert(json.loads(WORKFLOW.read_text(encoding="utf-8")), host.object_info())
+    (loader,) = nodes_of(prompt, "CheckpointLoaderSimple")
+    loader["ckpt_name"] = base.path.name
+    (dataset,) = nodes_of(prompt, "PersonalizeFolderDataset")
+    dataset |= {"folder": task.images.resolve().name, "prompt": task.prompt}
+    dataset["resolution"] = base.resolution
+    (train,) = nodes_of(prompt, "PersonalizeTrainLora")
+    train["steps"] = task.steps or train["steps"]
+    (latent,) = nodes_of(prompt, "EmptyLatentImage")
+    latent |= {"width": base.resolution, "height": base.resolution, "batch_size": NUM_SEEDS}
+    (sampler,) = nodes_of(prompt, "KSampler")
+    prompt[sampler["positive"][0]]["inputs"]["text"] = task.prompt
+    return prompt
+
+
+def base_prompt(prompt: Prompt) -> Prompt:
+    """The same pictures from the base: wires to the training's results go to its sources."""
+    prompt = copy.deepcopy(prompt)
+    (trainer,) = (i for i, node in prompt.items() if node["class_type"] == "PersonalizeTrainLora")
+    sources = prompt[trainer]["inputs"]
+    for node in prompt.values():
+        for name, value in node["inputs"].items():
+            if value in ([trainer, 0], [trainer, 1]):
+                node["inputs"][name] = sources[("model", "clip")[value[1]]]
+    (target,) = (i for i, node in prompt.items() if node["class_type"] == "SaveImage")
+    return {i: prompt[i] for i in _sources_of(prompt, target)}
+
+
+def _sources_of(prompt: Prompt, target: str) -> set[str]:
+    wired = [v[0] for v in prompt[target]["inputs"].values() if isinstance(v, list)]
+    return {target}.union(*(_sources_of(prompt, source) for source in wired))
+
+
+def side_by_side(left: Sequence[Path], right: Sequence[Path], path: Path) -> None:
+    """Writes a sheet: a row for each seed, the base's picture left, the trained one's right."""
+    sheet = Image.new("RGB", (2 * TILE_PX + 4, 20 + len(left) * (TILE_PX + 4)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for column, (title, files) in enumerate((("base", left), ("trained", right))):
+        x = column * (TILE_PX + 4)
+        draw.text((x + 4, 4), title, fill="black")
+        for row, file in enumerate(files):
+            tile = Image.open(file).convert("RGB").resize((TILE_PX, TILE_PX))
+            sheet.paste(tile, (x, 20 + row * (TILE_PX + 4)))
+    sheet.save(path)
+
+
+def saved_pictures(host: Host, entry: dict[str, Any], prompt: Prompt, node: str) -> list[Path]:
+    """The picture files of one class of node."""
+    outputs = {i: entry["outputs"].get(i, {}) for i, n in prompt.items() if n["class_type"] == node}
+    return host.images({"outputs": outputs})
+
+
+def compare(host: Host, prompt: Prompt, folder: Path) -> dict[str, Path]:
+    """Samples, trains and samples again; returns what was made by what it is."""
+    print("Sampling the base model ...", flush=True)
+    before_prompt = base_prompt(prompt)
+    before = saved_pictures(host, host.run(before_prompt, 3600), before_prompt, "SaveImage")
+    print("Training a LoRA, then sampling with it ...", flush=True)
+    status = StatusLine()
+    entry = host.follow(prompt, status.show, timeout=24 * 3600)
+    status.end()
+    after = saved_pictures(host, entry, prompt, "SaveImage")
+    side_by_side(before, after, folder / "before_after.png")
+    (plot,) = saved_pictures(host, entry, prompt, "PersonalizeLossPlot")
+    shutil.copyfile(plot, folder / "loss.png")
+    texts = [shown["text"] for shown in entry["outputs"].values() if "text" in shown]
+    (lora,) = (Path(t) for text in texts for t in text if t.endswith(".safetensors"))
+    return {
+        "LoRA": lora,
+        "Loss plot": folder / "loss.png",
+        "Before and after": folder / "before_after.png",
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, required=True)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--prompt")
+    parser.add_argument("--base", type=Path)
+    parser.add_argument("--steps", type=int)
+    asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # the host is stopped then, too
+
+    import torch
+
+    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
+    folder = asked.work / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    print("Preparing the base model and the pictures ...", flush=True)
+    base = choose_base(asked.base, asked.work)
+    task = choose_task(asked, base, folder)
+    print(f"  Base model  {base.title}\n  Pictures    {task.images}\n  Prompt      {task.prompt}")
+    print("Starting ComfyUI ...", flush=True)
+    host = Host(
+        asked.comfyui,
+        base=folder,
+        checkpoints={base.path.name: base.path},
+        args=() if accelerated else ("--cpu",),
+    )
+    host.add_input(task.images, task.images.resolve().name)
+    try:
+        with host:
+            made = compare(host, training_prompt(host, base, task), folder)
+    except HostError as error:
+        print(f"\n{str(error).splitlines()[0]}\nComfyUI's log: {host.log_path}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\nStopped, and ComfyUI with it.", file=sys.stderr)
+        return 130
+    print("Done.")
+    for what, path in made.items():
+        print(f"  {what:16}  {path}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

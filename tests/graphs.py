@@ -1,0 +1,49 @@
+"""Prompts in API form, a line or two a node."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Link = list[Any]
+
+# Enough to change pictures, small enough for a CPU; fp32 so that equalities are tight.
+SMALL_LORA = {
+    "steps": 4, "batch_size": 1, "learning_rate": 1e-3, "rank": 4, "alpha": 4.0,
+    "train_text_encoder": False, "seed": 7, "precision": "fp32",
+}  # fmt: skip
+
+
+class Graph(dict[str, dict[str, Any]]):
+    """A prompt that nodes are added to."""
+
+    def add(self, class_type: str, outputs: int = 1, **inputs: Any) -> list[Link]:
+        """Add a node; returns a link to each of its outputs."""
+        node_id = str(len(self) + 1)
+        self[node_id] = {"class_type": class_type, "inputs": inputs}
+        return [[node_id, slot] for slot in range(outputs)]
+
+    def load(self, checkpoint: str = "thin_sd15.safetensors") -> list[Link]:
+        """MODEL, CLIP and VAE of a checkpoint."""
+        return self.add("CheckpointLoaderSimple", 3, ckpt_name=checkpoint)
+
+    def dataset(self, folder: str, prompt: str = "a photo of sks dog", **settings: Any) -> Link:
+        values = {"resolution": 64, **settings}
+        return self.add("PersonalizeFolderDataset", folder=folder, prompt=prompt, **values)[0]
+
+    def train(
+        self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
+    ) -> list[Link]:
+        """MODEL, CLIP, LORA_MODEL, LOSS_MAP and run of a short LoRA training."""
+        sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
+        return self.add("PersonalizeTrainLora", 5, **sockets, **{**SMALL_LORA, **settings})
+
+    def sample(self, model: Link, clip: Link, prefix: str, prompt: str = "a photo of sks dog"):
+        """Sample two steps at 64 px; the latents are saved under `prefix`."""
+        positive = self.add("CLIPTextEncode", clip=clip, text=prompt)[0]
+        negative = self.add("CLIPTextEncode", clip=clip, text="")[0]
+        empty = self.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+        latents = self.add(
+            "KSampler", model=model, positive=positive, negative=negative, latent_image=empty,
+            seed=1, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+        )[0]  # fmt: skip
+        self.add("SaveLatent", samples=latents, filename_prefix=prefix)

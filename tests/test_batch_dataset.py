@@ -1,0 +1,141 @@
+"""Datasets from tensors, and what a person sees of a dataset."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.dataset_files import batch, dataset_of, save
+from trainers.errors import DatasetError
+from trainers.summary import contact_sheet, summary
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "dog"
+    path.mkdir()
+    return path
+
+
+# Batches
+
+
+def test_batch_takes_the_prompt() -> None:
+    dataset = batch()
+    assert [picture.name for picture in dataset.pictures] == ["image 1", "image 2"]
+    assert [picture.caption for picture in dataset.pictures] == ["a photo of sks"] * 2
+    assert (len(dataset), dataset.name) == (2, "batch")
+    assert dataset.caption_source == "all 2 from the prompt"
+
+
+def test_batch_picture_of_its_bucket_is_untouched() -> None:
+    images = torch.rand(1, 128, 192, 3)
+    assert torch.equal(batch(images=list(images)).pixels(0), images[0])
+
+
+def test_batch_captions_win_over_the_prompt() -> None:
+    assert [p.caption for p in batch(captions=[" a\ndog "]).pictures] == ["a dog", "a dog"]
+    dataset = batch(captions=["a dog", ""])
+    assert [picture.caption for picture in dataset.pictures] == ["a dog", "a photo of sks"]
+    assert dataset.caption_source == "1 of 2 from the captions input, 1 from the prompt"
+
+
+@pytest.mark.parametrize("what", ["captions", "masks"])
+def test_batch_another_count_is_refused(what: str) -> None:
+    three = ["x"] * 3 if what == "captions" else [torch.ones(128, 192)] * 3
+    with pytest.raises(DatasetError, match=f"'batch': 3 {what} for 2 images"):
+        batch(**{what: three})
+
+
+def test_batch_mask_is_kept_and_black_one_refused() -> None:
+    mask = torch.zeros(128, 192)
+    mask[:, :96] = 0.5
+    found = batch(masks=[mask]).mask(1)
+    assert found is not None
+    assert torch.equal(found, mask)
+    with pytest.raises(DatasetError, match="black all over: image 2"):
+        batch(masks=[mask, torch.zeros(64, 64)])
+
+
+@pytest.mark.parametrize(("channels", "expected"), [(1, 0.5), (3, 0.5), (4, 0.75)])
+def test_batch_channels(channels: int, expected: float) -> None:
+    pixels = batch(images=[torch.full((128, 192, channels), 0.5)]).pixels(0)
+    assert pixels.shape == (128, 192, 3)
+    assert pixels.min() == pixels.max() == expected
+
+
+def test_batch_values_are_clipped() -> None:
+    image = torch.full((128, 192, 3), 2.0)
+    image[:64] = -1.0
+    assert batch(images=[image]).pixels(0).unique().tolist() == [0.0, 1.0]
+
+
+def test_batch_unusable_images_are_listed() -> None:
+    images = [torch.rand(128, 192, 2), torch.full((128, 192, 3), float("nan")), torch.rand(9, 9, 3)]
+    with pytest.raises(DatasetError, match=r"2 of 3 .* image 1 \(shape .*, image 2 \(not finite\)"):
+        batch(images=images)
+    with pytest.raises(DatasetError, match=r"1 of 1 .* image 1 \(9x9, a side under 64 pixels\)"):
+        batch(images=images[2:])
+    with pytest.raises(DatasetError, match="there are no images"):
+        batch(images=[])
+
+
+def test_batch_of_inference_tensors() -> None:
+    with torch.inference_mode():
+        images = [torch.rand(130, 192, 3)]
+    assert not batch(images=images).pixels(0).is_inference()
+
+
+def test_batch_fingerprint_is_of_content() -> None:
+    mask = torch.ones(128, 192)
+    prints = [
+        batch().fingerprint(),
+        batch(count=1).fingerprint(),
+        batch(masks=[mask]).fingerprint(),
+    ]
+    assert batch().fingerprint() == prints[0]
+    assert len(set(prints)) == 3
+
+
+# Summary
+
+
+def test_summary_of_a_folder(folder: Path) -> None:
+    save(folder / "a.png", (256, 128))
+    save(folder / "3_dog" / "b.png", colour=(255, 0, 0, 128))
+    (folder / "a.txt").write_text("one two three")
+    text = summary(dataset_of(folder, masks="auto"), lambda text: 77 + len(text.split()) - 2)
+    assert text == (
+        "dog: 2 pictures at 128 px, 4 with repeats (3_dog)\n"
+        "sizes: 128x64 (1), 128x128 (1)\n"
+        "captions: 1 of 2 from .txt files, 1 from the prompt\n"
+        "masks: 1 of 2\n"
+        "1 x 'one two three', 78 tokens, over 77: cut from 'three'\n"
+        "1 x 'a photo of sks', 79 tokens, over 77: cut from 'of sks'"
+    )
+
+
+def test_summary_flags_a_late_caption() -> None:
+    captions = [f"dog {number}" for number in range(49)] + ["far too long"]
+    lines = summary(batch(50, captions=captions), lambda text: 26 * len(text.split())).split("\n")
+    assert len(lines) == 4 + 40 + 1 + 1
+    assert lines[-2] == "1 x 'far too long', 78 tokens, over 77: cut from 'long'"
+    assert lines[-1] == "... 50 different captions in all"
+
+
+def test_contact_sheet_dims_what_is_not_trained() -> None:
+    mask = torch.ones(192, 192)
+    mask[:, 96:] = 0
+    dataset = batch(images=[torch.ones(192, 192, 3)], masks=[mask])
+    sheet = np.asarray(contact_sheet(dataset).convert("L"))
+    assert sheet.shape == (304, 236)
+    assert (sheet[60, 60], sheet[60, 160]) == (255, 51)
+
+
+def test_contact_sheet_says_what_it_leaves_out() -> None:
+    small, cut = contact_sheet(batch(5)), contact_sheet(batch(5), max_pictures=3)
+    assert small.size == (14 + 3 * 222, 14 + 2 * 290)
+    assert cut.size == (14 + 2 * 222, 14 + 2 * 290 + 31)

@@ -1,0 +1,201 @@
+"""Files: key spelling, metadata, and that no failure leaves half of one."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from safetensors import safe_open
+
+from tests import tiny
+from tests.dataset_files import batch
+from trainers.errors import SaveError
+from trainers.export import Adapter, kohya_layer_name, lora_metadata, save_tensors, write_whole
+from trainers.families import FAMILIES
+
+UNET, TEXT = "lora_unet", "lora_te_text_model"
+LAYERS = [
+    (UNET, "conv_in", "lora_unet_conv_in"),
+    (
+        UNET,
+        "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0",
+        "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn2_to_out_0",
+    ),
+    (
+        UNET,
+        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
+        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj",
+    ),
+    # transformers 5 and transformers 4
+    (
+        TEXT,
+        "encoder.layers.11.self_attn.q_proj",
+        "lora_te_text_model_encoder_layers_11_self_attn_q_proj",
+    ),
+    (
+        TEXT,
+        "text_model.encoder.layers.11.self_attn.q_proj",
+        "lora_te_text_model_encoder_layers_11_self_attn_q_proj",
+    ),
+]
+
+
+@pytest.mark.parametrize(("prefix", "layer", "expected"), LAYERS)
+def test_kohya_layer_name(prefix: str, layer: str, expected: str) -> None:
+    assert kohya_layer_name(prefix, layer) == expected
+
+
+def metadata(captions: list[str], **settings: Any) -> dict[str, str]:
+    dataset = batch(len(captions), captions=captions)
+    return lora_metadata(tiny.run_config(**settings), FAMILIES["sd15"], dataset, "v")
+
+
+def test_metadata_is_text_alone() -> None:
+    made = metadata(["a", "b"], train_text_encoder=True, min_snr_gamma=5.0)
+    assert all(type(value) is str and value for value in made.values())
+    assert all(name.startswith(("ss_", "modelspec.")) for name in made)
+
+
+def test_metadata_says_how_it_was_trained() -> None:
+    made = metadata(
+        ["a"], rank=3, alpha=1.5, learning_rate=2e-4, seed=11, batch_size=2, min_snr_gamma=5.0,
+        gradient_accumulation=4, optimizer="adafactor", lr_schedule="cosine",
+    )  # fmt: skip
+    expected = {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": "3",
+        "ss_network_alpha": "1.5",
+        "ss_learning_rate": "0.0002",
+        "ss_seed": "11",
+        "ss_batch_size_per_device": "2",
+        "ss_gradient_accumulation_steps": "4",
+        "ss_min_snr_gamma": "5.0",
+        "ss_optimizer": "adafactor",
+        "ss_lr_scheduler": "cosine",
+        "ss_base_model_version": "sd_v1",
+        "ss_num_train_images": "1",
+        "ss_resolution": "(192, 192)",
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": "stable-diffusion-v1/lora",
+        "modelspec.resolution": "192x192",
+        "modelspec.prediction_type": "v",
+    }
+    assert {name: made[name] for name in expected} == expected
+
+
+def test_metadata_trigger_phrase_is_the_most_frequent_caption() -> None:
+    made = metadata(["a dog", "sks dog", "sks dog"])
+    assert made["modelspec.trigger_phrase"] == "sks dog"
+    (counts,) = json.loads(made["ss_tag_frequency"]).values()
+    assert counts == {"a dog": 1, "sks dog": 2}
+
+
+def test_metadata_date_has_a_time_zone() -> None:
+    date = datetime.datetime.fromisoformat(metadata(["a"])["modelspec.date"])
+    assert date.utcoffset() == datetime.timedelta(0)
+
+
+def test_adapter_is_a_plain_dict_with_metadata() -> None:
+    tensors, facts = {"a.alpha": torch.tensor(1.0)}, {"ss_seed": "0"}
+    adapter = Adapter(tensors, facts)
+    assert adapter == tensors
+    assert adapter.metadata == facts
+    assert adapter.metadata is not facts
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_save_tensors_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
+    path = tmp_path / "loras" / "new" / "dog.safetensors"
+    matrix = torch.randn(4, 6, generator=torch.Generator().manual_seed(0))
+    tensors = {
+        "a.lora_up.weight": matrix,
+        "a.lora_down.weight": matrix.T,
+        "a.alpha": torch.ones(()),
+    }
+    save_tensors(path, tensors, {"note": "犬"}, dtype)
+    tiny.assert_equal(
+        safetensors.torch.load_file(path), {name: t.to(dtype) for name, t in tensors.items()}
+    )
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"note": "犬"}
+
+
+def test_trained_lora_file_comes_back(tmp_path: Path) -> None:
+    ready, _ = tiny.trained(tiny.run_config(steps=1, train_text_encoder=True))
+    learned = ready.trainable.export()
+    save_tensors(tmp_path / "dog.safetensors", learned, {}, torch.float32)
+    tiny.assert_equal(safetensors.torch.load_file(tmp_path / "dog.safetensors"), learned)
+
+
+# -- nothing half-written -----------------------------------------------------------------
+
+
+def test_write_whole_replaces_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "result"
+    for content in (b"first and long", b"second"):
+        write_whole(path, content)
+        assert path.read_bytes() == content
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_whole_others_may_read_it(tmp_path: Path) -> None:
+    write_whole(tmp_path / "result", b"x")
+    assert (tmp_path / "result").stat().st_mode & 0o444 == 0o444
+
+
+def fails_with(number: int) -> Any:
+    def failing(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return failing
+
+
+FAILURES = [
+    (errno.ENOSPC, "the disk is full, 2.0 MB are needed"),
+    (errno.EDQUOT, "the disk is full, 2.0 MB are needed"),
+    (errno.EIO, "Input/output error"),
+]
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+@pytest.mark.parametrize(("number", "reason"), FAILURES)
+def test_write_whole_failing_keeps_the_old_file(
+    tmp_path: Path, call: str, number: int, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "result"
+    path.write_bytes(b"old")
+    monkeypatch.setattr(
+        *((os, "fsync") if call == "fsync" else (Path, "replace")), fails_with(number)
+    )
+    with pytest.raises(SaveError, match=reason) as error:
+        write_whole(path, b"x" * 2_000_000)
+    assert str(path) in str(error.value)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_write_whole_interrupted_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: int) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_whole(tmp_path / "result", b"x")
+    assert not list(tmp_path.iterdir())
+
+
+def test_save_tensors_folder_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "loras").write_text("a file")
+    with pytest.raises(SaveError, match="was not saved") as error:
+        save_tensors(tmp_path / "loras" / "dog.safetensors", {}, {}, torch.float32)
+    assert "Make its folder writable" in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["loras"]

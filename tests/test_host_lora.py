@@ -1,0 +1,188 @@
+"""Train LoRA in a real ComfyUI: sockets, file and trainer must agree."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+
+from tests.graphs import Graph, Link
+from tests.host import Host
+
+PROMPT = "a photo of sks dog"
+
+
+@pytest.fixture(params=["host", "old_host"])
+def any_host(request: pytest.FixtureRequest) -> Host:
+    """Every supported ComfyUI in turn."""
+    return request.getfixturevalue(request.param)
+
+
+def pictures(host: Host) -> str:
+    folder = host.base / "input" / "dog"
+    if not folder.exists():
+        folder.mkdir()
+        for number, colour in enumerate(("red", "teal", "gold")):
+            Image.new("RGB", (80, 72), colour).save(folder / f"{number}.png")
+    return folder.name
+
+
+def latents(host: Host, name: str) -> torch.Tensor:
+    """What the newest SaveLatent under `name` wrote."""
+    newest = max((host.base / "output").glob(f"{name}_*.latent"), key=lambda p: p.name)
+    return safetensors.torch.load_file(newest)["latent_tensor"]
+
+
+def found(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the one probe of a prompt measured."""
+    return json.loads(next(o["found"][0] for o in entry["outputs"].values() if "found" in o))
+
+
+def difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def probe(graph: Graph, model: Link, clip: Link, text: str = PROMPT) -> None:
+    conditioning = graph.add("CLIPTextEncode", clip=clip, text=text)[0]
+    graph.add("ProbePrediction", model=model, clip=clip, conditioning=conditioning, text=text)
+
+
+def saved_lora(host: Host, name: str) -> Path:
+    return max((host.base / "output" / "loras").glob(f"{name}_*.safetensors"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3},
+        {"targets": "all with convolutions", "rank_stabilized": True},
+        {"variant": "dora", "train_text_encoder": True, "text_encoder_learning_rate": 1e-3},
+    ],
+    ids=["unet", "text encoder", "convolutions", "dora"],
+)
+def test_file_and_sockets_sample_alike(any_host: Host, settings: dict[str, Any]) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    graph.sample(model, clip, "before", PROMPT)
+    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), **settings)
+    graph.sample(trained[0], trained[1], "sockets", PROMPT)
+    graph.add(
+        "PersonalizeSaveLora", lora=trained[2], filename_prefix="loras/a", format="kohya fp32"
+    )
+    host.run(graph)
+
+    graph = Graph()
+    model, clip, _ = graph.load()
+    graph.sample(model, clip, "after", PROMPT)
+    from_file = graph.add(
+        "LoraLoader", 2, model=model, clip=clip, lora_name=saved_lora(host, "a").name,
+        strength_model=1.0, strength_clip=1.0,
+    )  # fmt: skip
+    graph.sample(*from_file, "file", PROMPT)
+    host.run(graph)
+
+    assert torch.equal(latents(host, "before"), latents(host, "after"))
+    assert difference(latents(host, "file"), latents(host, "sockets")) < 1e-5
+    assert difference(latents(host, "sockets"), latents(host, "before")) > 1e-3
+    assert "lora key not loaded" not in host.log()
+
+
+def test_core_loader_takes_the_lora_socket(any_host: Host) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)))
+    graph.sample(trained[0], clip, "sockets", PROMPT)
+    by_core = graph.add(
+        "LoraModelLoader", model=model, lora=trained[2], strength_model=1.0, bypass=False
+    )
+    graph.sample(by_core[0], clip, "core", PROMPT)
+    ours = graph.add(
+        "PersonalizeApplyLora", 2, model=model, clip=clip, lora=trained[2],
+        strength_model=1.0, strength_clip=1.0,
+    )  # fmt: skip
+    graph.sample(*ours, "applied", PROMPT)
+    host.run(graph)
+    assert difference(latents(host, "core"), latents(host, "sockets")) < 1e-5
+    assert difference(latents(host, "applied"), latents(host, "sockets")) < 1e-5
+
+
+@pytest.mark.parametrize("variant", ["lora", "dora"])
+def test_trainer_predicts_as_the_host_with_the_lora(any_host: Host, variant: str) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    settings = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3, "variant": variant}
+    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), **settings)
+    conditioning = graph.add("CLIPTextEncode", clip=trained[1], text=PROMPT)[0]
+    graph.add(
+        "ProbeTrained", model=model, clip=clip, lora=trained[2], variant=variant, text=PROMPT,
+        trained_model=trained[0], conditioning=conditioning,
+    )  # fmt: skip
+    measured = found(host.run(graph))
+    assert measured["prediction"] < 1e-5
+    assert measured["text"] < 1e-5
+
+
+def test_trainer_predicts_as_the_host_with_a_lora_wired_in_before(any_host: Host) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    settings = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3}
+    first = graph.train(model, clip, vae, graph.dataset(pictures(host)), **settings)
+    probe(graph, first[0], first[1])
+    measured = found(host.run(graph))
+    assert measured["prediction"] < 1e-5
+    assert measured["text"] < 1e-5
+
+
+def test_training_starts_from_the_lora_wired_in_before(any_host: Host) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    dataset = graph.dataset(pictures(host))
+    first = graph.train(model, clip, vae, dataset, train_text_encoder=True)
+    graph.train(model, clip, vae, dataset, steps=1, seed=3)
+    graph.train(first[0], first[1], vae, dataset, steps=1, seed=3)
+    host.run(graph)
+    plain, patched = one_step_losses(host)
+    assert plain != patched
+
+
+@pytest.mark.parametrize("text", [PROMPT, "a (photo) of [sks], 1.5 dogs", "word " * 90])
+def test_captions_encode_as_the_host_encodes_them(any_host: Host, text: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.load()
+    literal = text.replace("(", r"\(").replace(")", r"\)")  # the host's way to mean parentheses
+    conditioning = graph.add("CLIPTextEncode", clip=clip, text=literal)[0]
+    graph.add("ProbePrediction", model=model, clip=clip, conditioning=conditioning, text=text)
+    assert found(any_host.run(graph))["text"] < 1e-5
+
+
+def test_clip_skip_is_honoured(any_host: Host) -> None:
+    graph = Graph()
+    model, clip, _ = graph.load()
+    skipped = graph.add("CLIPSetLastLayer", clip=clip, stop_at_clip_layer=-2)[0]
+    probe(graph, model, skipped)
+    assert found(any_host.run(graph))["text"] < 1e-5
+
+
+def test_weights_are_shared_with_the_host(any_host: Host) -> None:
+    graph = Graph()
+    model, clip, _ = graph.load()
+    graph.add("ProbeSharing", model=model, clip=clip)
+    measured = found(any_host.run(graph))
+    for shared, total in measured.values():
+        assert shared == total > 0
+
+
+def one_step_losses(host: Host) -> list[float]:
+    """The first losses of the two newest runs."""
+    runs = sorted((host.base / "output" / "personalize").glob("*/metrics.jsonl"), key=_age)[-2:]
+    return [json.loads(run.read_text().splitlines()[0])["loss"] for run in runs]
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime

@@ -1,0 +1,346 @@
+"""The LoRA method: which layers, what it exports, and that the export is what it computes."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+
+from tests import tiny
+from trainers.config import LORA_TARGETS, LORA_VARIANTS
+from trainers.contracts import DENOISER, Parts, Trainable
+from trainers.families import FAMILIES
+from trainers.methods.lora import prepare
+
+FAMILY = FAMILIES["sd15"]
+ATTENTION, FEED_FORWARD, EVERYTHING = LORA_TARGETS
+
+
+def prepared(dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Parts, Trainable]:
+    base = tiny.parts(dtype=dtype)
+    return base, prepare(base, FAMILY, tiny.run_config(**settings))
+
+
+def adapted(module: nn.Module) -> dict[str, LoraLayer]:
+    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
+
+
+def drift(base: Parts) -> None:
+    """Give the LoRA the values of a long training."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for module in base.modules.values():
+            for parameter in module.parameters():
+                if parameter.requires_grad:
+                    parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+
+
+# -- which layers -------------------------------------------------------------------------
+
+
+def in_transformer(name: str, *inside: str) -> bool:
+    return any(f".{part}." in f".{name}." for part in inside)
+
+
+def expected_layers(module: nn.Module, targets: str) -> set[str]:
+    """By kind of layer and block, from the bare module, with no pattern of names as ours."""
+    layers = {n for n, m in module.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))}
+    if targets == EVERYTHING:
+        return layers
+    if targets == FEED_FORWARD:
+        return {name for name in layers if in_transformer(name, "attentions", "layers")}
+    return {name for name in layers if in_transformer(name, "attn1", "attn2", "self_attn")}
+
+
+@pytest.mark.parametrize("targets", LORA_TARGETS)
+def test_targets_are_the_layers_of_their_kind(targets: str) -> None:
+    bare = tiny.parts()
+    base, _ = prepared(targets=targets, train_text_encoder=True)
+    for name, module in base.modules.items():
+        assert adapted(module).keys() == expected_layers(bare.modules[name], targets)
+
+
+# Four transformer blocks of two attentions of four layers; each block has two layers of
+# feed-forward and two of projection; CLIP has two blocks of four and two.
+@pytest.mark.parametrize(
+    ("targets", "in_unet", "in_clip"),
+    [(ATTENTION, 32, 8), (FEED_FORWARD, 32 + 8 + 8, 8 + 4), (EVERYTHING, 48 + 23, 8 + 4)],
+)
+def test_targets_count(targets: str, in_unet: int, in_clip: int) -> None:
+    base, _ = prepared(targets=targets, train_text_encoder=True)
+    assert len(adapted(base.denoiser)) == in_unet
+    assert len(adapted(base.modules["clip_l"])) == in_clip
+
+
+def test_targets_attention_names() -> None:
+    base, _ = prepared()
+    blocks = [
+        "down_blocks.0.attentions.0", "mid_block.attentions.0",
+        "up_blocks.0.attentions.0", "up_blocks.0.attentions.1",
+    ]  # fmt: skip
+    assert adapted(base.denoiser).keys() == {
+        f"{block}.transformer_blocks.0.{attention}.{layer}"
+        for block in blocks
+        for attention in ("attn1", "attn2")
+        for layer in ("to_q", "to_k", "to_v", "to_out.0")
+    }
+
+
+def test_text_encoder_untouched_unless_asked_for() -> None:
+    base, trainable = prepared()
+    assert not adapted(base.modules["clip_l"])
+    assert not trainable.trains_text
+    assert [group["name"] for group in trainable.param_groups] == [DENOISER]
+    assert all(key.startswith("lora_unet_") for key in trainable.export())
+
+
+def test_text_encoder_has_its_own_group_and_rate() -> None:
+    _, trainable = prepared(
+        train_text_encoder=True, learning_rate=3e-4, text_encoder_learning_rate=2e-5
+    )
+    assert trainable.trains_text
+    rates = {group["name"]: group["lr"] for group in trainable.param_groups}
+    assert rates == {DENOISER: 3e-4, "clip_l": 2e-5}
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_only_the_lora_is_trainable_and_in_fp32(variant: str, dtype: torch.dtype) -> None:
+    base, trainable = prepared(dtype, variant=variant, targets=EVERYTHING, train_text_encoder=True)
+    for module in base.modules.values():
+        for name, parameter in module.named_parameters():
+            assert parameter.requires_grad == ("lora_" in name)
+            assert parameter.dtype == (torch.float32 if "lora_" in name else dtype)
+    count = sum(p.requires_grad for module in base.modules.values() for p in module.parameters())
+    assert len(trainable.parameters) == len({id(p) for p in trainable.parameters}) == count
+
+
+@pytest.mark.parametrize("rank", [1, 3])
+def test_parameter_count_is_rank_times_in_plus_out(rank: int) -> None:
+    bare = tiny.parts().denoiser
+    _, trainable = prepared(rank=rank)
+    sides = [tuple(bare.get_submodule(n).weight.shape) for n in expected_layers(bare, ATTENTION)]
+    assert sum(p.numel() for p in trainable.parameters) == rank * sum(a + b for a, b in sides)
+
+
+def test_dropout_is_set_on_every_layer() -> None:
+    base, _ = prepared(dropout=0.25)
+    for layer in adapted(base.denoiser).values():
+        assert layer.lora_dropout["default"].p == 0.25
+
+
+# -- where it starts ----------------------------------------------------------------------
+
+
+def predict(base: Parts) -> Tensor:
+    noisy = tiny.examples().latents[0][None]
+    text = FAMILY.encode_text(base, tiny.tokens(base, "a photo of sks dog"))
+    return FAMILY.predict(base.denoiser, noisy, torch.tensor([400]), text)
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+@pytest.mark.parametrize("targets", LORA_TARGETS)
+def test_untrained_changes_nothing(variant: str, targets: str) -> None:
+    base, _ = prepared(variant=variant, targets=targets, train_text_encoder=True)
+    torch.testing.assert_close(predict(base), predict(tiny.parts()), rtol=0, atol=1e-5)
+
+
+def test_untrained_lora_is_bit_equal_to_the_base() -> None:
+    base, _ = prepared(targets=EVERYTHING, train_text_encoder=True)
+    assert torch.equal(predict(base), predict(tiny.parts()))
+
+
+def start(dtype: torch.dtype = torch.float32, **settings: Any) -> dict[str, Tensor]:
+    base, _ = prepared(dtype, train_text_encoder=True, **settings)
+    return {
+        f"{name}.{key}": parameter.detach()
+        for name, module in base.modules.items()
+        for key, parameter in module.named_parameters()
+        if "lora_A" in key
+    }
+
+
+def test_start_depends_on_the_seed_alone() -> None:
+    first = start(seed=5)
+    torch.rand(3)  # the global generator moves on
+    tiny.assert_equal(start(seed=5), first)
+    assert not any(torch.equal(a, b) for a, b in zip(first.values(), start(seed=6).values()))
+
+
+def test_start_is_the_same_on_a_bf16_base_but_for_rounding() -> None:
+    tiny.assert_near(start(torch.bfloat16), start(), atol=0, rtol=2**-8)
+
+
+def test_start_is_kaimings() -> None:
+    # torch's own start of a linear layer: uniform within 1 / sqrt(inputs).
+    for matrix in start(rank=8).values():
+        bound = 1 / math.sqrt(matrix[0].numel())
+        assert 0.9 * bound < matrix.abs().max() <= bound
+
+
+def test_prepare_leaves_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    prepared()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prepare_leaves_the_base_weights_where_they_are() -> None:
+    base = tiny.parts()
+    before = {name: tensor.data_ptr() for name, tensor in base.denoiser.state_dict().items()}
+    prepare(base, FAMILY, tiny.run_config(targets=EVERYTHING))
+    after = {
+        name.replace("base_layer.", ""): tensor.data_ptr()
+        for name, tensor in base.denoiser.state_dict().items()
+        if "lora_" not in name
+    }
+    assert after == before
+
+
+# -- what it exports ----------------------------------------------------------------------
+
+KEY = re.compile(
+    r"lora_(unet|te_text_model)_[a-z0-9_]+\.(lora_up\.weight|lora_down\.weight|alpha|dora_scale)"
+)
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_export_holds_the_same_entries_for_each_layer(variant: str) -> None:
+    base, trainable = prepared(variant=variant, targets=EVERYTHING, train_text_encoder=True)
+    exported = trainable.export()
+    entries = {"lora_up.weight", "lora_down.weight", "alpha"}
+    if variant == "dora":
+        entries.add("dora_scale")
+    num_layers = sum(len(adapted(module)) for module in base.modules.values())
+    assert all(KEY.fullmatch(key) for key in exported)
+    assert len(exported) == num_layers * len(entries)
+    assert {key.split(".", 1)[1] for key in exported} == entries
+
+
+def test_export_spells_layers_as_kohya_does() -> None:
+    _, trainable = prepared(train_text_encoder=True)
+    exported = trainable.export().keys()
+    attention = "down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_out_0"
+    assert f"lora_unet_{attention}.lora_down.weight" in exported
+    assert "lora_te_text_model_encoder_layers_1_self_attn_q_proj.alpha" in exported
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_export_tensors_stand_alone(variant: str) -> None:
+    base, trainable = prepared(torch.bfloat16, variant=variant, targets=EVERYTHING)
+    modules = {t.untyped_storage().data_ptr() for t in base.denoiser.state_dict().values()}
+    exported = trainable.export()
+    storages = [tensor.untyped_storage().data_ptr() for tensor in exported.values()]
+    assert not modules & set(storages)
+    assert len(set(storages)) == len(storages)
+    for tensor in exported.values():
+        assert (tensor.dtype, tensor.device.type) == (torch.float32, "cpu")
+        assert tensor.is_contiguous()
+        assert not tensor.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("settings", "scale"),
+    [
+        ({"rank": 4, "alpha": 4.0}, 1.0),
+        ({"rank": 4, "alpha": 1.0}, 1 / 4),
+        ({"rank": 4, "alpha": 6.0, "rank_stabilized": True}, 6 / math.sqrt(4)),
+        ({"rank": 8, "alpha": 0.5, "rank_stabilized": True}, 0.5 / math.sqrt(8)),
+    ],
+)
+def test_export_alpha_gives_readers_the_trained_scale(
+    settings: dict[str, Any], scale: float
+) -> None:
+    base, trainable = prepared(**settings)
+    alphas = {key: t for key, t in trainable.export().items() if key.endswith(".alpha")}
+    assert all(t.ndim == 0 for t in alphas.values())
+    assert [t.item() / settings["rank"] for t in alphas.values()] == pytest.approx([scale] * 32)
+    for layer in adapted(base.denoiser).values():
+        assert layer.scaling["default"] == pytest.approx(scale)
+
+
+def layers_and_tensors(
+    base: Parts, exported: dict[str, Tensor]
+) -> Iterator[tuple[LoraLayer, dict[str, Tensor]]]:
+    """Each adapted layer with its own exported tensors."""
+    for name, prefix in FAMILY.file_prefixes.items():
+        for layer_name, layer in adapted(base.modules[name]).items():
+            key = f"{prefix}_{layer_name.removeprefix('text_model.').replace('.', '_')}."
+            yield layer, {k.removeprefix(key): t for k, t in exported.items() if k.startswith(key)}
+
+
+def merged_weight(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:
+    """What a reader of the file makes of a layer's weight.
+
+    W + alpha / rank * up @ down; with a dora_scale m, m * that / its length, where the length is
+    taken over all but the outputs.
+    """
+    up, down = tensors["lora_up.weight"], tensors["lora_down.weight"]
+    scale = tensors["alpha"] / down.shape[0]
+    moved = weight + scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
+    if "dora_scale" not in tensors:
+        return moved
+    length = moved.flatten(1).norm(dim=1).reshape(tensors["dora_scale"].shape)
+    return tensors["dora_scale"] * moved / length
+
+
+def plain_output(layer: nn.Linear | nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
+    if isinstance(layer, nn.Linear):
+        return nn.functional.linear(x, weight, layer.bias)
+    return nn.functional.conv2d(x, weight, layer.bias, layer.stride, layer.padding)
+
+
+@pytest.mark.parametrize("rank_stabilized", [False, True])
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_export_merged_into_each_weight_is_the_adapted_layer(
+    variant: str, rank_stabilized: bool
+) -> None:
+    base, trainable = prepared(
+        variant=variant, rank_stabilized=rank_stabilized, targets=EVERYTHING,
+        train_text_encoder=True, rank=3, alpha=2.0,
+    )  # fmt: skip
+    drift(base)
+    kernels = set()
+    for layer, tensors in layers_and_tensors(base, trainable.export()):
+        bare = layer.get_base_layer()
+        weight = bare.weight
+        kernels.add(tuple(weight.shape[2:]))
+        shape = (2, weight.shape[1], *[6] * (weight.ndim - 2))
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        expected = plain_output(bare, merged_weight(weight, tensors), x)
+        torch.testing.assert_close(layer(x), expected, rtol=1e-5, atol=1e-5)
+        assert (layer(x) - bare(x)).abs().max() > 1e-3
+    assert kernels == {(), (1, 1), (3, 3)}
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_export_merged_into_the_bare_model_predicts_the_same(variant: str) -> None:
+    base, trainable = prepared(variant=variant, targets=EVERYTHING, train_text_encoder=True)
+    drift(base)
+    merged = tiny.parts()
+    for name, prefix in FAMILY.file_prefixes.items():
+        for layer_name in adapted(base.modules[name]):
+            key = f"{prefix}_{layer_name.removeprefix('text_model.').replace('.', '_')}."
+            tensors = {
+                k.removeprefix(key): t for k, t in trainable.export().items() if k.startswith(key)
+            }
+            weight = merged.modules[name].get_submodule(layer_name).weight
+            weight.data = merged_weight(weight, tensors)
+    torch.testing.assert_close(predict(base), predict(merged), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_bf16_base_predicts_near_the_fp32_one(variant: str) -> None:
+    predictions = []
+    for dtype in (torch.bfloat16, torch.float32):
+        base, _ = prepared(dtype, variant=variant, targets=EVERYTHING, train_text_encoder=True)
+        drift(base)
+        predictions.append(predict(base))
+    assert predictions[0].dtype == torch.bfloat16
+    difference = (predictions[0].float() - predictions[1]).norm() / predictions[1].norm()
+    assert difference < 0.05

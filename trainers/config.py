@@ -1,0 +1,342 @@
+"""Every number and choice the user can set: default, bounds, help and source, written once.
+
+Nothing here imports torch: nodes build their widgets from these fields, scripts read them, and
+run.json stores them. Sources: D = diffusers' training scripts, K = kohya sd-scripts,
+O = OneTrainer, P = the method's paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import SettingsError
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is known of one field beside its name and default."""
+
+    help: str
+    min: float | None = None
+    max: float | None = None
+    step: float | None = None
+    choices: tuple[str, ...] = ()
+    advanced: bool = True
+    source: str = ""
+
+    def problem_with(self, value: Any) -> str | None:
+        """What is wrong with `value`, in the user's words, or None."""
+        if self.choices:
+            allowed = ", ".join(self.choices)
+            return None if value in self.choices else f"is {value!r}; allowed: {allowed}"
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            too_small = self.min is not None and not value >= self.min
+            too_large = self.max is not None and not value <= self.max
+            if too_small or too_large:
+                return f"is {value}; allowed: {self.min} to {self.max}"
+        return None
+
+
+def setting(default: Any, help: str, **facts: Any) -> Any:
+    """A dataclass field that carries a Setting."""
+    return field(default=default, metadata={"setting": Setting(help=help, **facts)})
+
+
+def settings_of(config: Any) -> dict[str, tuple[dataclasses.Field[Any], Setting]]:
+    """The fields of a config class (or one of its objects) that carry a Setting, by name."""
+    return {
+        f.name: (f, f.metadata["setting"])
+        for f in dataclasses.fields(config)
+        if "setting" in f.metadata
+    }
+
+
+def check(config: Any) -> None:
+    """Raise one SettingsError that lists every field of `config` outside its bounds."""
+    problems = []
+    types_by_name = typing.get_type_hints(type(config))
+    for name, (_, facts) in settings_of(config).items():
+        value = getattr(config, name)
+        expected = types_by_name[name]
+        problem = _type_problem(value, expected) or facts.problem_with(value)
+        if problem:
+            problems.append(f"{name} {problem}")
+    raise_problems(problems)
+
+
+def _type_problem(value: Any, expected: Any) -> str | None:
+    allowed = expected.__args__ if isinstance(expected, types.UnionType) else (expected,)
+    # An int is a fine float; a bool is neither, although Python says so.
+    if isinstance(value, bool):
+        matches = bool in allowed
+    else:
+        matches = isinstance(value, tuple(allowed)) or (isinstance(value, int) and float in allowed)
+    names = " or ".join(kind.__name__ for kind in allowed)
+    return None if matches else f"is {value!r}; allowed: a value of type {names}"
+
+
+def raise_problems(problems: Iterable[str]) -> None:
+    """Raise one SettingsError with all of `problems`; do nothing if there are none."""
+    if listed := "; ".join(problems):
+        raise SettingsError(f"Settings: {listed}.\nChange them on the node and queue again.")
+
+
+CAPTION_SOURCES = (
+    "auto", "txt", "caption", "metadata.jsonl", "file name", "prompt",
+)  # fmt: skip
+MASK_SOURCES = ("none", "auto", "alpha", "file")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """How a folder or a batch of pictures becomes a dataset."""
+
+    prompt: str = setting(
+        "a photo of sks",
+        "The caption of every picture that has none of its own: what the subject is, with a rare "
+        "word for its name, as in 'a photo of sks dog'.",
+        advanced=False,
+    )
+    resolution: int = setting(
+        512,
+        "Training size in pixels: pictures keep their shape, with about this much squared of area. "
+        "512 for Stable Diffusion 1.5. Smaller is faster and needs less memory.",
+        min=64, max=2048, step=64, advanced=False,
+        source="SD1.5 was trained at 512",
+    )  # fmt: skip
+    captions: str = setting(
+        "auto",
+        "Where captions come from. auto takes the first of: metadata.jsonl, .txt, .caption files; "
+        "else the prompt. The node says what it found.",
+        choices=CAPTION_SOURCES,
+    )
+    masks: str = setting(
+        "none",
+        "What limits the loss to a part of each picture: nothing, the picture's alpha channel, or "
+        "a file beside it (name.mask.png or name-masklabel.png; white is trained). auto takes a "
+        "mask file if there is one, else the alpha channel if there is one.",
+        choices=MASK_SOURCES,
+    )
+    buckets: bool = setting(
+        True,
+        "Group pictures by shape (sides are multiples of 64, area at most the resolution squared) "
+        "so that little is cut off. Off: every picture is cut to a square.",
+    )
+    max_aspect_ratio: float = setting(
+        4.0,
+        "The longest side over the shortest that a picture may have with buckets on.",
+        min=1.0, max=16.0, step=0.1,
+    )  # fmt: skip
+    upscale: bool = setting(
+        False,
+        "Enlarge pictures that are smaller than the resolution. Off: they train at their own "
+        "size, which keeps them sharp.",
+        source="K bucket_no_upscale",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+LR_SCHEDULES = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+)  # fmt: skip
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "lion")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop: how long, how fast, with what optimizer, in what precision."""
+
+    steps: int = setting(
+        500,
+        "Optimizer updates. Six pictures of one subject: 400 to 1200.",
+        min=1, max=1_000_000, advanced=False, source="D LoRA 500",
+    )  # fmt: skip
+    batch_size: int = setting(
+        1,
+        "Pictures in one forward pass. More is steadier and needs more memory.",
+        min=1, max=256, advanced=False, source="D, K: 1",
+    )  # fmt: skip
+    learning_rate: float = setting(
+        1e-4,
+        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
+    )  # fmt: skip
+    epochs: int = setting(
+        0,
+        "Passes over the whole dataset; 0 uses steps instead, any other number replaces steps.",
+        min=0, max=100_000,
+    )  # fmt: skip
+    gradient_accumulation: int = setting(
+        1,
+        "Forward passes that are summed into one update: a larger batch without its memory.",
+        min=1, max=1024,
+    )  # fmt: skip
+    lr_schedule: str = setting(
+        "constant", "How the learning rate changes over the run (diffusers' schedules).",
+        choices=LR_SCHEDULES, source="D constant",
+    )  # fmt: skip
+    warmup_steps: int = setting(
+        0,
+        "Updates over which the learning rate rises from zero; the schedule must not be constant.",
+        min=0, max=100_000, source="D LoRA 0",
+    )  # fmt: skip
+    optimizer: str = setting(
+        "adamw",
+        "adamw: fused AdamW of PyTorch. adamw_8bit: a quarter of its state, needs bitsandbytes. "
+        "adafactor: the least state. prodigy: finds its own rate, needs prodigyopt. lion: half of "
+        "AdamW's state, wants a tenth of its rate, needs bitsandbytes.",
+        choices=OPTIMIZERS,
+    )
+    weight_decay: float = setting(
+        1e-2, "Pull of the trained weights towards zero, per update, times the learning rate.",
+        min=0.0, max=1.0, step=1e-4, source="D 1e-2",
+    )  # fmt: skip
+    max_grad_norm: float = setting(
+        1.0, "Gradients longer than this are shortened to it; 0 turns clipping off.",
+        min=0.0, max=1000.0, step=0.1, source="D, K, O: 1.0",
+    )  # fmt: skip
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the frozen weights and activations; what is trained is always fp32. auto: "
+        "bf16 where the device has it, else fp16 on CUDA, else fp32.",
+        choices=PRECISIONS,
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Recompute activations in the backward pass: about a third slower, far less memory.",
+    )
+    seed: int = setting(
+        0,
+        "Start of every random draw: the same seed and settings give the same result.",
+        min=0, max=2**63 - 1, advanced=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.warmup_steps and self.lr_schedule == "constant":
+            raise_problems(
+                [f"warmup_steps is {self.warmup_steps} but lr_schedule 'constant' has no warm-up; "
+                 "allowed: 0, or lr_schedule 'constant_with_warmup'"]
+            )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss: noise, timesteps, weights."""
+
+    min_snr_gamma: float = setting(
+        0.0,
+        "Caps the weight of timesteps with little noise (min-SNR); 5 is the paper's choice, 0 is "
+        "off.",
+        min=0.0, max=100.0, step=0.1, source="P arXiv 2303.09556",
+    )  # fmt: skip
+    noise_offset: float = setting(
+        0.0,
+        "Adds a little noise that is constant over each channel, so that very dark and very "
+        "bright pictures can be learned; 0.05 is usual.",
+        min=0.0, max=1.0, step=0.005, source="K 0.0357 for SDXL",
+    )  # fmt: skip
+    caption_dropout: float = setting(
+        0.0,
+        "Share of samples trained with an empty caption; keeps guidance (CFG) working in long "
+        "runs.",
+        min=0.0, max=1.0, step=0.01,
+    )  # fmt: skip
+    timestep_min: int = setting(
+        0, "Lowest timestep that is trained (0 is almost no noise).", min=0, max=999,
+    )  # fmt: skip
+    timestep_max: int = setting(
+        999, "Highest timestep that is trained (999 is almost only noise).", min=0, max=999,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.timestep_min > self.timestep_max:
+            raise_problems(
+                [f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
+                 "allowed: 0 <= timestep_min <= timestep_max <= 999"]
+            )  # fmt: skip
+
+
+LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
+LORA_VARIANTS = ("lora", "dora")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter: which layers, how large, of what kind."""
+
+    rank: int = setting(
+        16, "Size of the adapter: more learns more detail and makes a larger file.",
+        min=1, max=1024, advanced=False, source="O 16; D 4",
+    )  # fmt: skip
+    alpha: float = setting(
+        16.0, "Strength of the adapter at rank equal to alpha; alpha / rank scales it.",
+        min=0.01, max=4096.0, step=0.5, advanced=False, source="D alpha = rank",
+    )  # fmt: skip
+    train_text_encoder: bool = setting(
+        False,
+        "Train a LoRA of the text encoder too: better faces and prompts, more memory and time.",
+        advanced=False,
+    )
+    text_encoder_learning_rate: float = setting(
+        1e-5, "Learning rate of the text encoder's LoRA, if it is trained. Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-6, source="K 1e-5; D 5e-6",
+    )  # fmt: skip
+    targets: str = setting(
+        "attention",
+        "Layers that get an adapter. attention is small and the usual choice; feed-forward and "
+        "convolutions learn texture and style better and make larger files.",
+        choices=LORA_TARGETS, source="D attention",
+    )  # fmt: skip
+    variant: str = setting(
+        "lora",
+        "lora, or dora: the direction and the length of each weight are learned apart, closer to "
+        "full training and slower.",
+        choices=LORA_VARIANTS, source="P DoRA arXiv 2402.09353",
+    )  # fmt: skip
+    rank_stabilized: bool = setting(
+        False, "Scale by alpha / sqrt(rank) instead of alpha / rank, so that high ranks keep up.",
+        source="P rsLoRA arXiv 2312.03732",
+    )  # fmt: skip
+    dropout: float = setting(
+        0.0, "Share of adapter inputs set to zero in training, against overfitting.",
+        min=0.0, max=0.9, step=0.05,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """All settings of one run: what run.json stores.
+
+    `method` is one of METHODS; `adapter` holds the method's own settings.
+    """
+
+    method: str
+    training: TrainingConfig
+    objective: ObjectiveConfig
+    adapter: LoraConfig
+
+    def as_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def from_values(config_class: type[Any], values: Mapping[str, Any]) -> Any:
+    """An object of `config_class` from the entries of `values` that are its fields.
+
+    Raises:
+        SettingsError: one or more values are not allowed; all are listed.
+    """
+    names = settings_of(config_class).keys()
+    return config_class(**{name: values[name] for name in names if name in values})

@@ -1,0 +1,43 @@
+"""What can go wrong that the user can mend.
+
+    PersonalizeError (ValueError)
+    ├── SettingsError           a setting is outside what is allowed
+    ├── DatasetError            pictures, captions or masks that cannot be used
+    ├── UnsupportedModelError   a base model no family here can train
+    ├── UnavailableError        allowed, but not possible on this machine
+    ├── NonFiniteLossError      the loss became NaN or infinite
+    └── SaveError               a result could not be written
+
+Every message has three parts in two lines: what was got and where; what is allowed; what to do.
+Running out of memory stays torch's own error, so that a host can still react to it.
+"""
+
+from __future__ import annotations
+
+
+class PersonalizeError(ValueError):
+    """Any error that its reader can mend."""
+
+
+class SettingsError(PersonalizeError):
+    """One or more settings are not allowed; all of them are listed."""
+
+
+class DatasetError(PersonalizeError):
+    """One or more pictures, captions or masks cannot be used; all of them are listed."""
+
+
+class UnsupportedModelError(PersonalizeError):
+    """The base model belongs to no family that can be trained."""
+
+
+class UnavailableError(PersonalizeError):
+    """What was asked for is allowed, but this machine lacks a package or a capability."""
+
+
+class NonFiniteLossError(PersonalizeError):
+    """The loss became NaN or infinite."""
+
+
+class SaveError(PersonalizeError):
+    """A result could not be written; nothing half-written was left behind."""

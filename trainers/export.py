@@ -1,0 +1,128 @@
+"""Results as files: key spelling, metadata, and writing without leaving half a file.
+
+kohya's spelling is the one that ComfyUI, A1111, Forge and diffusers all read; `.alpha` tensors are
+always written, since readers take a missing one for "scale 1".
+"""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import errno
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .config import RunConfig
+from .contracts import Family
+from .data import Dataset
+from .errors import SaveError
+
+
+def kohya_layer_name(prefix: str, layer: str) -> str:
+    """A layer's name in a kohya file: prefix, then the module path with underscores."""
+    # transformers 5 dropped "text_model." from the path; files keep it, in the prefix.
+    return f"{prefix}_{layer.removeprefix('text_model.')}".replace(".", "_")
+
+
+class Adapter(dict[str, Tensor]):
+    """A LoRA's tensors by key, as the host's LORA_MODEL, with the metadata of its file."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
+def lora_metadata(
+    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+) -> dict[str, str]:
+    """Metadata of a LoRA file: kohya's ss_* that readers use, and modelspec 1.0.1.
+
+    The most frequent caption is the trigger phrase.
+
+    Args:
+        prediction: "epsilon" or "v".
+    """
+    counts = collections.Counter(picture.caption for picture in dataset.pictures)
+    training, lora = config.training, config.adapter
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(lora.alpha),
+        "ss_base_model_version": family.base_model_version,
+        "ss_v2": "False",
+        "ss_learning_rate": str(training.learning_rate),
+        "ss_optimizer": training.optimizer,
+        "ss_lr_scheduler": training.lr_schedule,
+        "ss_seed": str(training.seed),
+        "ss_resolution": f"({dataset.resolution_px}, {dataset.resolution_px})",
+        "ss_num_train_images": str(len(dataset)),
+        "ss_batch_size_per_device": str(training.batch_size),
+        "ss_gradient_accumulation_steps": str(training.gradient_accumulation),
+        "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
+        "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.modelspec}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": dataset.name,
+        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(
+            timespec="seconds"
+        ),
+        "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
+        "modelspec.prediction_type": prediction,
+        "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
+    }
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype
+) -> None:
+    """Write a safetensors file at `path`, all or nothing; an existing file is replaced.
+
+    Raises:
+        SaveError: the disk is full or the folder cannot be written.
+    """
+    import safetensors.torch
+
+    stored = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
+    content = safetensors.torch.save(stored, metadata=dict(metadata))
+    write_whole(path, content)
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write `content` to a temporary file beside `path`, then rename it into place.
+
+    Raises:
+        SaveError: the disk is full or the folder cannot be written.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # a temporary file is private; a result is not
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise SaveError(_why_not_saved(path, len(content), error)) from error
+
+
+def _why_not_saved(path: Path, num_bytes: int, error: OSError) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return (
+            f"'{path}' was not saved: the disk is full, {num_bytes / 1e6:.1f} MB are needed.\n"
+            "Free some space and queue again."
+        )
+    return (
+        f"'{path}' was not saved: {error.strerror}.\n"
+        "Make its folder writable, or choose another filename prefix."
+    )

@@ -1,0 +1,178 @@
+"""The training loop. It knows neither family nor method: batch, noise, predict, loss, step.
+
+All it needs is in a Job; all it changes is the trainable parameters. Randomness of step s and
+micro-batch m comes from (seed, s, m) alone, so any step can be made again.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .batches import BatchPlan
+from .cache import Examples, batch_text, batch_tokens, stack_masks
+from .config import RunConfig, TrainingConfig
+from .contracts import Family, Parts, Text, Trainable
+from .errors import NonFiniteLossError
+from .losses import batch_loss, sample_losses
+from .methods import METHODS
+from .noise import draw_noise, draw_timesteps, generator_for
+from .optim import make_optimizer, make_schedule
+from .precision import gradient_scaler
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, ready to go.
+
+    Attributes:
+        encoded: the encoding of every caption and of "", or None where the text encoder trains.
+    """
+
+    parts: Parts
+    family: Family
+    trainable: Trainable
+    examples: Examples
+    encoded: dict[str, Text] | None
+    config: RunConfig
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one optimizer step came to."""
+
+    step: int
+    num_steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+
+
+def make_job(
+    parts: Parts,
+    family: Family,
+    examples: Examples,
+    encoded: dict[str, Text] | None,
+    config: RunConfig,
+) -> Job:
+    """Let the run's method prepare `parts` for training; see Job."""
+    trainable = METHODS[config.method](parts, family, config)
+    for module in parts.modules.values():
+        module.train()
+        if config.training.gradient_checkpointing:
+            family.checkpoint(module)
+    return Job(parts, family, trainable, examples, encoded, config)
+
+
+def batch_plan(examples: Examples, training: TrainingConfig) -> BatchPlan:
+    """The order in which `examples` are visited."""
+    return BatchPlan(examples.shapes, examples.repeats, training.batch_size, training.seed)
+
+
+def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
+    """Optimizer steps of the run: `steps`, or enough for `epochs` where those are set."""
+    if not training.epochs:
+        return training.steps
+    return math.ceil(training.epochs * plan.batches_per_epoch / training.gradient_accumulation)
+
+
+def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) -> list[float]:
+    """Train until the last step and return the loss of every step.
+
+    Args:
+        report: called after every step; what it raises ends the run.
+
+    Raises:
+        NonFiniteLossError: at the first loss that is NaN or infinite.
+    """
+    training, trainable = job.config.training, job.trainable
+    plan = batch_plan(job.examples, training)
+    total = num_steps(plan, training)
+    optimizer = make_optimizer(trainable.param_groups, training)
+    schedule = make_schedule(optimizer, training, total)
+    scaler = gradient_scaler(next(job.parts.denoiser.parameters()).dtype, job.parts.device)
+    max_norm = training.max_grad_norm or math.inf
+    history: list[float] = []
+
+    with _private_random_state(job.parts.device):
+        for step in range(total):
+            total_loss = torch.zeros((), device=job.parts.device)
+            micro_batches = plan.step(step, training.gradient_accumulation)
+            num_instances = sum(len(pictures) for pictures in micro_batches)
+            for micro, pictures in enumerate(micro_batches):
+                part = batch_loss(*_losses_and_weights(job, pictures, step, micro), num_instances)
+                scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+                total_loss += part.detach()
+            loss = total_loss.item()
+            if not math.isfinite(loss):
+                raise NonFiniteLossError(_not_finite(loss, step + 1))
+            scaler.unscale_(optimizer)
+            grad_norm = torch.nn.utils.clip_grad_norm_(trainable.parameters, max_norm)
+            learning_rate = schedule.get_last_lr()[0]
+            scaler.step(optimizer)
+            scaler.update()
+            schedule.step()
+            optimizer.zero_grad(set_to_none=True)
+            trainable.after_step()
+            history.append(loss)
+            report(Progress(step + 1, total, loss, float(learning_rate), grad_norm.item()))
+    return history
+
+
+def _losses_and_weights(
+    job: Job, pictures: list[int], step: int, micro: int
+) -> tuple[Tensor, Tensor]:
+    """Loss and weight of each sample of one micro-batch, both (B,) fp32."""
+    examples, parts, objective = job.examples, job.parts, job.config.objective
+    seed = job.config.training.seed
+    generator = generator_for(seed, step, micro)
+    torch.manual_seed(generator_for(seed, "layers", step, micro).initial_seed())  # dropout
+
+    latents = torch.stack([examples.latents[picture] for picture in pictures])
+    mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
+    noise = draw_noise(latents.shape, generator, objective.noise_offset)
+    lowest, highest = objective.timestep_min, objective.timestep_max
+    timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
+    dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
+    captions = [
+        "" if drop else examples.captions[picture]
+        for picture, drop in zip(pictures, dropped, strict=True)
+    ]
+
+    latents, noise, timesteps = (x.to(parts.device) for x in (latents, noise, timesteps))
+    noisy = parts.objective.add_noise(latents, noise, timesteps)
+    target = parts.objective.target(latents, noise, timesteps)
+    text = _encode(job, captions)
+    prediction = job.family.predict(parts.denoiser, noisy, timesteps, text)
+    losses = sample_losses(prediction, target, None if mask is None else mask.to(parts.device))
+    weights = torch.ones_like(losses)
+    if objective.min_snr_gamma:
+        weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
+    return losses, weights
+
+
+def _encode(job: Job, captions: list[str]) -> Text:
+    if job.encoded is None:
+        return job.family.encode_text(job.parts, batch_tokens(job.parts, captions))
+    cached = batch_text(job.encoded, captions)
+    return {name: tensor.to(job.parts.device) for name, tensor in cached.items()}
+
+
+@contextmanager
+def _private_random_state(device: torch.device) -> Iterator[None]:
+    # Layers with dropout draw from the global generators; whoever called us keeps theirs.
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _not_finite(loss: float, step: int) -> str:
+    return (
+        f"Training: the loss is {loss} at step {step}; it must be a finite number.\n"
+        "Lower learning_rate (or use precision fp32), then queue again."
+    )

@@ -1,0 +1,11 @@
+"""The training methods. A new one is a file and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..config import RunConfig
+from ..contracts import Family, Parts, Trainable
+from . import lora
+
+METHODS: dict[str, Callable[[Parts, Family, RunConfig], Trainable]] = {"lora": lora.prepare}

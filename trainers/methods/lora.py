@@ -1,0 +1,87 @@
+"""LoRA: small trainable matrices beside frozen layers.
+
+    h = W x + (alpha / rank) B A x          A: (rank, in) random, B: (out, rank) zero at the start
+
+(arXiv 2106.09685; DoRA arXiv 2402.09353; rsLoRA arXiv 2312.03732 scales by alpha / sqrt(rank).)
+The layers are peft's; this file chooses them, keeps them in fp32, and spells them for files.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..config import LoraConfig, RunConfig
+from ..contracts import DENOISER, Family, Parts, Trainable
+from ..export import kohya_layer_name
+
+ADAPTER = "default"
+
+
+def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
+    """Put a LoRA into the denoiser and, if asked for, into the text encoders of `parts`."""
+    lora = config.adapter
+    rates = {DENOISER: config.training.learning_rate}
+    if lora.train_text_encoder:
+        rates |= dict.fromkeys(family.text_encoders, lora.text_encoder_learning_rate)
+    groups: list[dict[str, Any]] = []
+    for name, rate in rates.items():
+        module = parts.modules[name]
+        _inject(module, family.lora_targets[lora.targets][name], lora, config.training.seed)
+        trained = [p for p in module.parameters() if p.requires_grad]
+        groups.append({"name": name, "params": trained, "lr": rate})
+
+    def export() -> dict[str, Tensor]:
+        tensors: dict[str, Tensor] = {}
+        for name in rates:
+            tensors |= _kohya_tensors(parts.modules[name], family.file_prefixes[name])
+        return tensors
+
+    return Trainable(groups, export, trains_text=lora.train_text_encoder)
+
+
+def _inject(module: nn.Module, targets: str, lora: LoraConfig, seed: int) -> None:
+    import peft
+
+    config = peft.LoraConfig(
+        r=lora.rank,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
+        target_modules=targets,
+        lora_dropout=lora.dropout,
+        use_dora=lora.variant == "dora",
+        use_rslora=lora.rank_stabilized,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)  # peft draws A from the global generator, on the CPU
+        peft.inject_adapter_in_model(config, module, adapter_name=ADAPTER)
+    for parameter in module.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+
+
+def _kohya_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
+    """What kohya's format holds of each adapted layer: lora_down, lora_up, alpha, dora_scale."""
+    from peft.tuners.lora import LoraLayer
+
+    tensors: dict[str, Tensor] = {}
+    for name, layer in module.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        key = kohya_layer_name(prefix, name)
+        up = _kept(layer.lora_B[ADAPTER].weight)
+        tensors[f"{key}.lora_up.weight"] = up
+        tensors[f"{key}.lora_down.weight"] = _kept(layer.lora_A[ADAPTER].weight)
+        # Readers scale by alpha / rank; with rsLoRA this alpha is not the one that was set.
+        tensors[f"{key}.alpha"] = torch.tensor(layer.scaling[ADAPTER] * layer.r[ADAPTER])
+        if ADAPTER in layer.lora_magnitude_vector:
+            magnitude = _kept(layer.lora_magnitude_vector[ADAPTER].weight)
+            tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
+    return tensors
+
+
+def _kept(parameter: Any) -> Tensor:
+    # A copy on the CPU, so that nothing keeps the training modules alive.
+    kept: Tensor = parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
+    return kept

@@ -1,0 +1,95 @@
+"""Optimizers and learning-rate schedules: all from libraries, chosen by name."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from .config import TrainingConfig
+from .errors import UnavailableError
+
+ParamGroups = list[dict[str, Any]]
+
+
+def make_optimizer(groups: ParamGroups, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer `config.optimizer` names, over `groups`, each with its own "lr".
+
+    Raises:
+        UnavailableError: its package is not installed.
+    """
+    return _MAKERS[config.optimizer](groups, config.weight_decay)
+
+
+def _adamw(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+
+
+def _adamw_8bit(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+    made: torch.optim.Optimizer = _library("bitsandbytes", "adamw_8bit").optim.AdamW8bit(
+        groups, weight_decay=weight_decay
+    )
+    return made
+
+
+def _adafactor(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+    # Its own schedule and parameter scaling are off: the rate on the node is the rate (K).
+    made: torch.optim.Optimizer = _library("transformers", "adafactor").Adafactor(
+        groups,
+        weight_decay=weight_decay,
+        scale_parameter=False,
+        relative_step=False,
+        warmup_init=False,
+    )
+    return made
+
+
+def _prodigy(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+    made: torch.optim.Optimizer = _library("prodigyopt", "prodigy").Prodigy(
+        groups, weight_decay=weight_decay, safeguard_warmup=True, use_bias_correction=True
+    )
+    return made
+
+
+def _lion(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+    made: torch.optim.Optimizer = _library("bitsandbytes", "lion").optim.Lion(
+        groups, weight_decay=weight_decay
+    )
+    return made
+
+
+_MAKERS: dict[str, Callable[[ParamGroups, float], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "lion": _lion,
+}
+
+
+def _library(package: str, optimizer: str) -> Any:
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise UnavailableError(
+            f"Optimizer '{optimizer}' needs the package {package}, which is not installed.\n"
+            f"Install it into ComfyUI's Python with: python -m pip install {package}; "
+            "or choose 'adamw'."
+        ) from error
+
+
+def make_schedule(
+    optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
+) -> torch.optim.lr_scheduler.LRScheduler:
+    """diffusers' schedule `config.lr_schedule` over `num_steps` optimizer steps."""
+    from diffusers.optimization import get_scheduler
+
+    schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
+        config.lr_schedule,
+        optimizer,
+        num_warmup_steps=config.warmup_steps,
+        num_training_steps=num_steps,
+    )
+    return schedule
