@@ -13,9 +13,12 @@ from tests.host import ROOT, Host
 
 PROBES = ROOT / "tests" / "probes"  # a node pack that asserts inside the host
 DEV_DIR = Path(os.environ.get("PERSONALIZE_DEV_DIR") or ROOT / ".dev")
+# Models this small gain nothing from threads, and lose much where other processes want the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 CHECKPOINTS = {
     "thin_sd15.safetensors": ("thin_sd15", "fp32"),
     "thin_sd15_fp16.safetensors": ("thin_sd15", "fp16"),
+    "thin_sdxl.safetensors": ("thin_sdxl", "fp16"),
 }
 
 
@@ -48,6 +51,13 @@ def old_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
         yield running
 
 
+@pytest.fixture(scope="session")
+def fp32_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
+    """A ComfyUI that keeps text encoders in fp32; by default it rounds patched ones to fp16."""
+    with _host("PERSONALIZE_COMFYUI", checkpoint_files, "--fp32-text-enc") as running:
+        yield running
+
+
 @pytest.fixture
 def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
     """A ComfyUI of the test's own, to measure memory or to break."""
@@ -55,8 +65,13 @@ def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
         yield running
 
 
-def _host(variable: str, checkpoint_files: dict[str, Path]) -> Host:
-    return Host(_checkout(variable), more_packs={"probes": PROBES}, checkpoints=checkpoint_files)
+def _host(variable: str, checkpoint_files: dict[str, Path], *args: str) -> Host:
+    return Host(
+        _checkout(variable),
+        more_packs={"probes": PROBES},
+        checkpoints=checkpoint_files,
+        args=("--cpu", *args),
+    )
 
 
 def _checkout(variable: str) -> Path:
@@ -68,7 +83,7 @@ def _checkout(variable: str) -> Path:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a host, so that ``-m "not host"`` is quick; those run last."""
-    hosts = {"host", "old_host", "new_host"}
+    hosts = {"host", "old_host", "fp32_host", "new_host"}
     for item in items:
         if hosts & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.host)

@@ -199,9 +199,14 @@ class Host:
         """Queues a prompt in API form and returns its id; HostError if it is invalid."""
         body = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
         try:
-            return str(self._post("/prompt", body)["prompt_id"])
+            reply = self._post("/prompt", body)
         except urllib.error.HTTPError as error:
             raise _refused(json.loads(error.read())) from None
+        if reply["node_errors"]:
+            # The host runs the output nodes that are valid and leaves out the others.
+            self._post("/queue", {"clear": True})
+            raise _refused(reply)
+        return str(reply["prompt_id"])
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
         """Waits for a prompt and returns its history entry; HostError if a node failed."""
@@ -337,7 +342,8 @@ def _succeeded(entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def _refused(reply: Mapping[str, Any]) -> HostError:
-    lines = [f"{reply['error']['message']} {reply['error'].get('details', '')}".strip()]
+    error = reply.get("error", {"message": "A part of the prompt is invalid."})
+    lines = [f"{error['message']} {error.get('details', '')}".strip()]
     for node in reply.get("node_errors", {}).values():
         lines += [_refusal(node["class_type"], error) for error in node["errors"]]
     return HostError("\n".join(lines), kind="invalid prompt", details=reply)

@@ -9,6 +9,7 @@ import torch
 
 from trainers.batches import BatchPlan
 
+Shape = tuple[int, int, int]
 SQUARE, WIDE, TALL = (4, 8, 8), (4, 8, 12), (4, 12, 8)
 
 # shapes, repeats, batch size -> batches an epoch
@@ -25,7 +26,9 @@ cases = pytest.mark.parametrize(("shapes", "repeats", "size", "num"), CASES.valu
 
 
 @cases
-def test_epoch_sees_every_picture_as_often_as_it_repeats(shapes, repeats, size, num) -> None:
+def test_epoch_sees_every_picture_as_often_as_it_repeats(
+    shapes: tuple[Shape, ...], repeats: tuple[int, ...], size: int, num: int
+) -> None:
     plan = BatchPlan(shapes, repeats, size, seed=0)
     assert plan.batches_per_epoch == num
     for epoch in range(3):
@@ -35,7 +38,9 @@ def test_epoch_sees_every_picture_as_often_as_it_repeats(shapes, repeats, size, 
 
 
 @cases
-def test_batch_has_one_shape_and_at_most_its_size(shapes, repeats, size, num) -> None:
+def test_batch_has_one_shape_and_at_most_its_size(
+    shapes: tuple[Shape, ...], repeats: tuple[int, ...], size: int, num: int
+) -> None:
     plan = BatchPlan(shapes, repeats, size, seed=0)
     for batch in (plan.batch(index) for index in range(2 * num)):
         assert 1 <= len(batch) <= size

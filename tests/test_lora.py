@@ -66,11 +66,12 @@ def test_targets_are_the_layers_of_their_kind(targets: str) -> None:
         assert adapted(module).keys() == expected_layers(bare.modules[name], targets)
 
 
-# Four transformer blocks of two attentions of four layers; each block has two layers of
-# feed-forward and two of projection; CLIP has two blocks of four and two.
+# Four transformer blocks with two attentions of four layers, two layers of feed-forward and two of
+# projection; five residual blocks of three layers, two with a shortcut; four layers around them.
+# CLIP has two blocks of four and two.
 @pytest.mark.parametrize(
     ("targets", "in_unet", "in_clip"),
-    [(ATTENTION, 32, 8), (FEED_FORWARD, 32 + 8 + 8, 8 + 4), (EVERYTHING, 48 + 23, 8 + 4)],
+    [(ATTENTION, 32, 8), (FEED_FORWARD, 32 + 8 + 8, 8 + 4), (EVERYTHING, 48 + 15 + 2 + 4, 8 + 4)],
 )
 def test_targets_count(targets: str, in_unet: int, in_clip: int) -> None:
     base, _ = prepared(targets=targets, train_text_encoder=True)
@@ -170,7 +171,8 @@ def test_start_depends_on_the_seed_alone() -> None:
     first = start(seed=5)
     torch.rand(3)  # the global generator moves on
     tiny.assert_equal(start(seed=5), first)
-    assert not any(torch.equal(a, b) for a, b in zip(first.values(), start(seed=6).values()))
+    other = start(seed=6)
+    assert not any(torch.equal(other[name], first[name]) for name in first)
 
 
 def test_start_is_the_same_on_a_bf16_base_but_for_rounding() -> None:
@@ -188,6 +190,13 @@ def test_prepare_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     prepared()
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_prepare_reseeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    prepared()
+    assert not seeds
 
 
 def test_prepare_leaves_the_base_weights_where_they_are() -> None:
@@ -266,27 +275,28 @@ def test_export_alpha_gives_readers_the_trained_scale(
 
 def layers_and_tensors(
     base: Parts, exported: dict[str, Tensor]
-) -> Iterator[tuple[LoraLayer, dict[str, Tensor]]]:
-    """Each adapted layer with its own exported tensors."""
+) -> Iterator[tuple[str, str, LoraLayer, dict[str, Tensor]]]:
+    """Each adapted layer with its module's name, its own, and its exported tensors."""
     for name, prefix in FAMILY.file_prefixes.items():
         for layer_name, layer in adapted(base.modules[name]).items():
             key = f"{prefix}_{layer_name.removeprefix('text_model.').replace('.', '_')}."
-            yield layer, {k.removeprefix(key): t for k, t in exported.items() if k.startswith(key)}
+            tensors = {k.removeprefix(key): t for k, t in exported.items() if k.startswith(key)}
+            yield name, layer_name, layer, tensors
 
 
 def merged_weight(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """What a reader of the file makes of a layer's weight.
+    """What ComfyUI makes of a layer's weight.
 
-    W + alpha / rank * up @ down; with a dora_scale m, m * that / its length, where the length is
-    taken over all but the outputs.
+    W + alpha / rank * up @ down; with a dora_scale, that times dora_scale / |W| for each output.
     """
     up, down = tensors["lora_up.weight"], tensors["lora_down.weight"]
     scale = tensors["alpha"] / down.shape[0]
     moved = weight + scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
     if "dora_scale" not in tensors:
         return moved
-    length = moved.flatten(1).norm(dim=1).reshape(tensors["dora_scale"].shape)
-    return tensors["dora_scale"] * moved / length
+    dora_scale = tensors["dora_scale"]
+    assert dora_scale.shape == (len(weight), *[1] * (weight.ndim - 1))
+    return moved * dora_scale / weight.flatten(1).norm(dim=1).reshape(dora_scale.shape)
 
 
 def plain_output(layer: nn.Linear | nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
@@ -306,7 +316,7 @@ def test_export_merged_into_each_weight_is_the_adapted_layer(
     )  # fmt: skip
     drift(base)
     kernels = set()
-    for layer, tensors in layers_and_tensors(base, trainable.export()):
+    for *_, layer, tensors in layers_and_tensors(base, trainable.export()):
         bare = layer.get_base_layer()
         weight = bare.weight
         kernels.add(tuple(weight.shape[2:]))
@@ -318,19 +328,24 @@ def test_export_merged_into_each_weight_is_the_adapted_layer(
     assert kernels == {(), (1, 1), (3, 3)}
 
 
+def test_export_dora_weight_is_as_long_as_its_magnitude() -> None:
+    # m (W + BA) / |W + BA|, whatever the reader divides by: arXiv 2402.09353, eq. 5
+    base, trainable = prepared(variant="dora", targets=EVERYTHING, train_text_encoder=True)
+    drift(base)
+    for *_, layer, tensors in layers_and_tensors(base, trainable.export()):
+        lengths = merged_weight(layer.get_base_layer().weight, tensors).flatten(1).norm(dim=1)
+        magnitude = layer.lora_magnitude_vector["default"].weight.flatten()
+        torch.testing.assert_close(lengths, magnitude.detach().abs())
+
+
 @pytest.mark.parametrize("variant", LORA_VARIANTS)
 def test_export_merged_into_the_bare_model_predicts_the_same(variant: str) -> None:
     base, trainable = prepared(variant=variant, targets=EVERYTHING, train_text_encoder=True)
     drift(base)
     merged = tiny.parts()
-    for name, prefix in FAMILY.file_prefixes.items():
-        for layer_name in adapted(base.modules[name]):
-            key = f"{prefix}_{layer_name.removeprefix('text_model.').replace('.', '_')}."
-            tensors = {
-                k.removeprefix(key): t for k, t in trainable.export().items() if k.startswith(key)
-            }
-            weight = merged.modules[name].get_submodule(layer_name).weight
-            weight.data = merged_weight(weight, tensors)
+    for name, layer_name, _, tensors in layers_and_tensors(base, trainable.export()):
+        weight = merged.modules[name].get_submodule(layer_name).weight
+        weight.data = merged_weight(weight, tensors)
     torch.testing.assert_close(predict(base), predict(merged), rtol=1e-4, atol=1e-5)
 
 

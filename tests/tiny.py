@@ -5,6 +5,8 @@ A new family adds one builder to BUILDERS; every test that runs over families th
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ from trainers.contracts import DENOISER, Family, Parts, Tokens
 from trainers.families import FAMILIES
 from trainers.loop import Job, Progress, make_job, train
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+
+torch.set_num_threads(1)  # such small operations spend their time waiting for each other
 
 CAPTIONS = ("a photo of sks dog", "sks dog on a beach", "a photo of sks dog")
 
@@ -79,15 +83,19 @@ def characters(caption: str) -> Tensor:
     return torch.tensor([98, *words, *[99] * (76 - len(words))])
 
 
-def _sd15(prediction: str, seed: int, dtype: torch.dtype) -> Parts:
+@functools.cache
+def _sd15_modules(seed: int, dtype: torch.dtype) -> dict[str, nn.Module]:
     facts = {DENOISER: UNET_FACTS, "clip_l": CLIP_FACTS}
     build = FAMILIES["sd15"].build
-    modules = {
+    return {
         name: seeded(build(name, facts[name]), seed + place, dtype)
         for place, name in enumerate(facts)
     }
+
+
+def _sd15(prediction: str, seed: int, dtype: torch.dtype) -> Parts:
     return Parts(
-        modules,
+        copy.deepcopy(_sd15_modules(seed, dtype)),
         tokenize=lambda caption: {"clip_l": characters(caption)},
         objective=Diffusion(prediction, scaled_linear_alphas_cumprod()),
         device=torch.device("cpu"),

@@ -82,7 +82,7 @@ class Prediction(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, conditioning: Any, text: str) -> io.NodeOutput:
         noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        theirs_text = conditioning[0][0].clone()
+        theirs_text = conditioning[0][0][:, :77].clone()  # the trainer reads one prompt window
         theirs = {t: host_prediction(model, noisy, t, theirs_text) for t in (10, 500, 990)}
         comfy.model_management.unload_all_models()
         with parts_of(model, clip) as (family, parts):
@@ -153,8 +153,13 @@ def fill(module: torch.nn.Module, prefix: str, lora: dict[str, torch.Tensor]) ->
             layer.lora_A["default"].weight.copy_(lora[f"{key}.lora_down.weight"])
             layer.lora_B["default"].weight.copy_(lora[f"{key}.lora_up.weight"])
             if "default" in layer.lora_magnitude_vector:
+                # The file's scale is per length of W; DoRA's own is per length of W + BA.
+                weight = layer.get_base_layer().weight.float()
+                merged = weight + layer.get_delta_weight("default")
+                ratio = merged.flatten(1).norm(dim=1) / weight.flatten(1).norm(dim=1)
                 magnitude = layer.lora_magnitude_vector["default"].weight
-                magnitude.copy_(lora[f"{key}.dora_scale"].reshape(magnitude.shape))
+                scale = lora[f"{key}.dora_scale"].flatten() * ratio
+                magnitude.copy_(scale.reshape(magnitude.shape))
 
 
 class Sharing(io.ComfyNode):
@@ -168,7 +173,7 @@ class Sharing(io.ComfyNode):
     def execute(cls, model: Any, clip: Any) -> io.NodeOutput:
         found = {}
         comfy.model_management.unload_all_models()
-        dtype = next(clip.cond_stage_model.parameters()).dtype
+        dtype = next(clip.cond_stage_model.clip_l.transformer.parameters()).dtype
         for name, host, kind in (
             ("denoiser", model.model, torch.float32),
             ("clip_l", clip.cond_stage_model, dtype),

@@ -76,9 +76,21 @@ def _kohya_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
         # Readers scale by alpha / rank; with rsLoRA this alpha is not the one that was set.
         tensors[f"{key}.alpha"] = torch.tensor(layer.scaling[ADAPTER] * layer.r[ADAPTER])
         if ADAPTER in layer.lora_magnitude_vector:
-            magnitude = _kept(layer.lora_magnitude_vector[ADAPTER].weight)
-            tensors[f"{key}.dora_scale"] = magnitude.reshape(-1, *[1] * (up.ndim - 1))
+            tensors[f"{key}.dora_scale"] = _dora_scale(layer).reshape(-1, *[1] * (up.ndim - 1))
     return tensors
+
+
+def _dora_scale(layer: Any) -> Tensor:
+    """The magnitude of each output of a DoRA layer, as ComfyUI reads it. (out,) fp32.
+
+    DoRA scales W + BA by m / |W + BA|; ComfyUI (0.18 to 0.30, weight_adapter/base.py) divides by
+    |W| instead when the scale is per output, so the ratio of the two norms goes into the scale.
+    """
+    with torch.no_grad():
+        weight = layer.get_base_layer().weight.float()
+        merged = weight + layer.get_delta_weight(ADAPTER).float()
+        ratio = weight.flatten(1).norm(dim=1) / merged.flatten(1).norm(dim=1)
+        return _kept(layer.lora_magnitude_vector[ADAPTER].weight.flatten() * ratio)
 
 
 def _kept(parameter: Any) -> Tensor:

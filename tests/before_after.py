@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import logging
 import shutil
 import signal
 import sys
@@ -26,6 +27,7 @@ DEMO_BASE = ROOT / "demo" / "base"
 SUBJECT = "star"  # of demo/world.py
 NUM_SEEDS = 3
 TILE_PX = 256
+LONGEST_SECONDS = 24 * 3600.0
 QUIET_SECONDS = 5  # between status lines where they cannot replace each other
 
 
@@ -48,17 +50,19 @@ class Task(NamedTuple):
 class StatusLine:
     """Lines that replace each other in a terminal, and come seldom in a log."""
 
-    def __init__(self) -> None:
+    def __init__(self, prompt: Prompt) -> None:
+        self._samplers = {i for i, n in prompt.items() if n["class_type"] == "KSampler"}
         self._live = sys.stdout.isatty()
         self._shown_at = 0.0
         self._latest = ""
 
     def show(self, event: Event) -> None:
-        if event.kind != "progress_text" or not event.data["text"].strip():
+        text = self._text(event)
+        if not text:
             return
-        self._latest = event.data["text"].strip().splitlines()[0]
+        self._latest = text
         if self._live:
-            print(f"\r\x1b[K  {self._latest:.76}", end="", flush=True)
+            print(f"\r\x1b[K  {text:.76}", end="", flush=True)
         elif time.monotonic() - self._shown_at >= QUIET_SECONDS:
             self._print()
 
@@ -68,6 +72,13 @@ class StatusLine:
             print()
         elif self._latest:
             self._print()
+
+    def _text(self, event: Event) -> str:
+        if event.kind == "progress_text":
+            return str(event.data["text"]).strip().split("\n")[0]
+        if event.kind == "progress" and event.data["node"] in self._samplers:
+            return f"sampling {event.data['value']}/{event.data['max']}"
+        return ""
 
     def _print(self) -> None:
         print(f"  {self._latest}", flush=True)
@@ -87,7 +98,7 @@ def choose_base(own: Path | None, work: Path) -> Base:
     from tests.checkpoints import cached
 
     title = "random weights in the shape of SD1.5: its pictures are NOISE (--base FILE: a real one)"
-    return Base(cached("thin_sd15", work / "checkpoints"), title, 128)
+    return Base(cached("thin_sd15", work / "checkpoints"), title, 64)
 
 
 def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Task:
@@ -157,15 +168,22 @@ def saved_pictures(host: Host, entry: dict[str, Any], prompt: Prompt, node: str)
     return host.images({"outputs": outputs})
 
 
+def followed(host: Host, prompt: Prompt) -> dict[str, Any]:
+    """Runs a prompt and shows what its nodes say meanwhile."""
+    status = StatusLine(prompt)
+    try:
+        return host.follow(prompt, status.show, timeout=LONGEST_SECONDS)
+    finally:
+        status.end()
+
+
 def compare(host: Host, prompt: Prompt, folder: Path) -> dict[str, Path]:
     """Samples, trains and samples again; returns what was made by what it is."""
     print("Sampling the base model ...", flush=True)
     before_prompt = base_prompt(prompt)
-    before = saved_pictures(host, host.run(before_prompt, 3600), before_prompt, "SaveImage")
+    before = saved_pictures(host, followed(host, before_prompt), before_prompt, "SaveImage")
     print("Training a LoRA, then sampling with it ...", flush=True)
-    status = StatusLine()
-    entry = host.follow(prompt, status.show, timeout=24 * 3600)
-    status.end()
+    entry = followed(host, prompt)
     after = saved_pictures(host, entry, prompt, "SaveImage")
     side_by_side(before, after, folder / "before_after.png")
     (plot,) = saved_pictures(host, entry, prompt, "PersonalizeLossPlot")
@@ -190,6 +208,7 @@ def main() -> int:
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the host is stopped then, too
 
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks up on a mere import
     import torch
 
     accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()

@@ -1,0 +1,114 @@
+"""The least that a LoRA step takes: diffusers, peft and torch with nothing around them.
+
+    python -m benchmarks.bare_loop --precision bf16 --steps 8
+
+Prints one JSON object: the seconds of every step, the peak memory, the floating-point operations
+of a step and how many of them this machine's matmul does in a second. `benchmarks.lora_step` runs
+it in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from pathlib import Path
+
+import peft
+import torch
+import torch.nn.functional as F
+from diffusers import DDPMScheduler, UNet2DConditionModel
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from tests.checkpoints import DTYPES, SD15_UNET, THIN_SD15_UNET
+
+MATMUL_SIZE = 4096
+MATMUL_ROUNDS = 5
+
+
+class Loop:
+    """A UNet with a LoRA in its attention, and what trains it; the base is in `dtype`."""
+
+    def __init__(self, thin: bool, rank: int, dtype: torch.dtype) -> None:
+        unet = UNet2DConditionModel(**(THIN_SD15_UNET if thin else SD15_UNET))
+        self.unet = unet.to(dtype).requires_grad_(False).train()
+        targets = ["to_q", "to_k", "to_v", "to_out.0"]
+        lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+        peft.inject_adapter_in_model(lora, self.unet)
+        self.weights = [p for p in self.unet.parameters() if p.requires_grad]
+        for weight in self.weights:
+            weight.data = weight.data.float()
+        self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, weight_decay=1e-2, fused=True)
+        self.scheduler = DDPMScheduler()
+        self.dtype = dtype
+
+    def step(self, latents: Tensor, hidden: Tensor) -> float:
+        noise = torch.randn_like(latents)
+        timesteps = torch.randint(1000, (len(latents),))
+        noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
+        predicted = self.unet(noisy, timesteps, encoder_hidden_states=hidden.to(self.dtype)).sample
+        loss = F.mse_loss(predicted.float(), noise)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return loss.item()
+
+
+def matmul_rate(dtype: torch.dtype) -> float:
+    """Operations a second of the best of a few large matmuls."""
+    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE).to(dtype) for _ in range(2))
+    seconds = []
+    for _ in range(1 + MATMUL_ROUNDS):
+        began = time.perf_counter()
+        left @ right
+        seconds.append(time.perf_counter() - began)
+    return 2 * MATMUL_SIZE**3 / min(seconds)
+
+
+def count_operations(loop: Loop, latents: Tensor, hidden: Tensor) -> int:
+    # The counter does not know the CPU's fused attention; in its plain form it is two matmuls.
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+        loop.step(latents, hidden)
+    return int(counter.get_total_flops())
+
+
+def peak_bytes() -> int:
+    """The most resident memory of this process so far (Linux)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--rank", type=int, default=16)
+    parser.add_argument("--size-px", type=int, default=256)
+    parser.add_argument("--thin", action="store_true")
+    asked = parser.parse_args()
+    loop = Loop(asked.thin, asked.rank, DTYPES[asked.precision])
+    latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8)
+    hidden = torch.randn(1, 77, 768)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    times = [time.perf_counter()]
+    for _ in range(asked.steps):
+        loop.step(latents, hidden)
+        times.append(time.perf_counter())
+    peak = peak_bytes()
+    print(
+        json.dumps(
+            {
+                "seconds": [after - before for before, after in zip(times, times[1:])],
+                "peak_bytes": peak,
+                "operations": count_operations(loop, latents, hidden),
+                "operations_per_second": matmul_rate(loop.dtype),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()

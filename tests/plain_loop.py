@@ -1,0 +1,99 @@
+"""LoRA training as anyone would write it with diffusers, peft and torch, one sample at a time.
+
+It shares with the project only the order of pictures and the generators, so that both make the
+same draws.
+"""
+
+from __future__ import annotations
+
+import peft
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
+from torch import Tensor, nn
+
+from tests import tiny
+from trainers.batches import BatchPlan
+from trainers.cache import Examples
+from trainers.config import ObjectiveConfig, RunConfig
+from trainers.noise import generator_for, scaled_linear_alphas_cumprod
+
+
+def plain_run(
+    config: RunConfig, prediction: str, pictures: Examples
+) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
+    """The LoRA of a tiny SD1.5 after the run, and loss and gradient norm of every step."""
+    training, adapter = config.training, config.adapter
+    unet, clip = tiny.parts("sd15").modules.values()
+    lora = peft.LoraConfig(
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,  # type: ignore[arg-type]
+        target_modules=["to_q", "to_k", "to_v", "to_out.0"],
+    )
+    torch.manual_seed(training.seed)
+    peft.inject_adapter_in_model(lora, unet)
+    weights = {f"denoiser.{name}": p for name, p in unet.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(
+        weights.values(), lr=training.learning_rate, weight_decay=training.weight_decay
+    )
+    hidden = [clip(tiny.characters(c)[None]).last_hidden_state for c in pictures.captions]
+    process = _scheduler(prediction)
+    plan = BatchPlan(pictures.shapes, pictures.repeats, training.batch_size, training.seed)
+    reports = []
+    for step in range(training.steps):
+        samples = []
+        for micro, batch in enumerate(plan.step(step, training.gradient_accumulation)):
+            generator = generator_for(training.seed, step, micro)
+            for i, noise, timestep in _draws(pictures, batch, generator, config.objective):
+                latents, mask = pictures.latents[i], pictures.masks[i]
+                noisy = process.add_noise(latents[None], noise[None], timestep)
+                predicted = unet(noisy, timestep, encoder_hidden_states=hidden[i]).sample[0]
+                target = noise
+                if prediction == "v":
+                    target = process.get_velocity(latents[None], noise[None], timestep)[0]
+                loss = _squared_error(predicted - target, mask)
+                samples.append(loss * _weight(process, timestep, config.objective))
+        mean = torch.stack(samples).mean()
+        mean.backward()  # type: ignore[no-untyped-call]
+        gradients = torch.cat([p.grad.flatten() for p in weights.values() if p.grad is not None])
+        if training.max_grad_norm:
+            nn.utils.clip_grad_norm_(list(weights.values()), training.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        reports.append((mean.item(), gradients.norm().item()))
+    return {name: p.detach() for name, p in weights.items()}, reports
+
+
+def _scheduler(prediction: str) -> DDPMScheduler:
+    kind = {"epsilon": "epsilon", "v": "v_prediction"}[prediction]
+    made = DDPMScheduler(prediction_type=kind)
+    made.alphas_cumprod = scaled_linear_alphas_cumprod()  # its own is rounded at every step
+    return made
+
+
+def _draws(
+    pictures: Examples, batch: list[int], generator: torch.Generator, objective: ObjectiveConfig
+) -> list[tuple[int, Tensor, Tensor]]:
+    """Picture, noise and timestep of each sample."""
+    shape = (len(batch), *pictures.latents[batch[0]].shape)
+    noise = torch.randn(shape, generator=generator)
+    if objective.noise_offset:
+        noise += objective.noise_offset * torch.randn(*shape[:2], 1, 1, generator=generator)
+    low, high = objective.timestep_min, objective.timestep_max
+    timesteps = torch.randint(low, high + 1, (len(batch),), generator=generator)
+    return list(zip(batch, noise, timesteps.split(1), strict=True))
+
+
+def _squared_error(difference: Tensor, mask: Tensor | None) -> Tensor:
+    squared = difference**2
+    if mask is None:
+        return squared.mean()
+    return (squared * mask).sum() / (mask.sum() * len(squared))
+
+
+def _weight(process: DDPMScheduler, timestep: Tensor, objective: ObjectiveConfig) -> Tensor:
+    if not objective.min_snr_gamma:
+        return torch.ones(())
+    snr = compute_snr(process, timestep)[0]
+    divisor = snr if process.config["prediction_type"] == "epsilon" else snr + 1
+    return torch.minimum(snr, torch.tensor(objective.min_snr_gamma)) / divisor

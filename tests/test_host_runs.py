@@ -1,0 +1,148 @@
+"""Many runs in one ComfyUI, and bad input: memory comes back, the queue stays usable."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from PIL import Image
+from tests.graphs import Graph
+from tests.host import Host, HostError
+
+
+def folder_of(host: Host, name: str, *sizes: tuple[int, int]) -> Path:
+    folder = host.base / "input" / name
+    folder.mkdir(exist_ok=True)
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, (40 * number, 90, 160)).save(folder / f"{number}.png")
+    return folder
+
+
+def training(folder: str = "dog", dataset: dict[str, Any] | None = None, **settings: Any) -> Graph:
+    graph = Graph()
+    model, clip, vae = graph.load(settings.pop("checkpoint", "thin_sd15.safetensors"))
+    graph.train(model, clip, vae, graph.dataset(folder, **(dataset or {})), **settings)
+    return graph
+
+
+def cancel_midway(host: Host, graph: Graph) -> None:
+    """Cancel as soon as the second step was reported."""
+
+    def on_event(event: Any) -> None:
+        if event.kind == "progress" and event.data["value"] >= 2:
+            host.interrupt()
+
+    with pytest.raises(HostError) as failed:
+        host.follow(graph, on_event)
+    assert failed.value.kind == "interrupted"
+
+
+def test_memory_comes_back_over_ten_runs(new_host: Host) -> None:
+    host = new_host
+    folder_of(host, "dog", (80, 72), (72, 80))
+    folder_of(host, "broken", (64, 64))
+    (host.base / "input" / "broken" / "bad.png").write_bytes(b"")
+    plain = {"train_text_encoder": True}
+    runs = [
+        {"seed": 1, **plain},
+        {"seed": 2, **plain},
+        {"seed": 3, "precision": "bf16"},
+        "cancel",
+        {"seed": 4, "precision": "auto", "gradient_checkpointing": True, **plain},
+        {"seed": 5, "variant": "dora"},
+        "fail",
+        "cancel",
+        {"seed": 6, "targets": "all with convolutions"},
+        {"seed": 7, **plain},
+    ]
+    memory = []
+    for number, run in enumerate(runs):
+        if run == "cancel":
+            cancel_midway(host, training(steps=500, seed=100 + number, **plain))
+        elif run == "fail":
+            with pytest.raises(HostError, match="bad.png"):
+                host.run(training("broken"))
+        else:
+            host.run(training(**run))
+        time.sleep(1)  # the host collects its garbage between prompts
+        memory.append(host.rss_bytes())
+    assert memory[9] <= 1.05 * memory[1], ' '.join(f'{m / 1e6:.0f}' for m in memory)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rank": 0}, "rank"),
+        ({"steps": 0}, "steps"),
+        ({"precision": "fp16"}, "fp16 is not possible on a CPU"),
+        ({"warmup_steps": 5}, "constant_with_warmup"),
+    ],
+)
+def test_bad_settings_are_named(host: Host, settings: dict[str, Any], words: str) -> None:
+    folder_of(host, "cat", (64, 64))
+    runs = finished_runs(host)
+    with pytest.raises(HostError, match=words):
+        host.run(training("cat", **settings))
+    assert finished_runs(host) == runs
+
+
+def test_loss_that_is_not_finite_stops_the_run_at_its_step(
+    host: Host, checkpoint_files: dict[str, Path]
+) -> None:
+    folder_of(host, "cat", (64, 64))
+    weights = safetensors.torch.load_file(checkpoint_files["thin_sd15_fp16.safetensors"])
+    weights["model.diffusion_model.out.2.bias"][:] = torch.nan
+    broken = host.base / "models" / "checkpoints" / "broken.safetensors"
+    safetensors.torch.save_file(weights, broken)
+    runs = finished_runs(host)
+    with pytest.raises(HostError, match="the loss is nan at step 1"):
+        host.run(training("cat", checkpoint=broken.name))
+    assert finished_runs(host) == runs
+
+
+def test_unsupported_family_is_named_with_the_supported_ones(host: Host) -> None:
+    folder_of(host, "cat", (64, 64))
+    with pytest.raises(HostError, match=r"SDXL(.|\n)*Supported: Stable Diffusion 1.5"):
+        host.run(training("cat", checkpoint="thin_sdxl.safetensors"))
+
+
+def test_long_prompt_warns_of_the_part_that_is_cut(host: Host) -> None:
+    folder_of(host, "cat", (64, 64))
+    words = " ".join(["red", "green", "blue"] * 26)
+    host.run(training("cat", {"prompt": f"{words} a hidden unicorn"}, steps=1))
+    warning = next(line for line in host.log().splitlines() if "the rest is cut off" in line)
+    assert "a hidden unicorn'" in warning.split("(caption:")[0]
+
+
+@pytest.fixture
+def full_disk(host: Host) -> Iterator[Path]:
+    """A folder in the host's output, on a file system of 16 KB."""
+    folder = host.base / "output" / "full"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(folder)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_full_disk_on_save_leaves_nothing_half_written(host: Host, full_disk: Path) -> None:
+    folder_of(host, "cat", (64, 64))
+    graph = training("cat", steps=1)
+    trainer = next(key for key, node in graph.items() if "Train" in node["class_type"])
+    graph.add(
+        "PersonalizeSaveLora", lora=[trainer, 2], filename_prefix="full/x", format="kohya fp32"
+    )
+    with pytest.raises(HostError, match="the disk is full"):
+        host.run(graph)
+    assert not [path for path in full_disk.rglob("*") if path.stat().st_size]
+
+
+def finished_runs(host: Host) -> set[Path]:
+    return set((host.base / "output" / "personalize").glob("*/result.safetensors"))
