@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import LoraConfig, ObjectiveConfig, RunConfig, TrainingConfig, from_values
+from ..trainers.config import LoraConfig, ObjectiveConfig, TrainingConfig, run_config
 from .schema import inputs_of
 from .sockets import PersonalizeDataset
 
@@ -58,12 +58,7 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **values: Any) -> io.NodeOutput:
-        config = RunConfig(
-            method="lora",
-            training=from_values(TrainingConfig, values),
-            objective=from_values(ObjectiveConfig, values),
-            adapter=from_values(LoraConfig, values),
-        )
+        config = run_config("lora", values)
         from .host.apply import apply_lora
         from .host.training import Sockets, run_training
 

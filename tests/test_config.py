@@ -182,3 +182,11 @@ def test_run_config_as_dict_holds_every_setting() -> None:
 def test_config_imports_no_torch() -> None:
     check = "import sys, trainers.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
+
+
+def test_run_config_lists_the_problems_of_all_groups() -> None:
+    with pytest.raises(SettingsError) as raised:
+        config.run_config("lora", {"steps": 0, "rank": 0, "noise_offset": 2.0})
+    assert [problem.split()[0] for problem in raised.value.problems] == [
+        "steps", "noise_offset", "rank",
+    ]  # fmt: skip

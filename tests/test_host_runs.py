@@ -12,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 from PIL import Image
+
 from tests.graphs import Graph
 from tests.host import Host, HostError
 
@@ -72,7 +73,7 @@ def test_memory_comes_back_over_ten_runs(new_host: Host) -> None:
             host.run(training(**run))
         time.sleep(1)  # the host collects its garbage between prompts
         memory.append(host.rss_bytes())
-    assert memory[9] <= 1.05 * memory[1], ' '.join(f'{m / 1e6:.0f}' for m in memory)
+    assert memory[9] <= 1.05 * memory[1], " ".join(f"{m / 1e6:.0f}" for m in memory)
 
 
 @pytest.mark.parametrize(

@@ -82,8 +82,8 @@ def _type_problem(value: Any, expected: Any) -> str | None:
 
 def raise_problems(problems: Iterable[str]) -> None:
     """Raise one SettingsError with all of `problems`; do nothing if there are none."""
-    if listed := "; ".join(problems):
-        raise SettingsError(f"Settings: {listed}.\nChange them on the node and queue again.")
+    if listed := tuple(problems):
+        raise SettingsError(listed)
 
 
 CAPTION_SOURCES = (
@@ -340,3 +340,21 @@ def from_values(config_class: type[Any], values: Mapping[str, Any]) -> Any:
     """
     names = settings_of(config_class).keys()
     return config_class(**{name: values[name] for name in names if name in values})
+
+
+def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:
+    """All settings of a run from one flat mapping, as a node has them.
+
+    Raises:
+        SettingsError: one or more values are not allowed; all of every group are listed.
+    """
+    groups = {"training": TrainingConfig, "objective": ObjectiveConfig, "adapter": LoraConfig}
+    made: dict[str, Any] = {}
+    problems: list[str] = []
+    for name, config_class in groups.items():
+        try:
+            made[name] = from_values(config_class, values)
+        except SettingsError as error:
+            problems += error.problems
+    raise_problems(problems)
+    return RunConfig(method, **made)

@@ -20,7 +20,12 @@ class PersonalizeError(ValueError):
 
 
 class SettingsError(PersonalizeError):
-    """One or more settings are not allowed; all of them are listed."""
+    """One or more settings are not allowed; all of them are listed in `problems`."""
+
+    def __init__(self, problems: tuple[str, ...]) -> None:
+        self.problems = problems
+        listed = "; ".join(problems)
+        super().__init__(f"Settings: {listed}.\nChange them on the node and queue again.")
 
 
 class DatasetError(PersonalizeError):

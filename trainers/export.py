@@ -89,7 +89,11 @@ def save_tensors(
     """
     import safetensors.torch
 
-    stored = {key: tensor.detach().to("cpu", dtype).contiguous() for key, tensor in tensors.items()}
+    # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
+    stored = {
+        key: tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32).contiguous()
+        for key, tensor in tensors.items()
+    }
     content = safetensors.torch.save(stored, metadata=dict(metadata))
     write_whole(path, content)
 
@@ -111,9 +115,10 @@ def write_whole(path: Path, content: bytes) -> None:
         temporary.chmod(0o644)  # a temporary file is private; a result is not
         temporary.replace(path)
     except OSError as error:
-        if temporary is not None:
-            temporary.unlink(missing_ok=True)
         raise SaveError(_why_not_saved(path, len(content), error)) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)  # after the rename there is none
 
 
 def _why_not_saved(path: Path, num_bytes: int, error: OSError) -> str:

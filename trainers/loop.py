@@ -131,7 +131,7 @@ def _losses_and_weights(
     examples, parts, objective = job.examples, job.parts, job.config.objective
     seed = job.config.training.seed
     generator = generator_for(seed, step, micro)
-    torch.manual_seed(generator_for(seed, "layers", step, micro).initial_seed())  # dropout
+    _seed_layers(parts.device, generator_for(seed, "layers", step, micro).initial_seed())
 
     latents = torch.stack([examples.latents[picture] for picture in pictures])
     mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
@@ -161,6 +161,13 @@ def _encode(job: Job, captions: list[str]) -> Text:
         return job.family.encode_text(job.parts, batch_tokens(job.parts, captions))
     cached = batch_text(job.encoded, captions)
     return {name: tensor.to(job.parts.device) for name, tensor in cached.items()}
+
+
+def _seed_layers(device: torch.device, seed: int) -> None:
+    # Dropout draws from the global generators of its device; those of others are left alone.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 @contextmanager

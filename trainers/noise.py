@@ -23,6 +23,9 @@ class Objective(Protocol):
     """A noise process and its target; a flow-matching family brings another with these methods."""
 
     @property
+    def prediction(self) -> str: ...  # as file metadata names it
+
+    @property
     def num_timesteps(self) -> int: ...
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...

@@ -38,6 +38,7 @@ def _adafactor(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimize
     # Its own schedule and parameter scaling are off: the rate on the node is the rate (K).
     made: torch.optim.Optimizer = _library("transformers", "adafactor").Adafactor(
         groups,
+        lr=1e-3,  # each group has its own; None breaks the polynomial schedule
         weight_decay=weight_decay,
         scale_parameter=False,
         relative_step=False,

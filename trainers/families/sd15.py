@@ -38,7 +38,9 @@ def checkpoint(module: nn.Module) -> None:
     """Trade time for memory: recompute activations in the backward pass."""
     if hasattr(module, "enable_gradient_checkpointing"):  # diffusers
         module.enable_gradient_checkpointing()  # type: ignore[operator]
-    else:  # transformers
+    elif hasattr(module, "activation_checkpointing_enable"):  # transformers from 5.23 on
+        module.activation_checkpointing_enable()  # type: ignore[operator]
+    else:
         module.gradient_checkpointing_enable({"use_reentrant": False})  # type: ignore[operator]
 
 

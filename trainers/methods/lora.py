@@ -54,7 +54,7 @@ def _inject(module: nn.Module, targets: str, lora: LoraConfig, seed: int) -> Non
         use_rslora=lora.rank_stabilized,
     )
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)  # peft draws A from the global generator, on the CPU
+        torch.default_generator.manual_seed(seed)  # peft draws A from it, on the CPU
         peft.inject_adapter_in_model(config, module, adapter_name=ADAPTER)
     for parameter in module.parameters():
         if parameter.requires_grad:
