@@ -156,7 +156,7 @@ class TrainingConfig:
 
     steps: int = setting(
         500,
-        "Optimizer updates. Six pictures of one subject: 400 to 1200.",
+        "Optimizer updates. 500 is a start for a handful of pictures; too many copy them.",
         min=1, max=1_000_000, advanced=False, source="D LoRA 500",
     )  # fmt: skip
     batch_size: int = setting(

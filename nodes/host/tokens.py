@@ -8,8 +8,8 @@ from comfy.sd1_clip import SDTokenizer
 
 
 def count_tokens(text: str) -> int:
-    """Tokens of `text` as CLIPTextEncode reads it, with one mark of start and one of end."""
-    parts = _tokenizer().tokenize_with_weights(text)
+    """Tokens of `text` as training reads it, literally, with one mark of start and one of end."""
+    parts = _tokenizer().tokenize_with_weights(text, disable_weights=True)
     return sum(len(part) - 2 for part in parts) + 2
 
 

@@ -1,0 +1,199 @@
+"""The shipped graphs and help pages say what the nodes are, and the graphs run."""
+
+from __future__ import annotations
+
+import json
+import urllib.parse
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.dataset_files import save
+from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
+from trainers.config import DatasetConfig, LoraConfig, ObjectiveConfig, TrainingConfig, settings_of
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom
+
+GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
+HELP_PAGES = ROOT / "js" / "docs"
+SHOWN_SETTINGS = {
+    "PersonalizeFolderDataset": (DatasetConfig,),
+    "PersonalizeTrainLora": (TrainingConfig, LoraConfig, ObjectiveConfig),
+}
+SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeLossPlot"}
+WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
+TITLE_PX = 30  # of a node, above its position
+
+each_graph = pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+
+
+def each_host(test: Callable[..., None]) -> Callable[..., None]:
+    return pytest.mark.host(pytest.mark.parametrize("which", ["host", "old_host"])(test))
+
+
+# -- what needs no host -------------------------------------------------------
+
+
+@each_graph
+def test_graph_has_a_thumbnail(path: Path) -> None:
+    thumbnail = path.with_suffix(".jpg").read_bytes()
+    assert thumbnail.startswith(b"\xff\xd8\xff")
+    assert len(thumbnail) < 250_000
+
+
+@each_graph
+def test_graph_names_the_pack_of_each_node(path: Path) -> None:
+    ours = [node for node in _load(path)["nodes"] if node["type"].startswith("Personalize")]
+    assert ours
+    assert {node["properties"]["cnr_id"] for node in ours} == {"personalize"}
+
+
+@each_graph
+def test_graph_nodes_lie_in_a_group_and_apart(path: Path) -> None:
+    graph = _load(path)
+    boxes = [_outline(node) for node in graph["nodes"]]
+    groups = [group["bounding"] for group in graph["groups"]]
+    assert all(any(_inside(box, group) for group in groups) for box in boxes)
+    pairs = [(a, b) for i, a in enumerate(boxes) for b in boxes[:i]]
+    assert not [pair for pair in pairs if _overlap(*pair)]
+
+
+@pytest.mark.parametrize("node_id", SHOWN_SETTINGS)
+def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:
+    shown = _inputs_of_page(HELP_PAGES / f"{node_id}.md")
+    for config in SHOWN_SETTINGS[node_id]:
+        for name, (field, _) in settings_of(config).items():
+            assert name in shown
+            if shown[name] is not None:  # the page has a column of defaults
+                assert _reads(shown[name], field.default), f"{name} is {field.default!r}"
+
+
+def test_readme_settings_have_their_defaults() -> None:
+    shown = _inputs_of_page(ROOT / "README.md", "setting")
+    configs = (DatasetConfig, TrainingConfig, LoraConfig, ObjectiveConfig)
+    settings = {n: field for c in configs for n, (field, _) in settings_of(c).items()}
+    plain = {n for c in configs for n, (_, facts) in settings_of(c).items() if not facts.advanced}
+    assert plain <= set(shown) <= set(settings)
+    wrong = {n: text for n, text in shown.items() if not _reads(text or "", settings[n].default)}
+    assert not wrong
+
+
+# -- what needs one -----------------------------------------------------------
+
+
+@each_host
+@each_graph
+def test_graph_has_a_value_for_each_widget(
+    path: Path, which: str, request: pytest.FixtureRequest
+) -> None:
+    info = request.getfixturevalue(which).object_info()
+    for node in _load(path)["nodes"]:
+        if node["type"] in info:
+            assert len(node["widgets_values"]) == _num_values(info[node["type"]]), node["type"]
+
+
+@each_host
+@each_graph
+def test_graph_runs(path: Path, which: str, request: pytest.FixtureRequest) -> None:
+    host: Host = request.getfixturevalue(which)
+    for name in ("1.png", "2.png"):
+        save(host.base / "input" / "workflow" / name, (64, 64))
+    log_before = len(host.log())
+    prompt = convert(_load(path), host.object_info())  # fails on a node that the host lacks
+    shown = host.images(host.run(_small(prompt)))
+    assert len(shown) == len(nodes_of(prompt, "SaveImage")) + len(SHOW_PICTURES & _classes(prompt))
+    assert all(picture.stat().st_size > 0 for picture in shown)
+    log = host.log()[log_before:].lower()
+    assert "lora key not loaded" not in log
+    assert "not loaded:" not in log
+
+
+@each_graph
+def test_graph_is_in_the_template_browser(path: Path, host: Host) -> None:
+    templates = f"{host.url}/api/workflow_templates"
+    with urllib.request.urlopen(templates) as reply:
+        assert path.stem in json.load(reply)[PACK_NAME]
+    for file in (path, path.with_suffix(".jpg")):
+        url = f"{templates}/{PACK_NAME}/{urllib.parse.quote(file.name)}"
+        with urllib.request.urlopen(url) as reply:
+            assert reply.read() == file.read_bytes()
+
+
+# -- reading graphs and pages -------------------------------------------------
+
+
+def _load(path: Path) -> dict[str, Any]:
+    graph: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return graph
+
+
+def _classes(prompt: Prompt) -> set[str]:
+    return {node["class_type"] for node in prompt.values()}
+
+
+def _small(prompt: Prompt) -> Prompt:
+    """The same graph with a thin model, two pictures and as little work as there can be."""
+    small = {
+        "CheckpointLoaderSimple": {"ckpt_name": "thin_sd15.safetensors"},
+        "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
+        "PersonalizeTrainLora": {"steps": 2},
+        "EmptyLatentImage": {"width": 64, "height": 64},
+        "KSampler": {"steps": 1},
+    }
+    for class_type, values in small.items():
+        for inputs in nodes_of(prompt, class_type):
+            inputs.update(values)
+    return prompt
+
+
+def _num_values(schema: dict[str, Any]) -> int:
+    """How many values the frontend saves for a node: its widgets, and what seeds do after."""
+    specs = [spec for part in ("required", "optional") for spec in _specs(schema, part)]
+    widgets = [options for kind, options in specs if kind in WIDGETS or isinstance(kind, list)]
+    widgets = [options for options in widgets if not options.get("forceInput")]
+    return len(widgets) + sum(bool(options.get("control_after_generate")) for options in widgets)
+
+
+def _specs(schema: dict[str, Any], part: str) -> list[tuple[Any, dict[str, Any]]]:
+    specs = schema["input"].get(part, {}).values()
+    return [(spec[0], spec[1] if len(spec) > 1 else {}) for spec in specs]
+
+
+def _outline(node: dict[str, Any]) -> Box:
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE_PX, x + width, y + height
+
+
+def _inside(inner: Box, group: list[float]) -> bool:
+    x, y, width, height = group
+    return x <= inner[0] and y <= inner[1] and inner[2] <= x + width and inner[3] <= y + height
+
+
+def _overlap(a: Box, b: Box) -> bool:
+    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+
+
+def _inputs_of_page(page: Path, head: str = "input") -> dict[str, str | None]:
+    """The inputs in the tables that begin with `head`, each with its default if there is one."""
+    inputs: dict[str, str | None] = {}
+    header: list[str] = []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        if not line.startswith("|"):
+            header = []
+        elif not header:
+            header = cells
+        elif header[0] == head and not cells[0].startswith("-"):
+            names = cells[0].split(", ")
+            defaults = cells[1].split(", ") if "default" in header else [None] * len(names)
+            inputs |= dict(zip(names, defaults, strict=False))
+    return inputs
+
+
+def _reads(shown: str, default: Any) -> bool:
+    if isinstance(default, bool):
+        return shown == ("on" if default else "off")
+    return shown == default if isinstance(default, str) else float(shown) == default
