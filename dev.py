@@ -228,7 +228,7 @@ def install(packages: Sequence[str]) -> None:
 def pip(*arguments: str) -> None:
     """Installs into the environment, never moving what is pinned."""
     pins = DEV / "pins.txt"
-    pins.write_text("\n".join([*TORCH, *PINS]))
+    pins.write_text("\n".join(pin for pin in (*TORCH, *PINS) if pin not in arguments))
     run([PYTHON, "-m", "pip", "install", "--progress-bar=off", "-c", pins, *arguments])
 
 
@@ -369,8 +369,9 @@ def explain(output: str, log: Path) -> str:
     if missing:
         version = ".".join(map(str, sys.version_info[:2]))
         return (
-            f"{missing[1]} is not to be had for Python {version} on this system.\n"
-            "Use a 64-bit Python 3.11, 3.12 or 3.13 on Linux, Windows or macOS."
+            f"The package index has no {missing[1]} for Python {version} on this system, or it "
+            "cannot be reached.\nUse a 64-bit Python 3.11, 3.12 or 3.13, and check the network "
+            f"(a proxy: HTTPS_PROXY).\nDetails: {log}"
         )
     errors = [line for line in output.splitlines() if "rror" in line] or output.splitlines()[-1:]
     return f"The set-up failed: {' '.join(errors[-1:])}\nAll that was printed: {log}"

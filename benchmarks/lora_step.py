@@ -1,6 +1,7 @@
 """What one step of LoRA training costs, side by side: seconds and peak memory.
 
     python -m benchmarks.lora_step [--comfyui DIR] [--steps N] [--rounds N] [--only KIND ...]
+                                   [--shared] [--quick]
 
 On a Stable Diffusion 1.5 of full size with random weights, at 256 px and batch size 1, on the CPU:
 this pack's Train LoRA in a real ComfyUI; ComfyUI's own TrainLoraNode; a bare loop of diffusers and
@@ -12,7 +13,9 @@ that what else the machine does hits all alike. Medians over all steps after the
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -25,8 +28,9 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import dev
 from PIL import Image
+
+import dev
 from tests import checkpoints
 from tests.events import Event
 from tests.graphs import Graph
@@ -50,6 +54,7 @@ class Bench:
     thin: bool
     size_px: int
     steps: int
+    shared: bool  # CPU seconds of one thread instead of the clock's
 
 
 @dataclass
@@ -79,7 +84,7 @@ class Row(NamedTuple):
     title: str
     precision: str
     seconds: float
-    peak_gb: float | None
+    peak_gb: float = math.nan
 
 
 class Limit(NamedTuple):
@@ -130,7 +135,7 @@ def run_comfyui(bench: Bench, precision: str) -> Sample:
 def run_bare(bench: Bench, precision: str) -> Sample:
     command = [sys.executable, "-m", "benchmarks.bare_loop", "--precision", precision]
     command += ["--steps", str(bench.steps), "--rank", str(RANK), "--size-px", str(bench.size_px)]
-    command += ["--thin"] if bench.thin else []
+    command += ["--thin"] * bench.thin + ["--cpu-time"] * bench.shared
     done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
     if done.returncode:
         raise SystemExit(f"The bare loop failed:\n{done.stderr}")
@@ -147,6 +152,7 @@ def _in_host(bench: Bench, graph: Graph, trainer: str, pack: Path | None) -> Sam
     ticks: list[tuple[int, float]] = []
     with Host(bench.comfyui, pack=pack, checkpoints={CHECKPOINT: bench.checkpoint}) as host:
         host.add_input(bench.picture.parent)
+        clock = partial(cpu_seconds, host.pid) if bench.shared else time.perf_counter
 
         def see(event: Event) -> None:
             if event.data.get("node") != trainer:
@@ -154,16 +160,22 @@ def _in_host(bench: Bench, graph: Graph, trainer: str, pack: Path | None) -> Sam
             if event.kind == "executing":
                 host.reset_peak()
             elif event.kind == "progress":
-                ticks.append((event.data["value"], time.perf_counter()))
+                ticks.append((event.data["value"], clock()))
 
         host.follow(graph, see, timeout=3600)
         return Sample(step_seconds(ticks), [host.peak_rss_bytes()])
 
 
+def cpu_seconds(pid: int) -> float:
+    """CPU time that a process has used so far, in all its threads (Linux; man 5 proc_pid_stat)."""
+    numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(numbers[11]) + int(numbers[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def step_seconds(ticks: list[tuple[int, float]]) -> list[float]:
     """Seconds a step from (steps done, time) after the warm-up; hosts skip some that are quick."""
     after = [tick for tick in ticks if tick[0] >= WARM_UP_STEPS]
-    pairs = zip(after, after[1:], strict=False)
+    pairs = itertools.pairwise(after)
     return [(time_b - time_a) / (done_b - done_a) for (done_a, time_a), (done_b, time_b) in pairs]
 
 
@@ -188,7 +200,7 @@ def rows_of(samples: dict[Contender, Sample]) -> Rows:
         rows[kind, precision] = Row(title, precision, seconds, max(sample.peaks_bytes) / 1e9)
         if sample.arithmetic_seconds:
             floor = min(sample.arithmetic_seconds)
-            rows["arithmetic", precision] = Row("arithmetic alone", precision, floor, None)
+            rows["arithmetic", precision] = Row("arithmetic alone", precision, floor)
     return rows
 
 
@@ -202,7 +214,7 @@ def table(rows: Rows) -> str:
             others = [rows.get(("bare", precision)), rows.get(("comfyui", "fp32"))]
             cells = [_ratio(row.seconds, other and other.seconds) for other in others]
             line = f"{row.title:19}{precision:6} {row.seconds:8.2f} {cells[0]:>8} {cells[1]:>10}"
-            if row.peak_gb is not None:
+            if not math.isnan(row.peak_gb):
                 cells = [_ratio(row.peak_gb, other and other.peak_gb) for other in others]
                 line += f" {row.peak_gb:8.1f} {cells[0]:>8} {cells[1]:>10}"
             lines.append(line)
@@ -226,7 +238,6 @@ def limits(rows: Rows) -> list[Limit]:
     if own := rows.get(("comfyui", "fp32")):
         ratio = own.seconds / ours.seconds
         found.append(Limit("time, ComfyUI's own node / Train LoRA, fp32", ratio, False, 4.0))
-        assert ours.peak_gb and own.peak_gb, "hosts always tell their peak"
         ratio = ours.peak_gb / own.peak_gb
         found.append(Limit("peak memory, Train LoRA / ComfyUI's own node, fp32", ratio, True, 0.6))
     if half := rows.get(("ours", "bf16")):
@@ -271,6 +282,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=10, help="a run; 2 of them are warm-up")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contender")
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="leave others out")
+    parser.add_argument(
+        "--shared",
+        action="store_true",
+        help="for a machine that others use too: one thread, and its CPU time, not the clock's",
+    )
     parser.add_argument("--quick", action="store_true", help="a thin model, to see that it works")
     asked = parser.parse_args()
     if not (asked.comfyui / "main.py").is_file():
@@ -285,10 +301,12 @@ def main() -> int:
     name, size_px = ("thin_sd15", 64) if asked.quick else ("full_sd15", 256)
     steps, rounds = (5, 1) if asked.quick else (asked.steps, asked.rounds)
     print(f"{name}, {size_px} px, batch size 1, rank {RANK}, {steps} steps, {rounds} rounds")
+    if asked.shared:
+        os.environ["OMP_NUM_THREADS"] = "1"  # every contender inherits it
     checkpoint = checkpoints.cached(name, dev.DEV / "checkpoints")
     with tempfile.TemporaryDirectory() as scratch:
         picture = write_picture(Path(scratch) / "benchmark", size_px)
-        bench = Bench(asked.comfyui, checkpoint, picture, asked.quick, size_px, steps)
+        bench = Bench(asked.comfyui, checkpoint, picture, asked.quick, size_px, steps, asked.shared)
         rows = rows_of(measure(bench, asked.only, rounds))
     found = limits(rows)
     print(f"\n{table(rows)}\n\n" + "\n".join(map(verdict, found)))

@@ -21,6 +21,8 @@ from PIL import Image, ImageDraw
 
 from tests.events import Event
 from tests.host import ROOT, Host, HostError, Prompt, convert, nodes_of
+from trainers.errors import DatasetError
+from trainers.listing import has_pictures
 
 WORKFLOW = ROOT / "workflows" / "Train a LoRA and sample.json"
 DEMO_BASE = ROOT / "demo" / "base"
@@ -32,11 +34,12 @@ QUIET_SECONDS = 5  # between status lines where they cannot replace each other
 
 
 class Base(NamedTuple):
-    """A checkpoint, what to call it, and the picture size it is good at."""
+    """A checkpoint, its title, the picture size that suits it, and steps if not the graph's own."""
 
     path: Path
     title: str
     resolution: int
+    steps: int | None = None
 
 
 class Task(NamedTuple):
@@ -85,10 +88,10 @@ class StatusLine:
         self._latest, self._shown_at = "", time.monotonic()
 
 
-def choose_base(own: Path | None, work: Path) -> Base:
+def choose_base(own: Path | None, work: Path, resolution: int) -> Base:
     """The user's checkpoint, else the demo base, else random weights."""
     if own is not None:
-        return Base(own, own.name, 512)
+        return Base(own, own.name, resolution)
     if (DEMO_BASE / "unet.safetensors").exists():
         from demo.checkpoint import compose
         from demo.world import SIZE_PX
@@ -98,11 +101,15 @@ def choose_base(own: Path | None, work: Path) -> Base:
     from tests.checkpoints import cached
 
     title = "random weights in the shape of SD1.5: its pictures are NOISE (--base FILE: a real one)"
-    return Base(cached("thin_sd15", work / "checkpoints"), title, 64)
+    return Base(cached("thin_sd15", work / "checkpoints"), title, 64, steps=50)
 
 
 def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Task:
-    """The user's pictures, else drawn ones; a folder's name says what its pictures show."""
+    """The user's pictures, else drawn ones; a folder's name says what its pictures show.
+
+    Raises:
+        DatasetError: The folder has no pictures.
+    """
     if asked.images is None:
         from demo.world import SIZE_PX, write_subject
 
@@ -110,8 +117,10 @@ def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Tas
         write_subject(SUBJECT, folder, size_px=max(SIZE_PX, base.resolution))
     else:
         folder = asked.images
+        if not has_pictures(folder):
+            raise DatasetError(f"--images {folder}: no pictures in it.\nPut 3 to 30 of them there.")
     prompt = asked.prompt or f"a photo of a sks {folder.resolve().name.replace('_', ' ')}"
-    return Task(folder, prompt, asked.steps)
+    return Task(folder, prompt, asked.steps or base.steps)
 
 
 def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
@@ -120,14 +129,18 @@ def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
     (loader,) = nodes_of(prompt, "CheckpointLoaderSimple")
     loader["ckpt_name"] = base.path.name
     (dataset,) = nodes_of(prompt, "PersonalizeFolderDataset")
-    dataset |= {"folder": task.images.resolve().name, "prompt": task.prompt}
-    dataset["resolution"] = base.resolution
+    name = task.images.resolve().name
+    dataset |= {"folder": name, "prompt": task.prompt, "resolution": base.resolution}
     (train,) = nodes_of(prompt, "PersonalizeTrainLora")
     train["steps"] = task.steps or train["steps"]
     (latent,) = nodes_of(prompt, "EmptyLatentImage")
     latent |= {"width": base.resolution, "height": base.resolution, "batch_size": NUM_SEEDS}
     (sampler,) = nodes_of(prompt, "KSampler")
     prompt[sampler["positive"][0]]["inputs"]["text"] = task.prompt
+    (save_lora,) = nodes_of(prompt, "PersonalizeSaveLora")
+    save_lora["filename_prefix"] = f"loras/{name}"
+    (save_image,) = nodes_of(prompt, "SaveImage")
+    save_image["filename_prefix"] = name
     return prompt
 
 
@@ -197,6 +210,34 @@ def compare(host: Host, prompt: Prompt, folder: Path) -> dict[str, Path]:
     }
 
 
+def run(asked: argparse.Namespace) -> dict[str, Path]:
+    """Does the whole job; returns what was made by what it is."""
+    print("Preparing the base model and the pictures ...", flush=True)
+    folder = asked.work / "demo"
+    folder.mkdir(parents=True, exist_ok=True)
+    accelerated = has_gpu()
+    base = choose_base(asked.base, asked.work, 512 if accelerated else 256)
+    task = choose_task(asked, base, folder)
+    print(f"  Base model  {base.title}\n  Pictures    {task.images}\n  Prompt      {task.prompt}")
+    print(f"Starting ComfyUI on the {'GPU' if accelerated else 'CPU'} ...", flush=True)
+    host = Host(
+        asked.comfyui,
+        base=folder,
+        checkpoints={base.path.name: base.path},
+        args=() if accelerated else ("--cpu",),
+    )
+    host.add_input(task.images, task.images.resolve().name)
+    with host:
+        return compare(host, training_prompt(host, base, task), folder)
+
+
+def has_gpu() -> bool:
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks up on a mere import
+    import torch
+
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, required=True)
@@ -207,30 +248,14 @@ def main() -> int:
     parser.add_argument("--steps", type=int)
     asked = parser.parse_args()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # the host is stopped then, too
-
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it speaks up on a mere import
-    import torch
-
-    accelerated = torch.cuda.is_available() or torch.backends.mps.is_available()
-    folder = asked.work / "demo"
-    folder.mkdir(parents=True, exist_ok=True)
-    print("Preparing the base model and the pictures ...", flush=True)
-    base = choose_base(asked.base, asked.work)
-    task = choose_task(asked, base, folder)
-    print(f"  Base model  {base.title}\n  Pictures    {task.images}\n  Prompt      {task.prompt}")
-    print("Starting ComfyUI ...", flush=True)
-    host = Host(
-        asked.comfyui,
-        base=folder,
-        checkpoints={base.path.name: base.path},
-        args=() if accelerated else ("--cpu",),
-    )
-    host.add_input(task.images, task.images.resolve().name)
     try:
-        with host:
-            made = compare(host, training_prompt(host, base, task), folder)
+        made = run(asked)
     except HostError as error:
-        print(f"\n{str(error).splitlines()[0]}\nComfyUI's log: {host.log_path}", file=sys.stderr)
+        log = asked.work / "demo" / "host.log"
+        print(f"\n{error.summary}\nComfyUI's log: {log}", file=sys.stderr)
+        return 1
+    except DatasetError as error:
+        print(f"\n{error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("\nStopped, and ComfyUI with it.", file=sys.stderr)

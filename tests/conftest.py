@@ -85,6 +85,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a host, so that ``-m "not host"`` is quick; those run last."""
     hosts = {"host", "old_host", "fp32_host", "new_host"}
     for item in items:
-        if hosts & set(getattr(item, "fixturenames", ())):
+        parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        asked = {*getattr(item, "fixturenames", ()), *(p for p in parameters if type(p) is str)}
+        if hosts & asked:
             item.add_marker(pytest.mark.host)
     items.sort(key=lambda item: item.get_closest_marker("host") is not None)

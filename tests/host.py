@@ -35,6 +35,7 @@ class HostError(RuntimeError):
     """The host refused a prompt, a node failed, or the host died.
 
     Attributes:
+        summary: The message without the host's traceback.
         kind: The exception's type as the host names it, such as ``ValueError``;
             ``interrupted`` after a cancel, ``invalid prompt`` for a refused one.
         node: The node's class, where one is to blame.
@@ -42,9 +43,16 @@ class HostError(RuntimeError):
     """
 
     def __init__(
-        self, message: str, *, kind: str, node: str = "", details: Mapping[str, Any] | None = None
+        self,
+        summary: str,
+        *,
+        kind: str,
+        node: str = "",
+        details: Mapping[str, Any] | None = None,
     ) -> None:
-        super().__init__(message)
+        trace = "".join((details or {}).get("traceback", []))
+        super().__init__(f"{summary}\n{trace}".rstrip())
+        self.summary = summary
         self.kind = kind
         self.node = node
         self.details = dict(details or {})
@@ -173,11 +181,12 @@ class Host:
         return name
 
     def add_input(self, path: Path, name: str | None = None) -> str:
-        """Copies a picture or a folder of pictures into the host's input folder."""
+        """Copies a picture or a folder of pictures, in place of what has that name, to input/."""
         name = name or Path(path).name
         target = self.base / "input" / name
         if Path(path).is_dir():
-            shutil.copytree(path, target, dirs_exist_ok=True)
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(path, target)
         else:
             shutil.copyfile(path, target)
         return name
@@ -193,7 +202,8 @@ class Host:
         """All nodes' schemas by class, or the schema of one."""
         if node is None:
             return self._get("/object_info")
-        return self._get(f"/object_info/{urllib.parse.quote(node)}")[node]
+        schema: dict[str, Any] = self._get(f"/object_info/{urllib.parse.quote(node)}")[node]
+        return schema
 
     def queue(self, prompt: Prompt, client_id: str | None = None) -> str:
         """Queues a prompt in API form and returns its id; HostError if it is invalid."""
@@ -280,13 +290,13 @@ class Host:
 
     def _get(self, path: str) -> dict[str, Any]:
         with urllib.request.urlopen(self.url + path, timeout=120) as reply:
-            return json.load(reply)
+            return _object(reply.read())
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}
         request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
         with urllib.request.urlopen(request, timeout=120) as reply:
-            return json.loads(reply.read() or b"{}")
+            return _object(reply.read())
 
     def _check_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -331,9 +341,8 @@ def _succeeded(entry: dict[str, Any]) -> dict[str, Any]:
                 details=data,
             )
         if kind == "execution_error":
-            trace = "".join(data.get("traceback", []))
             raise HostError(
-                f"{data['node_type']}: {data['exception_message'].strip()}\n{trace}",
+                f"{data['node_type']}: {data['exception_message'].strip()}",
                 kind=data["exception_type"],
                 node=data["node_type"],
                 details=data,
@@ -351,6 +360,12 @@ def _refused(reply: Mapping[str, Any]) -> HostError:
 
 def _refusal(node: str, error: Mapping[str, str]) -> str:
     return f"{node}: {error['message']}: {error['details']}"
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    content = json.loads(body or b"{}")
+    assert isinstance(content, dict), "the host answers with JSON objects"
+    return content
 
 
 def _free_port() -> int:

@@ -117,8 +117,8 @@ def test_long_prompt_warns_of_the_part_that_is_cut(host: Host) -> None:
     folder_of(host, "cat", (64, 64))
     words = " ".join(["red", "green", "blue"] * 26)
     host.run(training("cat", {"prompt": f"{words} a hidden unicorn"}, steps=1))
-    warning = next(line for line in host.log().splitlines() if "the rest is cut off" in line)
-    assert "a hidden unicorn'" in warning.split("(caption:")[0]
+    warnings = [line for line in host.log().splitlines() if "the rest is cut off" in line]
+    assert "a hidden unicorn'" in warnings[-1].split("(caption:")[0]
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .convolution import use_small_map_convolutions
+
 # What every layer that attends, and every feed-forward and projection around it, is called.
 ATTENTION = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 FEED_FORWARD = r".*\.(ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out)"
@@ -35,7 +37,9 @@ def build_unet(facts: Mapping[str, Any]) -> nn.Module:
     from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        return typing.cast(nn.Module, UNet2DConditionModel(**diffusers_config(facts)))  # type: ignore[no-untyped-call]
+        unet: Any = UNet2DConditionModel(**diffusers_config(facts))  # type: ignore[no-untyped-call]
+    use_small_map_convolutions(unet)
+    return typing.cast(nn.Module, unet)
 
 
 def diffusers_config(facts: Mapping[str, Any]) -> dict[str, Any]:
