@@ -323,7 +323,11 @@ def run(command: Sequence[object]) -> None:
             file.write(line)
             shown.show(line)
     shown.clear()
-    if child.wait():
+    if child.wait() < 0:
+        raise Trouble(
+            f"Signal {-child.returncode} ended the set-up, maybe for want of memory. Try again."
+        )
+    if child.returncode:
         raise Trouble(explain(log.read_text(encoding="utf-8"), log))
 
 
@@ -374,7 +378,7 @@ def explain(output: str, log: Path) -> str:
             f"(a proxy: HTTPS_PROXY).\nDetails: {log}"
         )
     errors = [line for line in output.splitlines() if "rror" in line] or output.splitlines()[-1:]
-    return f"The set-up failed: {' '.join(errors[-1:])}\nAll that was printed: {log}"
+    return f"The set-up failed: {' '.join(errors[-1:]):.300}\nAll that was printed: {log}"
 
 
 def main() -> int:

@@ -21,12 +21,13 @@ from PIL import Image, ImageDraw
 
 from tests.events import Event
 from tests.host import ROOT, Host, HostError, Prompt, convert, nodes_of
+from tests.pictures import write_stars
 from trainers.errors import DatasetError
 from trainers.listing import has_pictures
 
 WORKFLOW = ROOT / "workflows" / "Train a LoRA and sample.json"
 DEMO_BASE = ROOT / "demo" / "base"
-SUBJECT = "star"  # of demo/world.py
+SUBJECT = "star"
 NUM_SEEDS = 3
 TILE_PX = 256
 LONGEST_SECONDS = 24 * 3600.0
@@ -111,16 +112,24 @@ def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Tas
         DatasetError: The folder has no pictures.
     """
     if asked.images is None:
-        from demo.world import SIZE_PX, write_subject
-
         folder = demo_folder / "examples" / SUBJECT
-        write_subject(SUBJECT, folder, size_px=max(SIZE_PX, base.resolution))
+        write_examples(folder)
     else:
         folder = asked.images
         if not has_pictures(folder):
             raise DatasetError(f"--images {folder}: no pictures in it.\nPut 3 to 30 of them there.")
     prompt = asked.prompt or f"a photo of a sks {folder.resolve().name.replace('_', ' ')}"
     return Task(folder, prompt, asked.steps or base.steps)
+
+
+def write_examples(folder: Path) -> None:
+    """Pictures that the demo base can make something of, if it is there."""
+    if (DEMO_BASE / "unet.safetensors").exists():
+        from demo.world import write_subject
+
+        write_subject(SUBJECT, folder)
+    else:
+        write_stars(folder)
 
 
 def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
