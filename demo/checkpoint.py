@@ -1,0 +1,27 @@
+"""Puts the demo base together: one file that CheckpointLoaderSimple loads as SD 1.5."""
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+
+from . import text
+
+BASE = Path(__file__).parent / "base"
+
+
+def compose(path: Path, base: Path = BASE) -> Path:
+    """Write the full checkpoint (UNet, VAE and the seeded text encoder, fp16, 300 MB).
+
+    Args:
+        path: the file to write, for example `models/checkpoints/personalize_demo.safetensors`.
+        base: the folder with `unet.safetensors` and `vae.safetensors`.
+    """
+    parts = {
+        "model.diffusion_model.": load_file(base / "unet.safetensors"),
+        "first_stage_model.": load_file(base / "vae.safetensors"),
+        "cond_stage_model.transformer.": text.weights(),
+    }
+    whole = {prefix + name: t for prefix, part in parts.items() for name, t in part.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(whole, path, metadata={"title": "Personalize demo base"})
+    return path

@@ -1,0 +1,186 @@
+"""Make the demo base model from nothing: `python -m demo.make_base --comfyui PATH`.
+
+Four stages, each of which goes on where it was stopped: the autoencoder (on quarter pictures,
+then on whole ones), latents of a pool of pictures, the UNet, and the two files that are kept.
+"""
+
+import argparse
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import AutoencoderTiny
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from . import autoencoder, denoiser, world
+from .fit import Batch, Plan, fit
+from .text import PromptEncoder
+
+BASE = Path(__file__).parent / "base"
+POOL_SIZE = 8_000  # 40 placements of each of the 200 trained triples
+CROP_PX = 32  # a quarter of a picture holds every edge there is at a quarter of the cost
+CROPS = Plan(1600, batch_size=16, lr=1e-3, muon_lr=0.01, save_every=200, decay_fraction=0.4)
+POLISH = Plan(300, batch_size=16, lr=3e-4, muon_lr=0.003, save_every=100, decay_fraction=0.8)
+UNET = Plan(1750, batch_size=16, lr=7e-4, warmup_steps=200, decay_fraction=0.35)
+# How often a caption names less than all: the class prompts of personalization need it.
+PART_CAPTIONS = {"no background": 0.08, "no colour": 0.08, "neither": 0.06, "empty": 0.10}
+
+
+def train_autoencoder(work: Path, device: str) -> autoencoder.Codec:
+    """Train on crops of pictures of any surface; a sample sheet lies beside the state."""
+
+    def crops(generator: torch.Generator, count: int) -> Batch:
+        levels = draw_levels(generator, count)
+        top, left = torch.randint(0, world.SIZE_PX - CROP_PX + 1, (2,), generator=generator)
+        return (levels[:, :, top : top + CROP_PX, left : left + CROP_PX],)
+
+    def report(averaged: nn.Module, step: int) -> None:
+        write_rebuilt(averaged, work / f"crops_{step:05d}.png")
+
+    model = autoencoder.build().to(device, memory_format=torch.channels_last)
+    averaged = fit(model, crops, autoencoder.sample_loss, CROPS, work / "crops.pt", report)
+    levels = draw_levels(torch.Generator().manual_seed(1), 256)
+    return autoencoder.Codec.measure(averaged, levels)
+
+
+def polish(codec: autoencoder.Codec, work: Path, plan: Plan) -> autoencoder.Codec:
+    """Train the decoder on whole pictures; the encoder, and so every latent, stays as it is."""
+
+    def wholes(generator: torch.Generator, count: int) -> Batch:
+        return (draw_levels(generator, count),)
+
+    def report(averaged: nn.Module, step: int) -> None:
+        write_rebuilt(averaged, work / f"polish_{step:05d}.png")
+
+    model = copy.deepcopy(codec.model)
+    model.decoder.requires_grad_(True)
+    averaged = fit(model, wholes, autoencoder.sample_loss, plan, work / "polish.pt", report)
+    return autoencoder.Codec(averaged, codec.scale, codec.shift)
+
+
+def draw_levels(generator: torch.Generator, count: int) -> Tensor:
+    """Bytes (count, 3, 64, 64) of pictures of any surface."""
+    rng = np.random.default_rng(int(torch.randint(2**62, (), generator=generator)))
+    return autoencoder.to_tensor([world.draw_anything(rng) for _ in range(count)])
+
+
+def write_rebuilt(model: AutoencoderTiny, path: Path) -> None:
+    """A sheet of drawn pictures, subjects among them, each row followed by its reconstruction."""
+    rng = np.random.default_rng(2)
+    drawn = [world.draw_triple(t, rng) for t in world.HELD_OUT_TRIPLES[::5]]
+    drawn += [world.draw_subject(n, b, rng) for n in world.SUBJECTS for b in ("navy", "cream")]
+    codec = autoencoder.Codec(model, 1.0, 0.0)
+    levels = autoencoder.to_tensor(drawn)
+    rebuilt = codec.decode(codec.encode(levels))
+    error = (rebuilt - autoencoder.to_pixels(levels)).abs().mean().item() * 127.5
+    print(f"autoencoder: mean error {error:.2f} of 255 levels, sheet {path}")
+    pictures = autoencoder.to_pictures(rebuilt)
+    rows = [r for i in range(0, len(drawn), 8) for r in drawn[i : i + 8] + pictures[i : i + 8]]
+    world.grid(rows, 8).save(path)
+
+
+def encode_pool(codec: autoencoder.Codec, path: Path) -> tuple[Tensor, Tensor]:
+    """Latents (N, 4, 8, 8) of N drawn pictures and the index of each one's triple (N,)."""
+    if not path.exists():
+        rng = np.random.default_rng(3)
+        kinds = torch.arange(POOL_SIZE) % len(world.TRAIN_TRIPLES)
+        latents = []
+        for part in kinds.split(500):
+            drawn = [world.draw_triple(world.TRAIN_TRIPLES[k], rng) for k in part]
+            with torch.autocast(next(codec.model.parameters()).device.type, torch.bfloat16):
+                latents.append(codec.encode(autoencoder.to_tensor(drawn)).float().cpu())
+            print(f"latents {sum(map(len, latents))}/{POOL_SIZE}")
+        torch.save({"latents": torch.cat(latents), "kinds": kinds}, path)
+    pool = torch.load(path, weights_only=True)
+    return pool["latents"], pool["kinds"]
+
+
+def part_captions(triple: world.Triple) -> list[str]:
+    """The full caption of a triple, then those of PART_CAPTIONS in order."""
+    return [
+        world.caption(triple.shape, triple.colour, triple.background),
+        world.caption(triple.shape, triple.colour),
+        world.caption(triple.shape, "", triple.background),
+        world.caption(triple.shape),
+        "",
+    ]
+
+
+def encode_captions(
+    captions: list[list[str]], prompts: list[str], comfyui: Path, path: Path
+) -> dict[str, Tensor]:
+    """Encodings (77, 768) of all captions and prompts, bf16 as training reads them."""
+    if not path.exists():
+        unique = sorted({c for row in [*captions, prompts] for c in row})
+        made = PromptEncoder(comfyui)(unique).to(torch.bfloat16)
+        torch.save(dict(zip(unique, made, strict=True)), path)
+    return torch.load(path, weights_only=True)
+
+
+def train_unet(
+    work: Path, device: str, codec: autoencoder.Codec, comfyui: Path, plan: Plan
+) -> nn.Module:
+    """Train the UNet on the pool and write sheets of held-out prompts beside the state."""
+    latents, kinds = encode_pool(codec, work / "latents.pt")
+    captions = [part_captions(t) for t in world.TRAIN_TRIPLES]
+    shown = world.HELD_OUT_TRIPLES[::2]
+    prompts = [world.caption(t.shape, t.colour, t.background) for t in shown]
+    encoded = encode_captions(captions, prompts, comfyui, work / "encodings.pt")
+    place = {caption: i for i, caption in enumerate(encoded)}
+    encodings = torch.stack(list(encoded.values()))
+    index = torch.tensor([[place[c] for c in row] for row in captions])
+    shares = torch.tensor([1 - sum(PART_CAPTIONS.values()), *PART_CAPTIONS.values()])
+
+    def draw(generator: torch.Generator, count: int) -> Batch:
+        picked = torch.randint(len(latents), (count,), generator=generator)
+        part = torch.multinomial(shares, count, replacement=True, generator=generator)
+        return latents[picked], encodings[index[kinds[picked], part]]
+
+    noise = torch.randn((len(shown), 4, 8, 8), generator=torch.Generator().manual_seed(4))
+    wanted = torch.stack([encoded[p] for p in prompts]).to(device)
+
+    def report(averaged: nn.Module, step: int) -> None:
+        with torch.autocast(device, torch.bfloat16):
+            made = denoiser.sample(averaged, wanted, encoded[""].to(device), noise.to(device))
+        pictures = autoencoder.to_pictures(codec.decode(made.float()))
+        world.grid(pictures, 10).save(work / f"unet_{step:05d}.png")
+
+    model = denoiser.build().to(device)
+    return fit(model, draw, denoiser.sample_loss, plan, work / "unet.pt", report)
+
+
+def export(codec: autoencoder.Codec, unet: nn.Module) -> None:
+    """Write the two files of the base, fp16, under the host's names."""
+    BASE.mkdir(exist_ok=True)
+    for name, weights in (
+        ("vae", codec.to_host()),
+        ("unet", denoiser.to_host(unet.state_dict())),
+    ):
+        halves = {k: v.detach().cpu().half().contiguous() for k, v in weights.items()}
+        save_file(halves, BASE / f"{name}.safetensors")
+        print(f"wrote {BASE / name}.safetensors")
+
+
+def main() -> None:
+    """Run all stages."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--unet-steps", type=int, default=UNET.steps, help="more goes on training")
+    parser.add_argument("--polish-steps", type=int, default=POLISH.steps)
+    asked = parser.parse_args()
+    asked.work.mkdir(parents=True, exist_ok=True)
+    codec = train_autoencoder(asked.work, asked.device)
+    unet_plan = replace(UNET, steps=asked.unet_steps)
+    unet = train_unet(asked.work, asked.device, codec, asked.comfyui, unet_plan)
+    export(codec, unet)  # usable from here on; what follows only sharpens
+    export(polish(codec, asked.work, replace(POLISH, steps=asked.polish_steps)), unet)
+
+
+if __name__ == "__main__":
+    main()
