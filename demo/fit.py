@@ -15,6 +15,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from trainers.precision import compute_dtype
+
 from .muon import Muon
 
 Batch = tuple[Tensor, ...]
@@ -130,7 +132,7 @@ class _Workers:
         def work(replica: nn.Module, part: Batch, seed: int) -> float:
             own = torch.Generator().manual_seed(seed)
             part = tuple(t.to(self.device) for t in part)
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with autocast(self.device):
                 loss = sample_loss(replica, part, own).sum() / size
             loss.backward()
             return loss.item()
@@ -145,6 +147,12 @@ class _Workers:
         for replica in used:
             replica.zero_grad(set_to_none=True)
         return total
+
+
+def autocast(device: torch.device) -> torch.autocast:
+    """Half precision where the device computes in it; without the instructions it is slower."""
+    dtype = compute_dtype("auto", device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def _learning(model: nn.Module) -> list[nn.Parameter]:

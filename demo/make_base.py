@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import autoencoder, denoiser, world
-from .fit import Batch, Plan, fit
+from .fit import Batch, Plan, autocast, fit
 from .text import PromptEncoder
 
 BASE = Path(__file__).parent / "base"
@@ -91,7 +91,7 @@ def encode_pool(codec: autoencoder.Codec, path: Path) -> tuple[Tensor, Tensor]:
         latents = []
         for part in kinds.split(500):
             drawn = [world.draw_triple(world.TRAIN_TRIPLES[k], rng) for k in part]
-            with torch.autocast(next(codec.model.parameters()).device.type, torch.bfloat16):
+            with autocast(next(codec.model.parameters()).device):
                 latents.append(codec.encode(autoencoder.to_tensor(drawn)).float().cpu())
             print(f"latents {sum(map(len, latents))}/{POOL_SIZE}")
         torch.save({"latents": torch.cat(latents), "kinds": kinds}, path)
@@ -144,12 +144,12 @@ def train_unet(
     wanted = torch.stack([encoded[p] for p in prompts]).to(device)
 
     def report(averaged: nn.Module, step: int) -> None:
-        with torch.autocast(device, torch.bfloat16):
+        with autocast(torch.device(device)):
             made = denoiser.sample(averaged, wanted, encoded[""].to(device), noise.to(device))
         pictures = autoencoder.to_pictures(codec.decode(made.float()))
         world.grid(pictures, 10).save(work / f"unet_{step:05d}.png")
 
-    model = denoiser.build().to(device)
+    model = denoiser.build().to(device, memory_format=torch.channels_last)
     return fit(model, draw, denoiser.sample_loss, plan, work / "unet.pt", report)
 
 

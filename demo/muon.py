@@ -18,11 +18,11 @@ _ROUNDS = 5  # from 0.01 to between 0.7 and 1.2
 def orthogonalize(matrix: Tensor) -> Tensor:
     """The nearest matrix whose singular values are about 1, by Newton-Schulz iteration."""
     wide = matrix.T if matrix.shape[0] > matrix.shape[1] else matrix
-    x = (wide / (wide.norm() + 1e-7)).bfloat16()
+    x = wide / (wide.norm() + 1e-7)
     for _ in range(_ROUNDS):
         gram = x @ x.T
         x = _LINEAR * x + (_CUBIC * gram + _QUINTIC * gram @ gram) @ x
-    return (x.T if wide is not matrix else x).to(matrix.dtype)
+    return x.T if wide is not matrix else x
 
 
 class Muon(torch.optim.Optimizer):
