@@ -6,9 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import DatasetConfig, from_values
+from ..trainers.config import DatasetConfig
 from ..trainers.errors import DatasetError
 from ..trainers.listing import folder_state
+from ..trainers.settings import from_values
 from .host.folders import dataset_folder, dataset_folders, folder_problem
 from .schema import inputs_of
 from .sockets import PersonalizeDataset

@@ -3,25 +3,40 @@
 from __future__ import annotations
 
 import typing
+from collections.abc import Mapping
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import Setting, settings_of
+from ..trainers.config import METHOD_DEFAULTS, config_groups
+from ..trainers.settings import Setting, settings_of
 
 MULTILINE = {"prompt"}
 
 
-def inputs_of(config_class: type[Any], only: tuple[str, ...] = ()) -> dict[str, io.Input]:
+def settings_inputs(method: str, first: tuple[str, ...]) -> list[io.Input]:
+    """An input for every setting of a training by `method`; those named in `first` come first."""
+    inputs: dict[str, io.Input] = {}
+    groups = config_groups(method)
+    for name in ("training", "own", "objective"):
+        inputs |= inputs_of(groups[name], defaults=METHOD_DEFAULTS[method])
+    return [*(inputs.pop(name) for name in first), *inputs.values()]
+
+
+def inputs_of(
+    config_class: type[Any], only: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
+) -> dict[str, io.Input]:
     """One input per settings field, by name, in the order of the class.
 
     Args:
         config_class: a dataclass of trainers.config.
         only: limits the result to these names.
+        defaults: values that replace the class's own defaults.
     """
     types_by_name = typing.get_type_hints(config_class)
+    chosen = defaults or {}
     return {
-        name: _input(name, types_by_name[name], field.default, facts)
+        name: _input(name, types_by_name[name], chosen.get(name, field.default), facts)
         for name, (field, facts) in settings_of(config_class).items()
         if not only or name in only
     }

@@ -6,15 +6,34 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import LoraConfig, ObjectiveConfig, TrainingConfig, run_config
-from .schema import inputs_of
+from ..trainers.config import run_config
+from .schema import settings_inputs
 from .sockets import PersonalizeDataset
+
+
+def _sockets_in() -> list[io.Input]:
+    return [
+        io.Model.Input("model", tooltip="The base model. LoRAs wired in before are kept."),
+        io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
+        io.Vae.Input("vae", tooltip="Encodes the pictures, once each."),
+        PersonalizeDataset.Input("dataset", tooltip="From a Training Images node."),
+    ]
+
+
+def _class_dataset() -> io.Input:
+    return PersonalizeDataset.Input(
+        "class_dataset",
+        optional=True,
+        tooltip=(
+            "Pictures of the subject's class, such as any dogs (prior preservation): they keep "
+            "the class from turning into the subject. From Training Images (Folder)."
+        ),
+    )
 
 
 class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        settings = inputs_of(TrainingConfig) | inputs_of(LoraConfig) | inputs_of(ObjectiveConfig)
         first = (
             "steps", "batch_size", "learning_rate", "rank", "alpha", "train_text_encoder", "seed",
         )  # fmt: skip
@@ -33,12 +52,9 @@ class TrainLora(io.ComfyNode):
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.Model.Input("model", tooltip="The base model. LoRAs wired in before are kept."),
-                io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
-                io.Vae.Input("vae", tooltip="Encodes the pictures, once each."),
-                PersonalizeDataset.Input("dataset", tooltip="From a Training Images node."),
-                *(settings.pop(name) for name in first),
-                *settings.values(),
+                *_sockets_in(),
+                *settings_inputs("lora", first),
+                _class_dataset(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The base model with the LoRA."),
@@ -57,12 +73,21 @@ class TrainLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **values: Any) -> io.NodeOutput:
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        class_dataset: Any = None,
+        **values: Any,
+    ) -> io.NodeOutput:
         config = run_config("lora", values)
         from .host.apply import apply_lora
         from .host.training import Sockets, run_training
 
-        outcome = run_training(Sockets(model, clip, vae, dataset), config, cls.hidden.unique_id)
+        sockets = Sockets(model, clip, vae, dataset, class_dataset)
+        outcome = run_training(sockets, config, cls.hidden.unique_id)
         model, clip = apply_lora(model, clip, outcome.adapter, 1.0, 1.0)
         return io.NodeOutput(
             model, clip, outcome.adapter, {"loss": outcome.losses}, str(outcome.run)

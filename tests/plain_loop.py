@@ -23,7 +23,7 @@ def plain_run(
     config: RunConfig, prediction: str, pictures: Examples
 ) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
     """The LoRA of a tiny SD1.5 after the run, and loss and gradient norm of every step."""
-    training, adapter = config.training, config.adapter
+    training, adapter = config.training, config.own
     unet, clip = tiny.parts("sd15").modules.values()
     lora = peft.LoraConfig(
         r=adapter.rank,

@@ -26,14 +26,14 @@ def test_run_facts_hold_settings_base_and_pictures() -> None:
     stored = facts(steps=9, rank=3)
     assert stored["method"] == "lora"
     assert stored["training"]["steps"] == 9
-    assert stored["adapter"]["rank"] == 3
+    assert stored["own"]["rank"] == 3
     assert (stored["family"], stored["base_model"]) == ("sd15", "0f0f")
     assert stored["dataset"]["fingerprint"] == batch(2).fingerprint()
     assert len(stored["dataset"]["pictures"]) == 2
 
 
 def test_run_facts_are_json() -> None:
-    assert json.loads(json.dumps(facts()))["adapter"] == facts()["adapter"]
+    assert json.loads(json.dumps(facts()))["own"] == facts()["own"]
 
 
 def test_run_folder_same_facts_same_folder(tmp_path: Path) -> None:

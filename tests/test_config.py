@@ -18,10 +18,9 @@ from trainers.config import (
     LoraConfig,
     ObjectiveConfig,
     TrainingConfig,
-    from_values,
-    settings_of,
 )
 from trainers.errors import SettingsError
+from trainers.settings import Setting, from_values, settings_of
 
 KINDS = (DatasetConfig, TrainingConfig, ObjectiveConfig, LoraConfig)
 FIELDS = {
@@ -57,25 +56,25 @@ def test_defaults_are_allowed_and_frozen(kind: type[Any]) -> None:
 
 
 @fields
-def test_setting_explains_itself(kind: type[Any], name: str, facts: config.Setting) -> None:
+def test_setting_explains_itself(kind: type[Any], name: str, facts: Setting) -> None:
     assert len(facts.help) > 20
     assert facts.help.endswith(".")
 
 
 @fields
-def test_setting_number_has_bounds(kind: type[Any], name: str, facts: config.Setting) -> None:
+def test_setting_number_has_bounds(kind: type[Any], name: str, facts: Setting) -> None:
     is_number = type_of(kind, name) in (int, float)
     assert is_number == (facts.min is not None) == (facts.max is not None)
 
 
 @numbers
-def test_setting_bounds_are_allowed(kind: type[Any], name: str, facts: config.Setting) -> None:
+def test_setting_bounds_are_allowed(kind: type[Any], name: str, facts: Setting) -> None:
     assert facts.problem_with(facts.min) is None
     assert facts.problem_with(facts.max) is None
 
 
 @numbers
-def test_setting_number_out_of_bounds(kind: type[Any], name: str, facts: config.Setting) -> None:
+def test_setting_number_out_of_bounds(kind: type[Any], name: str, facts: Setting) -> None:
     assert facts.min is not None
     assert facts.max is not None
     number = type_of(kind, name)
@@ -85,7 +84,7 @@ def test_setting_number_out_of_bounds(kind: type[Any], name: str, facts: config.
 
 
 @fields
-def test_setting_wrong_type(kind: type[Any], name: str, facts: config.Setting) -> None:
+def test_setting_wrong_type(kind: type[Any], name: str, facts: Setting) -> None:
     wrongs: list[Any] = ["1", None, [1]] if type_of(kind, name) is not str else [1, None, True]
     for wrong in wrongs:
         message = refusal(kind, **{name: wrong})
@@ -176,7 +175,7 @@ def test_run_config_as_dict_holds_every_setting() -> None:
     assert stored["method"] == "lora"
     assert stored["training"]["steps"] == 7
     assert stored["objective"] == dataclasses.asdict(ObjectiveConfig())
-    assert stored["adapter"].keys() == settings_of(LoraConfig).keys()
+    assert stored["own"].keys() == settings_of(LoraConfig).keys()
 
 
 def test_config_imports_no_torch() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from tests.dataset_files import save
 from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
-from trainers.config import DatasetConfig, LoraConfig, ObjectiveConfig, TrainingConfig, settings_of
+from trainers.config import DatasetConfig, LoraConfig, ObjectiveConfig, TrainingConfig
+from trainers.settings import settings_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 

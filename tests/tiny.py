@@ -15,18 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from trainers.cache import Examples, encode_captions
-from trainers.config import (
-    LoraConfig,
-    ObjectiveConfig,
-    RunConfig,
-    TrainingConfig,
-    from_values,
-    settings_of,
-)
+from trainers.config import RunConfig, config_groups
+from trainers.config import run_config as config_of
 from trainers.contracts import DENOISER, Family, Parts, Tokens
 from trainers.families import FAMILIES
 from trainers.loop import Job, Progress, make_job, train
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+from trainers.settings import settings_of
 
 torch.set_num_threads(1)  # such small operations spend their time waiting for each other
 
@@ -152,16 +147,16 @@ def examples(
     return Examples(tuple(latents), tuple(masks), tuple(captions), (1,) * len(latents))
 
 
-TINY_DEFAULTS: dict[str, Any] = {"steps": 2, "rank": 2, "alpha": 3.0, "precision": "fp32"}
+TINY_DEFAULTS: dict[str, Any] = {"steps": 2, "precision": "fp32"}
+TINY_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"rank": 2, "alpha": 3.0}}
 
 
 def run_config(method: str = "lora", **overrides: Any) -> RunConfig:
     """Settings of a short run; `overrides` are fields of any of RunConfig's parts."""
-    values = TINY_DEFAULTS | overrides
-    kinds = (TrainingConfig, ObjectiveConfig, LoraConfig)
-    unknown = values.keys() - {name for kind in kinds for name in settings_of(kind)}
-    assert not unknown, unknown
-    return RunConfig(method, *(from_values(kind, values) for kind in kinds))
+    values = TINY_DEFAULTS | TINY_METHOD_DEFAULTS[method] | overrides
+    known = {name for kind in config_groups(method).values() for name in settings_of(kind)}
+    assert not values.keys() - known, values.keys() - known
+    return config_of(method, values)
 
 
 def job(
@@ -173,7 +168,7 @@ def job(
     """A Job as a node makes it: text encoded once unless its encoder trains."""
     base, pictures = base or parts(family), pictures or examples(family)
     record: Family = FAMILIES[family]
-    trains_text = config.adapter.train_text_encoder
+    trains_text = config.own.trains_text
     encoded = None if trains_text else encode_captions(base, record, [*pictures.captions, ""])
     return make_job(base, record, pictures, encoded, config)
 

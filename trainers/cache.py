@@ -25,16 +25,33 @@ class Examples:
         masks: (1, h, w) fp32 in 0..1, or None for no mask.
         captions: what each picture shows.
         repeats: visits an epoch.
+        num_class: how many of them, the last ones, are class images (prior preservation).
     """
 
     latents: tuple[Tensor, ...]
     masks: tuple[Tensor | None, ...]
     captions: tuple[str, ...]
     repeats: tuple[int, ...]
+    num_class: int = 0
+
+    @property
+    def num_instances(self) -> int:
+        return len(self.latents) - self.num_class
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
         return tuple(latent.shape for latent in self.latents)
+
+    def with_class_images(self, images: Examples) -> Examples:
+        """These instance images, then the class images."""
+        assert not self.num_class, "class images are joined once"
+        return Examples(
+            self.latents + images.latents,
+            self.masks + images.masks,
+            self.captions + images.captions,
+            self.repeats + images.repeats,
+            num_class=len(images.latents),
+        )
 
 
 def encode_pictures(

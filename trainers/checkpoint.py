@@ -40,21 +40,32 @@ def weights_fingerprint(modules: Mapping[str, nn.Module]) -> str:
     return digest.hexdigest()
 
 
-def run_facts(config: RunConfig, family: str, base: str, dataset: Dataset) -> dict[str, Any]:
+def run_facts(
+    config: RunConfig,
+    family: str,
+    base: str,
+    dataset: Dataset,
+    class_dataset: Dataset | None = None,
+) -> dict[str, Any]:
     """All that decides a run's result, as run.json stores it."""
     return {
         **config.as_dict(),
         "family": family,
         "base_model": base,
-        "dataset": {
-            "name": dataset.name,
-            "resolution_px": dataset.resolution_px,
-            "fingerprint": dataset.fingerprint(),
-            "pictures": [
-                {"name": p.name, "caption": p.caption, "bucket_px": p.bucket_px}
-                for p in dataset.pictures
-            ],
-        },
+        "dataset": _listing(dataset),
+        "class_dataset": _listing(class_dataset) if class_dataset else None,
+    }
+
+
+def _listing(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "resolution_px": dataset.resolution_px,
+        "fingerprint": dataset.fingerprint(),
+        "pictures": [
+            {"name": p.name, "caption": p.caption, "bucket_px": p.bucket_px}
+            for p in dataset.pictures
+        ],
     }
 
 

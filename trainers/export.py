@@ -49,7 +49,7 @@ def lora_metadata(
         prediction: "epsilon" or "v".
     """
     counts = collections.Counter(picture.caption for picture in dataset.pictures)
-    training, lora = config.training, config.adapter
+    training, lora = config.training, config.own
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),

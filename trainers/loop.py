@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .batches import BatchPlan
+from .batches import BatchPlan, by_shape
 from .cache import Examples, batch_text, batch_tokens, stack_masks
 from .config import RunConfig, TrainingConfig
 from .contracts import Family, Parts, Text, Trainable
@@ -71,7 +71,14 @@ def make_job(
 
 def batch_plan(examples: Examples, training: TrainingConfig) -> BatchPlan:
     """The order in which `examples` are visited."""
-    return BatchPlan(examples.shapes, examples.repeats, training.batch_size, training.seed)
+    num = examples.num_instances
+    return BatchPlan(
+        examples.shapes[:num],
+        examples.repeats[:num],
+        training.batch_size,
+        training.seed,
+        class_repeats=examples.repeats[num:],
+    )
 
 
 def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
@@ -103,7 +110,7 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
         for step in range(total):
             total_loss = torch.zeros((), device=job.parts.device)
             micro_batches = plan.step(step, training.gradient_accumulation)
-            num_instances = sum(len(pictures) for pictures in micro_batches)
+            num_instances = sum(plan.num_instances(pictures) for pictures in micro_batches)
             for micro, pictures in enumerate(micro_batches):
                 part = batch_loss(*_losses_and_weights(job, pictures, step, micro), num_instances)
                 scaler.scale(part).backward()  # type: ignore[no-untyped-call]
@@ -128,11 +135,20 @@ def _losses_and_weights(
     job: Job, pictures: list[int], step: int, micro: int
 ) -> tuple[Tensor, Tensor]:
     """Loss and weight of each sample of one micro-batch, both (B,) fp32."""
-    examples, parts, objective = job.examples, job.parts, job.config.objective
     seed = job.config.training.seed
     generator = generator_for(seed, step, micro)
-    _seed_layers(parts.device, generator_for(seed, "layers", step, micro).initial_seed())
+    _seed_layers(job.parts.device, generator_for(seed, "layers", step, micro).initial_seed())
+    # One batch, unless class images have another shape than the instance images they go with.
+    groups = [
+        _same_shape(job, group, generator) for group in by_shape(pictures, job.examples.shapes)
+    ]
+    losses, weights = zip(*groups, strict=True)
+    return torch.cat(losses), torch.cat(weights)
 
+
+def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Loss and weight of each of some pictures of one shape, both (B,) fp32."""
+    examples, parts, objective = job.examples, job.parts, job.config.objective
     latents = torch.stack([examples.latents[picture] for picture in pictures])
     mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
     noise = draw_noise(latents.shape, generator, objective.noise_offset)
@@ -150,7 +166,8 @@ def _losses_and_weights(
     text = _encode(job, captions)
     prediction = job.family.predict(parts.denoiser, noisy, timesteps, text)
     losses = sample_losses(prediction, target, None if mask is None else mask.to(parts.device))
-    weights = torch.ones_like(losses)
+    is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
+    weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
     if objective.min_snr_gamma:
         weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
     return losses, weights

@@ -17,6 +17,7 @@ from ...trainers.checkpoint import RunFolder, run_facts, weights_fingerprint
 from ...trainers.config import RunConfig
 from ...trainers.contracts import DENOISER, Family, Parts, Text
 from ...trainers.data import Dataset
+from ...trainers.errors import DatasetError
 from ...trainers.export import Adapter, lora_metadata
 from ...trainers.loop import Progress, make_job, train
 from ...trainers.precision import compute_dtype
@@ -34,6 +35,7 @@ class Sockets:
     clip: Any
     vae: Any
     dataset: Dataset
+    class_dataset: Dataset | None = None
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
     """
     family = bridge.family_of(sockets.model)
     bridge.check_clip(sockets.clip, family)
+    _check_class_dataset(sockets)
     with training_session():
         return _train(sockets, family, config, Reporter(node_id))
 
@@ -61,14 +64,20 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
 def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Reporter) -> Outcome:
     started = time.monotonic()
     dataset = sockets.dataset
-    examples = encode_pictures(dataset, encoder_of(sockets.vae), family, reporter.pictures)
+    class_dataset = sockets.class_dataset if config.objective.prior_weight else None
+    encode = encoder_of(sockets.vae)
+    examples = encode_pictures(dataset, encode, family, reporter.pictures)
+    if class_dataset is not None:
+        examples = examples.with_class_images(
+            encode_pictures(class_dataset, encode, family, reporter.pictures)
+        )
     make_room()  # the VAE has done its part
     reporter.status("preparing the model")
     parts, encoded, base = _parts(sockets, family, config, examples)
     folder = RunFolder.create(
         Path(folder_paths.get_output_directory()) / "personalize",
         dataset.name,
-        run_facts(config, family.name, base, dataset),
+        run_facts(config, family.name, base, dataset, class_dataset),
     )
     job = make_job(parts, family, examples, encoded, config)
     rows: list[dict[str, Any]] = []
@@ -79,6 +88,16 @@ def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Report
     adapter = Adapter(job.trainable.export(), metadata)
     folder.write_result(adapter, metadata, rows)
     return Outcome(adapter, losses, folder.path)
+
+
+def _check_class_dataset(sockets: Sockets) -> None:
+    instance, classes = sockets.dataset, sockets.class_dataset
+    if classes is not None and classes.resolution_px != instance.resolution_px:
+        raise DatasetError(
+            f"Input 'class_dataset' ('{classes.name}') has resolution {classes.resolution_px}, "
+            f"but 'dataset' ('{instance.name}') has {instance.resolution_px}.\n"
+            "Set the same resolution on both nodes."
+        )
 
 
 def _parts(
@@ -96,7 +115,7 @@ def _parts(
     def make(*names: str) -> Parts:
         return bridge.parts_of(sockets.model, sockets.clip, family, names, dtypes, place)
 
-    if config.adapter.train_text_encoder:
+    if config.own.trains_text:
         parts = make(DENOISER, *family.text_encoders)
         return parts, None, weights_fingerprint(parts.modules)
     text = make(*family.text_encoders)

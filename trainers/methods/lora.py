@@ -22,7 +22,7 @@ ADAPTER = "default"
 
 def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
     """Put a LoRA into the denoiser and, if asked for, into the text encoders of `parts`."""
-    lora = config.adapter
+    lora: LoraConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if lora.train_text_encoder:
         rates |= dict.fromkeys(family.text_encoders, lora.text_encoder_learning_rate)
