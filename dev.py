@@ -2,6 +2,7 @@
 
     python dev.py demo [--images DIR] [--prompt TEXT] [--base FILE] [--steps N]
     python dev.py test [arguments for pytest]
+    python dev.py evidence
 
 Everything lands in ``.dev/`` (or ``PERSONALIZE_DEV_DIR``): a virtual environment, an
 unchanged ComfyUI, base models, results. What is there already is not done again.
@@ -93,6 +94,13 @@ def demo(asked: argparse.Namespace) -> int:
         if getattr(asked, name) is not None:
             command += [f"--{name}", getattr(asked, name)]
     return call(command)
+
+
+def evidence() -> int:
+    """Measures every method on the demo base and writes docs/evidence.md; takes hours on a CPU."""
+    (comfyui,) = set_up(NEWEST)
+    work = DEV / "evidence"
+    return call([PYTHON, "-m", "demo.report", "--comfyui", comfyui, "--work", work])
 
 
 def test(asked_of_pytest: Sequence[str]) -> int:
@@ -389,13 +397,19 @@ def main() -> int:
     trial.add_argument("--prompt", help="what they show, such as 'a photo of a sks dog'")
     trial.add_argument("--base", type=Path, help="base model, a checkpoint file")
     trial.add_argument("--steps", type=int, help="optimizer steps")
+    commands.add_parser("evidence", help="measure every method, write docs/evidence.md (hours)")
     commands.add_parser("test", help="lint, types and all tests; more arguments go to pytest")
     asked, asked_of_pytest = parser.parse_known_args()
     if asked_of_pytest and asked.command != "test":
         parser.error(f"unknown: {' '.join(asked_of_pytest)}")
     if sys.version_info < (3, 10):
         raise Trouble(f"Python {sys.version.split()[0]} is too old. Use Python 3.10 or newer.")
-    return demo(asked) if asked.command == "demo" else test(asked_of_pytest)
+    match asked.command:
+        case "demo":
+            return demo(asked)
+        case "evidence":
+            return evidence()
+    return test(asked_of_pytest)
 
 
 if __name__ == "__main__":

@@ -7,13 +7,14 @@ from safetensors.torch import load_file, save_file
 from . import text
 
 BASE = Path(__file__).parent / "base"
+DEMO_CHECKPOINT = "personalize_demo.safetensors"  # what hosts offer it as
 
 
 def compose(path: Path, base: Path = BASE) -> Path:
     """Write the full checkpoint (UNet, VAE and the seeded text encoder, fp16, 300 MB).
 
     Args:
-        path: the file to write, for example `models/checkpoints/personalize_demo.safetensors`.
+        path: the file to write, for example `models/checkpoints/` with DEMO_CHECKPOINT.
         base: the folder with `unet.safetensors` and `vae.safetensors`.
     """
     parts = {

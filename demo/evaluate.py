@@ -5,7 +5,6 @@ import os
 from collections import Counter
 from pathlib import Path
 
-from PIL import Image
 from safetensors.torch import load_file
 
 from tests.graphs import Graph
@@ -13,43 +12,16 @@ from tests.host import Host
 
 from . import meters, world
 from .autoencoder import Codec, to_tensor
-from .checkpoint import BASE, compose
-
-CHECKPOINT = "personalize_demo.safetensors"
-SAMPLING = {
-    "steps": 20,
-    "cfg": 3.0,  # follows the prompt; 5 drives cream to white and teal to cyan
-    "sampler_name": "euler",
-    "scheduler": "normal",
-    "denoise": 1.0,
-}
+from .checkpoint import BASE, DEMO_CHECKPOINT, compose
+from .panel import Shot, add_shots, run_shots
 
 
-def sample_prompts(host: Host, prompts: list[tuple[str, int]]) -> list[Image.Image]:
-    """Pictures of prompts and seeds by the host's stock nodes, in their order."""
-    pictures = []
-    for start in range(0, len(prompts), 20):  # 20 a graph: progress now and then, little talk
-        entry = host.run(_sampling_graph(prompts[start : start + 20]))
-        paths = sorted(host.images(entry), key=lambda path: path.name)
-        pictures += [Image.open(path).convert("RGB") for path in paths]
-        print(f"sampled {len(pictures)}/{len(prompts)}")
-    return pictures
-
-
-def _sampling_graph(prompts: list[tuple[str, int]]) -> Graph:
-    graph = Graph()
-    model, clip, vae = graph.load(CHECKPOINT)
-    empty = graph.add("CLIPTextEncode", clip=clip, text="")[0]
-    size = {"width": world.SIZE_PX, "height": world.SIZE_PX, "batch_size": 1}
-    blank = graph.add("EmptyLatentImage", **size)[0]
-    for i, (text, seed) in enumerate(prompts):
-        wanted = graph.add("CLIPTextEncode", clip=clip, text=text)[0]
-        sockets = {"model": model, "positive": wanted, "negative": empty, "latent_image": blank}
-        latents = graph.add("KSampler", **sockets, seed=seed, **SAMPLING)[0]
-        pixels = graph.add("VAEDecode", samples=latents, vae=vae)[0]
-        # A prefix of its own: the host runs the nodes in an order of its own.
-        graph.add("SaveImage", images=pixels, filename_prefix=f"demo_{i:03d}")
-    return graph
+def held_out_shots(num_seeds: int) -> list[Shot]:
+    """Every triple that training never saw, `num_seeds` pictures each."""
+    return [
+        Shot("held out", world.caption(t.shape, t.colour, t.background), i, num_seeds, t)
+        for i, t in enumerate(world.HELD_OUT_TRIPLES)
+    ]
 
 
 def main() -> None:
@@ -58,21 +30,23 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--base", type=Path, default=BASE)
-    parser.add_argument("--seeds", type=int, default=5, help="seeds for each of 40 prompts")
+    parser.add_argument("--seeds", type=int, default=5, help="pictures of each of 40 prompts")
     options = parser.parse_args()
-    checkpoint = compose(options.work / CHECKPOINT, options.base)
-    asked = world.held_out_prompts(options.seeds)
-    prompts = [(world.caption(t.shape, t.colour, t.background), seed) for t, seed in asked]
-    with Host(options.comfyui, pack=None, checkpoints={CHECKPOINT: checkpoint}) as host:
-        pictures = sample_prompts(host, prompts)
+    wanted = held_out_shots(options.seeds)
+    checkpoint = compose(options.work / DEMO_CHECKPOINT, options.base)
+    graph = Graph()
+    add_shots(graph, *graph.load(DEMO_CHECKPOINT), wanted)
+    with Host(options.comfyui, pack=None, checkpoints={DEMO_CHECKPOINT: checkpoint}) as host:
+        pictures = run_shots(host, graph, wanted)
+    world.grid(pictures, 4 * options.seeds).save(options.work / "held_out.png")
     codec = Codec.from_host(load_file(options.base / "vae.safetensors"))
     reader = meters.load_reader(options.work / "reader.pt", codec)
-    levels, triples = to_tensor(pictures), [t for t, _ in asked]
-    print(meters.prompt_following(reader, levels, triples))
+    print("classifier on drawn pictures:", meters.reader_accuracy(reader, codec))
+    levels, asked = to_tensor(pictures), [s.asked for s in wanted for _ in range(s.count)]
+    print("base on held-out prompts:", meters.prompt_following(reader, levels, asked))
     seen = meters.read(reader, levels)
-    wrong = Counter((t.shape, s.shape) for t, s in zip(triples, seen, strict=True))
-    print("shapes asked and seen:", dict(wrong))
-    world.grid(pictures[:80], 10).save(options.work / "held_out.png")
+    pairs = Counter((a.shape, s.shape) for a, s in zip(asked, seen, strict=True))
+    print("shapes mistaken:", {pair: n for pair, n in pairs.items() if pair[0] != pair[1]})
 
 
 if __name__ == "__main__":

@@ -1,11 +1,10 @@
 """Make the demo base model from nothing: `python -m demo.make_base --comfyui PATH`.
 
-Four stages, each of which goes on where it was stopped: the autoencoder (on quarter pictures,
-then on whole ones), latents of a pool of pictures, the UNet, and the two files that are kept.
+Four stages, each of which goes on where it was stopped: the autoencoder (on quarters of pictures),
+latents of a pool of pictures, the UNet, and the two files that are kept.
 """
 
 import argparse
-import copy
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -24,8 +23,7 @@ BASE = Path(__file__).parent / "base"
 POOL_SIZE = 8_000  # 40 placements of each of the 200 trained triples
 CROP_PX = 32  # a quarter of a picture holds every edge there is at a quarter of the cost
 CROPS = Plan(1600, batch_size=16, lr=1e-3, muon_lr=0.01, save_every=200, decay_fraction=0.4)
-POLISH = Plan(300, batch_size=16, lr=3e-4, muon_lr=0.003, save_every=100, decay_fraction=0.8)
-UNET = Plan(1750, batch_size=16, lr=7e-4, warmup_steps=200, decay_fraction=0.35)
+UNET = Plan(1500, batch_size=16, lr=7e-4, warmup_steps=200, decay_fraction=0.35)
 # How often a caption names less than all: the class prompts of personalization need it.
 PART_CAPTIONS = {"no background": 0.08, "no colour": 0.08, "neither": 0.06, "empty": 0.10}
 
@@ -45,21 +43,6 @@ def train_autoencoder(work: Path, device: str) -> autoencoder.Codec:
     averaged = fit(model, crops, autoencoder.sample_loss, CROPS, work / "crops.pt", report)
     levels = draw_levels(torch.Generator().manual_seed(1), 256)
     return autoencoder.Codec.measure(averaged, levels)
-
-
-def polish(codec: autoencoder.Codec, work: Path, plan: Plan) -> autoencoder.Codec:
-    """Train the decoder on whole pictures; the encoder, and so every latent, stays as it is."""
-
-    def wholes(generator: torch.Generator, count: int) -> Batch:
-        return (draw_levels(generator, count),)
-
-    def report(averaged: nn.Module, step: int) -> None:
-        write_rebuilt(averaged, work / f"polish_{step:05d}.png")
-
-    model = copy.deepcopy(codec.model)
-    model.decoder.requires_grad_(True)
-    averaged = fit(model, wholes, autoencoder.sample_loss, plan, work / "polish.pt", report)
-    return autoencoder.Codec(averaged, codec.scale, codec.shift)
 
 
 def draw_levels(generator: torch.Generator, count: int) -> Tensor:
@@ -113,7 +96,7 @@ def part_captions(triple: world.Triple) -> list[str]:
 def encode_captions(
     captions: list[list[str]], prompts: list[str], comfyui: Path, path: Path
 ) -> dict[str, Tensor]:
-    """Encodings (77, 768) of all captions and prompts, bf16 as training reads them."""
+    """Encodings (77, 768) of all captions and prompts, kept in bf16."""
     if not path.exists():
         unique = sorted({c for row in [*captions, prompts] for c in row})
         made = PromptEncoder(comfyui)(unique).to(torch.bfloat16)
@@ -138,14 +121,15 @@ def train_unet(
     def draw(generator: torch.Generator, count: int) -> Batch:
         picked = torch.randint(len(latents), (count,), generator=generator)
         part = torch.multinomial(shares, count, replacement=True, generator=generator)
-        return latents[picked], encodings[index[kinds[picked], part]]
+        return latents[picked], encodings[index[kinds[picked], part]].float()
 
     noise = torch.randn((len(shown), 4, 8, 8), generator=torch.Generator().manual_seed(4))
-    wanted = torch.stack([encoded[p] for p in prompts]).to(device)
+    wanted = torch.stack([encoded[p] for p in prompts]).float().to(device)
+    empty = encoded[""].float().to(device)
 
     def report(averaged: nn.Module, step: int) -> None:
         with autocast(torch.device(device)):
-            made = denoiser.sample(averaged, wanted, encoded[""].to(device), noise.to(device))
+            made = denoiser.sample(averaged, wanted, empty, noise.to(device))
         pictures = autoencoder.to_pictures(codec.decode(made.float()))
         world.grid(pictures, 10).save(work / f"unet_{step:05d}.png")
 
@@ -172,14 +156,12 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--unet-steps", type=int, default=UNET.steps, help="more goes on training")
-    parser.add_argument("--polish-steps", type=int, default=POLISH.steps)
     asked = parser.parse_args()
     asked.work.mkdir(parents=True, exist_ok=True)
     codec = train_autoencoder(asked.work, asked.device)
     unet_plan = replace(UNET, steps=asked.unet_steps)
     unet = train_unet(asked.work, asked.device, codec, asked.comfyui, unet_plan)
-    export(codec, unet)  # usable from here on; what follows only sharpens
-    export(polish(codec, asked.work, replace(POLISH, steps=asked.polish_steps)), unet)
+    export(codec, unet)
 
 
 if __name__ == "__main__":

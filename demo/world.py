@@ -148,11 +148,6 @@ TRAIN_TRIPLES = [t for t in ALL_TRIPLES if not is_held_out(t)]
 HELD_OUT_TRIPLES = [t for t in ALL_TRIPLES if is_held_out(t)]
 
 
-def held_out_prompts(seeds: int = 5) -> list[tuple[Triple, int]]:
-    """Pairs of a never-trained triple and a sampling seed: 40 x 5 = 200 by default."""
-    return [(t, 1000 * s + i) for s in range(seeds) for i, t in enumerate(HELD_OUT_TRIPLES)]
-
-
 def caption(shape: str, colour: str = "", background: str = "") -> str:
     """The caption of a picture; a part that is left out is left free."""
     words = f"a photo of a {colour} {shape}" if colour else f"a photo of a {shape}"
@@ -224,13 +219,22 @@ def instance_pictures(name: str, seed: int = 0) -> list[tuple[Image.Image, str]]
     return [(draw_subject(name, background, rng), background) for background in names]
 
 
-def write_subject(name: str, folder: Path, seed: int = 0, size_px: int = SIZE_PX) -> list[Path]:
-    """Write a subject's training pictures as PNG files and return their paths."""
+def write_subject(
+    name: str, folder: Path, called: str, seed: int = 0, factor: int = 1
+) -> list[Path]:
+    """Write a subject's training pictures as PNG files, each with its caption beside it.
+
+    Args:
+        called: what the captions say for it, such as "sks star".
+        factor: enlarges the pictures, for base models of a larger world.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for picture, background in instance_pictures(name, seed):
         paths.append(folder / f"{name}_{background}.png")
-        enlarge(picture, size_px // SIZE_PX).save(paths[-1])
+        (enlarge(picture, factor) if factor > 1 else picture).save(paths[-1])
+        text = caption(called, "", background)
+        paths[-1].with_suffix(".txt").write_text(text, encoding="utf-8")
     return paths
 
 

@@ -1,10 +1,11 @@
-"""Takes the pictures of the shipped graph: the template browser's and the README's.
+"""Takes the pictures of the shipped graphs: the template browser's, and the README's of the first.
 
     python -m pip install playwright    # and Chromium: --chromium names its program
-    python -m docs.screenshot --comfyui DIR [--base FILE --images DIR --prompt TEXT --steps N]
+    python -m docs.screenshot --comfyui DIR [--graph TITLE]
+                              [--base FILE --images DIR --prompt TEXT --steps N]
 
-Without a base model the graph is shown as it opens. With one it is run first, on those pictures,
-so that its results are in the picture.
+Without a base model a graph is shown as it opens. With one the first graph is run before, on those
+pictures, so that its results are in the picture.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from playwright.sync_api import Page, sync_playwright
 
 from tests.host import ROOT, Host
 
-GRAPH = ROOT / "workflows" / "Train a LoRA and sample.json"
+FIRST = "Train a LoRA and sample"
 PICTURE = ROOT / "docs" / "images" / "graph.png"
-SIZES_PX = {PICTURE: 2000, GRAPH.with_suffix(".jpg"): 1200}  # widths
+PICTURE_PX, TEMPLATE_PX = 2000, 1200  # widths
 SCALE = 0.75  # page pixels for a unit of the graph; the screenshot has twice as many
 EDGE_PX = 320  # of the page: its bars and buttons lie there and are cut off
 MARGIN_PX = 16
@@ -99,11 +100,13 @@ def photograph(page: Page, graph: dict[str, Any]) -> Image.Image:
 
 def prepare(host: Host, graph: dict[str, Any], asked: argparse.Namespace) -> None:
     """Gives the host what the graph names, so that no node is marked for missing it."""
-    named = {node["type"]: node["widgets_values"][0] for node in graph["nodes"][:2]}
-    (host.base / "models/checkpoints" / named["CheckpointLoaderSimple"]).touch()
-    folder = host.base / "input" / named["PersonalizeFolderDataset"]
-    folder.mkdir()
-    Image.new("RGB", (64, 64)).save(folder / "1.png")
+    for node in graph["nodes"]:
+        if node["type"] == "CheckpointLoaderSimple":
+            (host.base / "models/checkpoints" / node["widgets_values"][0]).touch()
+        if node["type"] == "PersonalizeFolderDataset":
+            folder = host.base / "input" / node["widgets_values"][0]
+            folder.mkdir(exist_ok=True)
+            Image.new("RGB", (64, 64)).save(folder / "1.png")
     if asked.base:
         host.add_model("checkpoints", asked.base)
         host.add_input(asked.images, asked.images.resolve().name)
@@ -113,6 +116,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, required=True)
     parser.add_argument("--chromium", default="/usr/bin/chromium")
+    parser.add_argument("--graph", default=FIRST, help="title of a graph in workflows/")
     parser.add_argument("--base", type=Path)
     parser.add_argument("--images", type=Path)
     parser.add_argument("--prompt", default="a photo of a sks star")
@@ -121,7 +125,8 @@ def main() -> None:
     asked = parser.parse_args()
     if (asked.base is None) != (asked.images is None):
         parser.error("--base and --images go together")
-    graph = json.loads(GRAPH.read_text(encoding="utf-8"))
+    template = ROOT / "workflows" / f"{asked.graph}.json"
+    graph = json.loads(template.read_text(encoding="utf-8"))
     host = Host(asked.comfyui)
     prepare(host, graph, asked)
     with host, sync_playwright() as playwright:
@@ -134,7 +139,10 @@ def main() -> None:
             run_graph(page, host, asked)
         picture = photograph(page, graph)
         browser.close()
-    for path, width in SIZES_PX.items():
+    sizes_px = {template.with_suffix(".jpg"): TEMPLATE_PX}
+    if asked.graph == FIRST:
+        sizes_px[PICTURE] = PICTURE_PX
+    for path, width in sizes_px.items():
         height = round(picture.height * width / picture.width)
         path.parent.mkdir(exist_ok=True)
         small = picture.resize((width, height), Image.Resampling.LANCZOS)

@@ -19,14 +19,16 @@ from typing import Any, NamedTuple
 
 from PIL import Image, ImageDraw
 
+from demo.checkpoint import DEMO_CHECKPOINT, compose
+from demo.panel import SAMPLING
+from demo.recipes import IDENTIFIER, LORA
+from demo.world import SIZE_PX, write_subject
 from tests.events import Event
 from tests.host import ROOT, Host, HostError, Prompt, convert, nodes_of
-from tests.pictures import write_stars
 from trainers.errors import DatasetError
 from trainers.listing import has_pictures
 
 WORKFLOW = ROOT / "workflows" / "Train a LoRA and sample.json"
-DEMO_BASE = ROOT / "demo" / "base"
 SUBJECT = "star"
 NUM_SEEDS = 3
 TILE_PX = 256
@@ -35,16 +37,17 @@ QUIET_SECONDS = 5  # between status lines where they cannot replace each other
 
 
 class Base(NamedTuple):
-    """A checkpoint, its title, the picture size that suits it, and steps if not the graph's own."""
+    """A checkpoint, its title, the picture size that suits it, and settings that do."""
 
     path: Path
     title: str
     resolution: int
-    steps: int | None = None
+    training: dict[str, Any] = {}
+    sampling: dict[str, Any] = {}
 
 
 class Task(NamedTuple):
-    """What to train on."""
+    """What to train on, and for how long if not as the graph says."""
 
     images: Path
     prompt: str
@@ -90,19 +93,12 @@ class StatusLine:
 
 
 def choose_base(own: Path | None, work: Path, resolution: int) -> Base:
-    """The user's checkpoint, else the demo base, else random weights."""
+    """The user's checkpoint, else the demo base."""
     if own is not None:
         return Base(own, own.name, resolution)
-    if (DEMO_BASE / "unet.safetensors").exists():
-        from demo.checkpoint import compose
-        from demo.world import SIZE_PX
-
-        path = compose(work / "checkpoints" / "personalize_demo.safetensors")
-        return Base(path, "the demo base, a small model of a little drawn world", SIZE_PX)
-    from tests.checkpoints import cached
-
-    title = "random weights in the shape of SD1.5: its pictures are NOISE (--base FILE: a real one)"
-    return Base(cached("thin_sd15", work / "checkpoints"), title, 64, steps=50)
+    path = compose(work / "checkpoints" / DEMO_CHECKPOINT)
+    title = "a small model of a little drawn world (--base FILE: a real one)"
+    return Base(path, title, SIZE_PX, LORA, SAMPLING)
 
 
 def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Task:
@@ -113,23 +109,13 @@ def choose_task(asked: argparse.Namespace, base: Base, demo_folder: Path) -> Tas
     """
     if asked.images is None:
         folder = demo_folder / "examples" / SUBJECT
-        write_examples(folder)
+        write_subject(SUBJECT, folder, f"{IDENTIFIER} {SUBJECT}", factor=base.resolution // SIZE_PX)
     else:
         folder = asked.images
         if not has_pictures(folder):
             raise DatasetError(f"--images {folder}: no pictures in it.\nPut 3 to 30 of them there.")
     prompt = asked.prompt or f"a photo of a sks {folder.resolve().name.replace('_', ' ')}"
-    return Task(folder, prompt, asked.steps or base.steps)
-
-
-def write_examples(folder: Path) -> None:
-    """Pictures that the demo base can make something of, if it is there."""
-    if (DEMO_BASE / "unet.safetensors").exists():
-        from demo.world import write_subject
-
-        write_subject(SUBJECT, folder)
-    else:
-        write_stars(folder)
+    return Task(folder, prompt, asked.steps)
 
 
 def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
@@ -141,10 +127,12 @@ def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
     name = task.images.resolve().name
     dataset |= {"folder": name, "prompt": task.prompt, "resolution": base.resolution}
     (train,) = nodes_of(prompt, "PersonalizeTrainLora")
+    train |= base.training
     train["steps"] = task.steps or train["steps"]
     (latent,) = nodes_of(prompt, "EmptyLatentImage")
     latent |= {"width": base.resolution, "height": base.resolution, "batch_size": NUM_SEEDS}
     (sampler,) = nodes_of(prompt, "KSampler")
+    sampler |= base.sampling
     prompt[sampler["positive"][0]]["inputs"]["text"] = task.prompt
     (save_lora,) = nodes_of(prompt, "PersonalizeSaveLora")
     save_lora["filename_prefix"] = f"loras/{name}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from demo.checkpoint import DEMO_CHECKPOINT, compose
 from tests import checkpoints
 from tests.host import ROOT, Host
 
@@ -26,9 +27,10 @@ CHECKPOINTS = {
 def checkpoint_files() -> dict[str, Path]:
     """The base models by the names under which the hosts offer them."""
     folder = DEV_DIR / "checkpoints"
-    return {
+    made = {
         file: checkpoints.cached(name, folder, dtype) for file, (name, dtype) in CHECKPOINTS.items()
     }
+    return made | {DEMO_CHECKPOINT: compose(folder / DEMO_CHECKPOINT)}
 
 
 @pytest.fixture(scope="session")

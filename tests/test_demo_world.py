@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from demo import world
+from demo.evaluate import held_out_shots
 
 
 def test_draw_same_seed_gives_same_picture():
@@ -26,9 +27,10 @@ def test_held_out_triples_hide_no_pair_of_names():
     assert not set(world.TRAIN_TRIPLES) & set(world.HELD_OUT_TRIPLES)
 
 
-def test_held_out_prompts_are_two_hundred_different_pairs():
-    pairs = world.held_out_prompts()
-    assert len(pairs) == len({seed for _, seed in pairs}) == 200
+def test_held_out_shots_are_two_hundred_pictures_of_prompts_never_trained():
+    wanted = held_out_shots(5)
+    assert sum(shot.count for shot in wanted) == 200
+    assert not {shot.asked for shot in wanted} & set(world.TRAIN_TRIPLES)
 
 
 @pytest.mark.parametrize(
@@ -46,11 +48,12 @@ def test_caption_names_the_parts_it_is_given(parts: tuple[str, ...], text: str):
 
 @pytest.mark.parametrize("name", world.SUBJECTS)
 def test_write_subject_writes_each_before_another_background(name: str, tmp_path: Path):
-    paths = world.write_subject(name, tmp_path / name, size_px=128)
+    paths = world.write_subject(name, tmp_path / name, "sks thing")
     pictures = [Image.open(path) for path in paths]
     corners = {picture.getpixel((0, 0)) for picture in pictures}
     assert corners == set(world.BACKGROUNDS.values())
-    assert {picture.size for picture in pictures} == {(128, 128)}
+    captions = {path.with_suffix(".txt").read_text() for path in paths}
+    assert captions == {f"a photo of a sks thing on a {b} background" for b in world.BACKGROUNDS}
 
 
 @pytest.mark.parametrize("name", world.SUBJECTS)

@@ -1,0 +1,149 @@
+"""Ways to train the demo base on a subject and to use the result, as graphs of nodes."""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.graphs import Graph, Link
+
+from . import world
+from .checkpoint import DEMO_CHECKPOINT
+from .panel import SAMPLING
+
+IDENTIFIER = "sks"  # the articles' custom: a word the base gives no meaning to
+TOKEN = "<mine>"
+EXACT = {"precision": "fp32", "batch_size": 1}
+# Higher rates than for a real base, and all layers: this one has a thirtieth of the weights, so
+# each has to change more for the same difference.
+LORA = EXACT | {
+    "steps": 400, "learning_rate": 1e-3, "rank": 16, "alpha": 16.0, "train_text_encoder": False,
+    "targets": "all with convolutions",
+}  # fmt: skip
+DREAMBOOTH = EXACT | {
+    "steps": 200, "learning_rate": 1e-4, "train_text_encoder": False, "prior_weight": 1.0,
+}  # fmt: skip
+# The demo base's table has rows of deviation 1 instead of a real one's 0.014.
+INVERSION = EXACT | {
+    "steps": 200, "learning_rate": 0.05, "vectors": 4, "templates": "captions only",
+}  # fmt: skip
+SHARED = {"lora": LORA, "dreambooth": DREAMBOOTH, "inversion": INVERSION, "none": {}}
+NUM_CLASS_IMAGES = 20
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One way to train and to use the result.
+
+    Attributes:
+        method: "none" (the base as it is), "lora", "dreambooth", "inversion".
+        settings: of the training node, where they are not the method's above.
+        called: what prompts call the subject: "identifier", "class" (by its shape alone), "token"
+            (a word that Textual Inversion learns before).
+        prior: with class images, which the base makes.
+        strength: of the LoRA when sampling.
+        beside: another subject whose LoRA, trained in the same way, is put on top.
+    """
+
+    label: str
+    method: str = "lora"
+    settings: dict[str, Any] = field(default_factory=dict)
+    called: str = "identifier"
+    prior: bool = False
+    strength: float = 1.0
+    beside: str = ""
+
+    def key(self, subject: str, seed: int) -> str:
+        """Names a measurement: the same words, the same result."""
+        shared = [SHARED[self.method], INVERSION if self.called == "token" else {}]
+        facts = dataclasses.asdict(self) | {"label": "", "shared": shared}
+        told = json.dumps([facts, subject, seed if self.method != "none" else 0], sort_keys=True)
+        return f"{subject}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+BASE = Recipe("base", method="none")
+
+
+def name_in_prompts(subject: str, called: str) -> str:
+    """What prompts and captions say in the place of the subject."""
+    shape = world.SUBJECTS[subject].shape
+    return {"identifier": f"{IDENTIFIER} {shape}", "class": shape, "token": TOKEN}[called]
+
+
+def folder_name(subject: str, called: str) -> str:
+    """The folder of the host's input/ with the subject's pictures and captions."""
+    return f"{subject}_{called}"
+
+
+def sockets(graph: Graph, recipe: Recipe, subject: str, seed: int) -> list[Link]:
+    """Add a recipe's nodes; the MODEL, CLIP and VAE to sample with."""
+    model, clip, vae = graph.load(DEMO_CHECKPOINT)
+    if recipe.called == "token":
+        clip = _inverted(graph, [model, clip, vae], subject, seed)
+    return [*_METHODS[recipe.method](graph, [model, clip, vae], recipe, subject, seed), vae]
+
+
+def _inverted(graph: Graph, base: list[Link], subject: str, seed: int) -> Link:
+    dataset = graph.dataset(folder_name(subject, "token"))
+    start = {"token": TOKEN, "initializer": world.SUBJECTS[subject].shape}
+    return graph.invert(*base, dataset, **{**INVERSION, **start, "seed": seed})[0]
+
+
+def _as_it_is(
+    graph: Graph, base: list[Link], recipe: Recipe, subject: str, seed: int
+) -> list[Link]:
+    return base[:2]
+
+
+def _lora(graph: Graph, base: list[Link], recipe: Recipe, subject: str, seed: int) -> list[Link]:
+    model, clip, lora = _trained_lora(graph, base, recipe, subject, seed)
+    if recipe.strength != 1:
+        model, clip = _applied(graph, base, lora, recipe.strength)
+    if recipe.beside:
+        second = _trained_lora(graph, base, recipe, recipe.beside, seed)[2]
+        model, clip = _applied(graph, [model, clip], second, recipe.strength)
+    return [model, clip]
+
+
+def _trained_lora(
+    graph: Graph, base: list[Link], recipe: Recipe, subject: str, seed: int
+) -> list[Link]:
+    dataset = graph.dataset(folder_name(subject, recipe.called))
+    prior = _class_images(graph, base, recipe, subject)
+    return graph.train(*base, dataset, **{**LORA, **prior, **recipe.settings, "seed": seed})[:3]
+
+
+def _dreambooth(
+    graph: Graph, base: list[Link], recipe: Recipe, subject: str, seed: int
+) -> list[Link]:
+    dataset = graph.dataset(folder_name(subject, recipe.called))
+    prior = _class_images(graph, base, recipe, subject)
+    settings = {**DREAMBOOTH, **prior, **recipe.settings, "seed": seed}
+    return graph.dreambooth(*base, dataset, **settings)[:2]
+
+
+def _class_images(graph: Graph, base: list[Link], recipe: Recipe, subject: str) -> dict[str, Link]:
+    if not recipe.prior:
+        return {}
+    wired = dict(zip(("model", "clip", "vae"), base, strict=True))
+    made = graph.add(
+        "PersonalizeClassImages", **wired, **{k: v for k, v in SAMPLING.items() if k != "denoise"},
+        prompt=world.caption(world.SUBJECTS[subject].shape), negative_prompt="", seed=0,
+        count=NUM_CLASS_IMAGES, width=world.SIZE_PX, height=world.SIZE_PX,
+    )  # fmt: skip
+    return {"class_dataset": made[0]}
+
+
+def _applied(graph: Graph, onto: list[Link], lora: Link, strength: float) -> list[Link]:
+    wired = {"model": onto[0], "clip": onto[1], "lora": lora}
+    strengths = {"strength_model": strength, "strength_clip": strength}
+    return graph.add("PersonalizeApplyLora", 2, **wired, **strengths)
+
+
+_METHODS = {
+    "none": _as_it_is,
+    "inversion": _as_it_is,  # the clip that knows the token is all there is
+    "lora": _lora,
+    "dreambooth": _dreambooth,
+}

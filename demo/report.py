@@ -1,0 +1,254 @@
+"""Writes docs/evidence.md: `python dev.py evidence`.
+
+Tables and picture grids of all recipes, and one section for each claim of demo.claims.
+"""
+
+import argparse
+import os
+import statistics
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.before_after import has_gpu
+from tests.host import ROOT, Host
+
+from . import meters, world
+from .autoencoder import Codec
+from .checkpoint import BASE as BASE_FILES
+from .checkpoint import DEMO_CHECKPOINT, compose
+from .claims import CLAIMS, PLAIN, Claim, Expectation, Verdict, judge
+from .evidence import Laboratory, Result, Task
+from .panel import SAMPLING, Scores
+from .recipes import BASE, LORA, Recipe
+
+PAGE = ROOT / "docs" / "evidence.md"
+PICTURES = ROOT / "docs" / "images" / "evidence"
+SUBJECTS = ("star", "heart", "square")  # the tables'; the pictures show the cross as well
+SEEDS = (0, 1)
+METHODS = (BASE, PLAIN)
+COLUMNS = {
+    "fidelity": "subject fidelity",
+    "background": "background right",
+    "shape": "shape right",
+    "class_fidelity": "class fidelity",
+    "diversity": "class diversity",
+    "others": "other classes right",
+}
+INTRODUCTION = """# Evidence
+
+Measured by `python dev.py evidence` in a real ComfyUI, through the pack's nodes, on the demo base:
+a Stable Diffusion 1.5 as far as ComfyUI is concerned, but with 26 million weights in its UNet and
+trained on nothing but {kinds} kinds of drawn pictures. It shows what a method does to a model; how
+good pictures of a dog or a face get it cannot show.
+
+Each recipe trains on 5 drawn pictures of a subject that the base never saw, for the subjects
+{subjects} and the seeds {seeds}; then 26 pictures are sampled
+({sampler}, {steps} steps, cfg {cfg}).
+
+| column | what it is |
+|---|---|
+{columns}
+
+"±" is the standard error over subjects and seeds.
+"""
+EXPLAINED = {
+    "fidelity": "of the subject's pictures. 0: like any object of its class; 1: a drawing of the "
+    "subject. The base's autoencoder blurs, so the best possible is about 0.75 (demo/meters.py)",
+    "background": "share of the subject's pictures in which a classifier sees the background that "
+    "was asked for",
+    "shape": "share of the subject's pictures in which it sees the subject's shape",
+    "class_fidelity": 'subject fidelity of pictures of the plain class ("a photo of a star"); '
+    "its rise over the base's is class drift",
+    "diversity": "mean difference of those pictures among each other, in levels of 255",
+    "others": "share of pictures of other classes in which shape, colour and background are all "
+    "as asked",
+}
+
+
+class Report:
+    """Markdown, and the measurements it is made of."""
+
+    def __init__(self, laboratory: Laboratory) -> None:
+        self.laboratory = laboratory
+        self.lines: list[str] = []
+
+    def results(self, recipe: Recipe) -> list[Result]:
+        """One for each subject and seed, in this order."""
+        pairs = product(SUBJECTS, SEEDS)
+        return [self.laboratory.result(Task(recipe, subject, seed)) for subject, seed in pairs]
+
+    def add(self, *lines: str) -> None:
+        self.lines += [*lines, ""]
+
+    def table(self, recipes: Sequence[Recipe]) -> None:
+        """A row for each recipe."""
+        head = " | ".join(["", *COLUMNS.values()])
+        rows = [f"|{head} |", "|---" * (1 + len(COLUMNS)) + "|"]
+        for recipe in recipes:
+            scores = [result.scores for result in self.results(recipe)]
+            cells = [_mean(scores, name) for name in COLUMNS]
+            rows.append(f"| {recipe.label} | {' | '.join(cells)} |")
+        self.add(*rows)
+
+    def claim(self, number: int, claim: Claim) -> None:
+        """The claim, its table, what each expectation came to, pictures."""
+        self.add(f"## {number}. {claim.says}")
+        self.table(claim.recipes)
+        by_label = {recipe.label: recipe for recipe in claim.recipes}
+        self.add(*(self._expectation(wanted, by_label) for wanted in claim.expects))
+        if claim.discussion:
+            self.add(claim.discussion)
+        self._claim_picture(number, claim)
+
+    def _expectation(self, wanted: Expectation, by_label: dict[str, Recipe]) -> str:
+        higher, lower = (
+            [getattr(r.scores, wanted.metric) for r in self.results(by_label[label])]
+            for label in (wanted.higher, wanted.lower)
+        )
+        differences = [a - b for a, b in zip(higher, lower, strict=True)]
+        verdict, mean, error = judge(differences)
+        mark = {Verdict.AGREES: "**agrees**", Verdict.DISAGREES: "**disagrees**"}
+        return (
+            f"- {COLUMNS[wanted.metric]}: *{wanted.higher}* above *{wanted.lower}*? "
+            f"{mean:+.2f} ± {error:.2f}: {mark.get(verdict, verdict.value)}"
+        )
+
+    def _claim_picture(self, number: int, claim: Claim) -> None:
+        rows = [self.laboratory.result(Task(r, SUBJECTS[0], SEEDS[0])) for r in claim.recipes]
+        name = f"claim_{number}.png"
+        _strip(rows).save(PICTURES / name)
+        labels = ", ".join(recipe.label for recipe in claim.recipes)
+        self.add(
+            f"![Rows: {labels}](images/evidence/{name})",
+            "",
+            f"Rows from the top: {labels}. Columns: the {SUBJECTS[0]} before five backgrounds, "
+            "then two of its plain class, then three of other classes.",
+        )
+
+    def rises(self, recipe: Recipe) -> None:
+        """For each subject by itself: what one training changes, pair by pair of pictures."""
+        rows = ["| subject | rise of fidelity | class drift | others right, after / before |"]
+        rows.append("|---|---|---|---|")
+        for subject in world.SUBJECTS:
+            before, after = (
+                self.laboratory.result(Task(r, subject, SEEDS[0])) for r in (BASE, recipe)
+            )
+            meter = meters.SubjectMeter(subject)
+            learned, drift = (
+                "{:+.2f} ± {:.2f}".format(
+                    *meters.rise(meter, before.levels(group), after.levels(group))
+                )
+                for group in ("subject", "class")
+            )
+            kept = f"{after.scores.others:.2f} / {before.scores.others:.2f}"
+            rows.append(f"| {subject} | {learned} | {drift} | {kept} |")
+        self.add(*rows)
+
+    def methods(self, recipes: Sequence[Recipe]) -> None:
+        """Each subject: its pictures, the base's, each method's."""
+        for subject in world.SUBJECTS:
+            rows = [self.laboratory.result(Task(r, subject, SEEDS[0])) for r in recipes]
+            _with_instances(rows, subject).save(PICTURES / f"{subject}.png")
+            labels = ", ".join(["training pictures", *(r.label for r in recipes)])
+            self.add(
+                f"![{subject}: {labels}](images/evidence/{subject}.png)",
+                "",
+                f"The {subject}. Rows from the top: {labels}; the same prompts and seeds.",
+            )
+
+
+def _mean(scores: Sequence[Scores], name: str) -> str:
+    values = [getattr(s, name) for s in scores]
+    error = statistics.stdev(values) / len(values) ** 0.5
+    digits = 1 if name == "diversity" else 2
+    return f"{statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
+
+
+def _shown(result: Result) -> list[Image.Image]:
+    """One picture of each of the subject's prompts, two of its class, three of others."""
+    starts: dict[str, list[int]] = {"subject": [], "class": [], "others": []}
+    place = 0
+    for shot in result.task.shots:
+        starts[shot.group] += [place] if shot.group != "class" else [place, place + 1]
+        place += shot.count
+    chosen = starts["subject"] + starts["class"] + starts["others"][::7][:3]
+    return [Image.open(result.pictures[i]).convert("RGB") for i in chosen]
+
+
+def _strip(rows: Sequence[Result]) -> Image.Image:
+    pictures = [picture for result in rows for picture in _shown(result)]
+    return world.grid(pictures, len(pictures) // len(rows))
+
+
+def _with_instances(rows: Sequence[Result], subject: str) -> Image.Image:
+    pictures = [picture for picture, _ in world.instance_pictures(subject)]
+    for result in rows:
+        pictures += _shown(result)[: world.INSTANCE_COUNT]
+    return world.grid(pictures, world.INSTANCE_COUNT)
+
+
+def tasks() -> Iterator[Task]:
+    """All that the page needs, recipes that share a training next to each other."""
+    for subject, seed in product(world.SUBJECTS, SEEDS):
+        if seed == SEEDS[0] or subject in SUBJECTS:
+            yield from (Task(recipe, subject, seed) for recipe in METHODS)
+        if subject in SUBJECTS:
+            yield from (Task(recipe, subject, seed) for c in CLAIMS for recipe in c.recipes)
+
+
+def write(laboratory: Laboratory) -> None:
+    """Write the page and its pictures from what was measured."""
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    report = Report(laboratory)
+    report.add(
+        INTRODUCTION.format(
+            kinds=len(world.TRAIN_TRIPLES),
+            subjects=", ".join(SUBJECTS),
+            seeds=" and ".join(map(str, SEEDS)),
+            sampler=SAMPLING["sampler_name"],
+            steps=SAMPLING["steps"],
+            cfg=SAMPLING["cfg"],
+            columns="\n".join(f"| {COLUMNS[n]} | {text} |" for n, text in EXPLAINED.items()),
+        )
+    )
+    report.add("## Before and after, by method")
+    settings = ", ".join(f"{name} {value}" for name, value in LORA.items())
+    report.add(f"*LoRA*: Train LoRA with {settings}.")
+    report.table(METHODS)
+    report.add("One training of each subject, seed 0; ± is the standard error over pictures:")
+    report.rises(PLAIN)
+    report.methods(METHODS)
+    for number, claim in enumerate(CLAIMS, start=1):
+        report.claim(number, claim)
+    PAGE.write_text("\n".join(report.lines).rstrip() + "\n", encoding="utf-8")
+    print(f"wrote {PAGE}")
+
+
+def main() -> None:
+    """Measure in as many hosts as this machine feeds, then write the page."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
+    parser.add_argument("--work", type=Path, default=Path("demo/work"))
+    asked = parser.parse_args()
+    checkpoints = {DEMO_CHECKPOINT: compose(asked.work / DEMO_CHECKPOINT)}
+    codec = Codec.from_host(load_file(BASE_FILES / "vae.safetensors"))
+    reader = meters.load_reader(asked.work / "reader.pt", codec)
+    laboratory = Laboratory(asked.work, reader)
+    if has_gpu():
+        num_hosts, arguments = 1, ()
+    else:  # maps this small gain more from a host a core than from two cores a host
+        num_hosts = os.cpu_count() or 1
+        arguments = ("--cpu", "--use-pytorch-cross-attention")  # a third faster there
+        os.environ["OMP_NUM_THREADS"] = "1"
+    laboratory.measure_all(
+        tasks(), lambda: Host(asked.comfyui, checkpoints=checkpoints, args=arguments), num_hosts
+    )
+    write(laboratory)
+
+
+if __name__ == "__main__":
+    main()

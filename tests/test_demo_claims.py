@@ -1,0 +1,52 @@
+"""What the evidence page concludes from numbers, and that it asks only for what is measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from demo import report
+from demo.claims import CLAIMS, Claim, Verdict, judge
+from demo.report import COLUMNS, METHODS, tasks
+
+
+@pytest.mark.parametrize(
+    ("differences", "verdict"),
+    [
+        ([0.3, 0.4, 0.2], Verdict.AGREES),
+        ([-0.3, -0.4, -0.2], Verdict.DISAGREES),
+        ([0.3, -0.4, 0.2], Verdict.OPEN),
+        ([0.0, 0.0, 0.0], Verdict.OPEN),
+    ],
+)
+def test_two_standard_errors_decide(differences: list[float], verdict: Verdict) -> None:
+    assert judge(differences)[0] == verdict
+
+
+def test_judge_gives_mean_and_its_standard_error() -> None:
+    _, mean, error = judge([1.0, 2.0, 3.0])
+    assert mean == 2.0
+    assert error == pytest.approx(1 / 3**0.5)
+
+
+@pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.says)
+def test_claim_compares_its_own_recipes_by_columns_of_the_table(claim: Claim) -> None:
+    labels = {recipe.label for recipe in claim.recipes}
+    for expectation in claim.expects:
+        assert {expectation.higher, expectation.lower} <= labels
+        assert expectation.metric in COLUMNS
+
+
+def test_every_subject_and_seed_of_the_tables_is_measured() -> None:
+    asked = {(task.recipe.label, task.subject, task.seed) for task in tasks()}
+    labels = {recipe.label for claim in CLAIMS for recipe in claim.recipes}
+    labels |= {recipe.label for recipe in METHODS}
+    wanted = {(n, s, seed) for n in labels for s in report.SUBJECTS for seed in report.SEEDS}
+    assert wanted <= asked
+    assert len(report.SUBJECTS) >= 3
+    assert len(report.SEEDS) >= 2
+
+
+def test_recipes_that_train_differently_have_different_keys() -> None:
+    recipes = {recipe for claim in CLAIMS for recipe in map(repr, claim.recipes)}
+    keys = {recipe.key("star", 0) for claim in CLAIMS for recipe in claim.recipes}
+    assert len(keys) == len(recipes)
