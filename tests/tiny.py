@@ -148,7 +148,10 @@ def examples(
 
 
 TINY_DEFAULTS: dict[str, Any] = {"steps": 2, "precision": "fp32"}
-TINY_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"rank": 2, "alpha": 3.0}}
+TINY_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2, "alpha": 3.0},
+    "dreambooth": {"learning_rate": 1e-4},
+}
 
 
 def run_config(method: str = "lora", **overrides: Any) -> RunConfig:
@@ -169,7 +172,8 @@ def job(
     base, pictures = base or parts(family), pictures or examples(family)
     record: Family = FAMILIES[family]
     trains_text = config.own.trains_text
-    encoded = None if trains_text else encode_captions(base, record, [*pictures.captions, ""])
+    captions = [*pictures.captions, config.objective.class_prompt, ""]
+    encoded = None if trains_text else encode_captions(base, record, captions)
     return make_job(base, record, pictures, encoded, config)
 
 

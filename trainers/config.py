@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .dreambooth_settings import DREAMBOOTH_DEFAULTS, DreamBoothConfig
 from .errors import SettingsError
 from .settings import check, from_values, raise_problems, setting
 
@@ -157,6 +158,9 @@ class TrainingConfig:
             )  # fmt: skip
 
 
+PRIORS = ("class images", "teacher")
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss: noise, timesteps, weights."""
@@ -192,13 +196,41 @@ class ObjectiveConfig:
         min=0.0, max=100.0, step=0.05, source="P DreamBooth arXiv 2208.12242; D, K 1.0",
     )  # fmt: skip
 
+    prior: str = setting(
+        "class images",
+        "Where prior preservation comes from. class images: the class_dataset, if one is wired. "
+        "teacher: no pictures; before training, the base model itself says what it predicts for "
+        "the class prompt, and training holds on to that.",
+        choices=PRIORS,
+    )  # fmt: skip
+    class_prompt: str = setting(
+        "", "What the teacher keeps as it is, such as 'a photo of a dog'. Only for prior teacher.",
+    )  # fmt: skip
+    prior_samples: int = setting(
+        100,
+        "Predictions that the teacher makes before training: each costs one forward pass, and "
+        "memory for two latents.",
+        min=1, max=100_000, source="D 100 class images",
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         check(self)
+        problems = []
         if self.timestep_min > self.timestep_max:
-            raise_problems(
-                [f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
-                 "allowed: 0 <= timestep_min <= timestep_max <= 999"]
-            )  # fmt: skip
+            problems.append(
+                f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
+                "allowed: 0 <= timestep_min <= timestep_max <= 999"
+            )
+        if self.uses_teacher and not self.class_prompt.strip():
+            problems.append(
+                "class_prompt is empty, but prior 'teacher' needs one; "
+                "allowed: any text, such as 'a photo of a dog'"
+            )
+        raise_problems(problems)
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.prior == "teacher" and self.prior_weight > 0
 
 
 LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
@@ -256,9 +288,9 @@ class LoraConfig:
 
 
 # Each method's own settings, by its name in METHODS.
-METHOD_CONFIGS: dict[str, type[Any]] = {"lora": LoraConfig}
+METHOD_CONFIGS: dict[str, type[Any]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}
 # Where a method wants another default than the shared settings have.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {}}
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {}, "dreambooth": DREAMBOOTH_DEFAULTS}
 
 
 @dataclass(frozen=True)
@@ -274,6 +306,18 @@ class RunConfig:
     training: TrainingConfig
     objective: ObjectiveConfig
     own: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.own, DreamBoothConfig):
+            loop = self.training
+            raise_problems(
+                self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
+            )
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the base's own weights are trained, so that a method needs copies of them."""
+        return isinstance(self.own, DreamBoothConfig)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

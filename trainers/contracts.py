@@ -35,7 +35,8 @@ class Parts:
 
     Attributes:
         modules: the denoiser under "denoiser" and each text encoder under its family's name for
-            it. Their weights are frozen, in the dtype they compute in.
+            it. Their weights are frozen, in the dtype they compute in; those that a method
+            changes are private copies.
         tokenize: a caption -> its token ids by text encoder, each (L,) int64.
         objective: what the denoiser predicts, and the noise schedule.
         device: where modules live and steps run.
@@ -106,12 +107,16 @@ class Trainable:
         export: the result as tensors on the CPU, spelled as in its file.
         trains_text: whether prompts must be encoded anew at every step.
         after_step: called after each optimizer step.
+        autocast: what the modules compute in where that is not the dtype of their weights.
+        fused_backward: update each parameter in the backward pass; see trainers.per_parameter.
     """
 
     param_groups: list[dict[str, Any]]
     export: Callable[[], dict[str, Tensor]]
     trains_text: bool
     after_step: Callable[[], None] = field(default=_nothing)
+    autocast: torch.dtype | None = None
+    fused_backward: bool = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
