@@ -7,12 +7,13 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters import ApplyLora
 from .dataset import FolderDataset, ImageDataset
 from .results import PlotLoss, SaveLora
-from .train import TrainLora
+from .train import TrainDreamBooth, TrainLora
 
 NODES: list[type[io.ComfyNode]] = [
     FolderDataset,
     ImageDataset,
     TrainLora,
+    TrainDreamBooth,
     ApplyLora,
     SaveLora,
     PlotLoss,

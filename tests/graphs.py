@@ -12,6 +12,11 @@ SMALL_LORA = {
     "train_text_encoder": False, "seed": 7, "precision": "fp32",
 }  # fmt: skip
 
+SMALL_DREAMBOOTH = {
+    "preset": "custom", "steps": 4, "batch_size": 1, "learning_rate": 1e-4,
+    "train_text_encoder": False, "prior_weight": 1.0, "seed": 7, "precision": "fp32",
+}  # fmt: skip
+
 
 class Graph(dict[str, dict[str, Any]]):
     """A prompt that nodes are added to."""
@@ -36,6 +41,14 @@ class Graph(dict[str, dict[str, Any]]):
         """MODEL, CLIP, LORA_MODEL, LOSS_MAP and run of a short LoRA training."""
         sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
         return self.add("PersonalizeTrainLora", 5, **sockets, **{**SMALL_LORA, **settings})
+
+    def dreambooth(
+        self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
+    ) -> list[Link]:
+        """MODEL, CLIP, LOSS_MAP and run of a short DreamBooth training."""
+        sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
+        values = {**SMALL_DREAMBOOTH, **settings}
+        return self.add("PersonalizeTrainDreamBooth", 4, **sockets, **values)
 
     def sample(self, model: Link, clip: Link, prefix: str, prompt: str = "a photo of sks dog"):
         """Sample two steps at 64 px; the latents are saved under `prefix`."""

@@ -91,13 +91,16 @@ class RunFolder:
         return folder
 
     def write_result(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], metrics: Iterable[Any]
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        metrics: Iterable[Any],
     ) -> None:
-        """Store what was learned and the record of every step.
+        """Store what was learned, in the dtypes it has, and the record of every step.
 
         Raises:
             SaveError: it cannot be written.
         """
         lines = "".join(json.dumps(row) + "\n" for row in metrics)
         write_whole(self.path / "metrics.jsonl", lines.encode())
-        save_tensors(self.path / "result.safetensors", tensors, metadata, torch.float32)
+        save_tensors(self.path / "result.safetensors", tensors, metadata, dtype=None)

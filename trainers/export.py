@@ -48,12 +48,27 @@ def lora_metadata(
     Args:
         prediction: "epsilon" or "v".
     """
-    counts = collections.Counter(picture.caption for picture in dataset.pictures)
-    training, lora = config.training, config.own
+    lora = config.own
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.alpha),
+        **model_metadata(config, family, dataset, prediction),
+        "modelspec.architecture": f"{family.modelspec}/lora",
+    }
+
+
+def model_metadata(
+    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+) -> dict[str, str]:
+    """Metadata of any result: how it was trained, by kohya's ss_*, and modelspec 1.0.1.
+
+    Args:
+        prediction: "epsilon" or "v".
+    """
+    counts = collections.Counter(picture.caption for picture in dataset.pictures)
+    training = config.training
+    return {
         "ss_base_model_version": family.base_model_version,
         "ss_v2": "False",
         "ss_learning_rate": str(training.learning_rate),
@@ -67,7 +82,7 @@ def lora_metadata(
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
         "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.modelspec}/lora",
+        "modelspec.architecture": family.modelspec,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": dataset.name,
         "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(
@@ -80,9 +95,15 @@ def lora_metadata(
 
 
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None,
 ) -> None:
     """Write a safetensors file at `path`, all or nothing; an existing file is replaced.
+
+    Args:
+        dtype: of the file's tensors; None leaves each as it is.
 
     Raises:
         SaveError: the disk is full or the folder cannot be written.
@@ -91,7 +112,9 @@ def save_tensors(
 
     # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
     stored = {
-        key: tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32).contiguous()
+        key: tensor.detach()
+        .to("cpu", (dtype or tensor.dtype) if tensor.ndim else torch.float32)
+        .contiguous()
         for key, tensor in tensors.items()
     }
     content = safetensors.torch.save(stored, metadata=dict(metadata))

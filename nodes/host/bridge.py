@@ -2,7 +2,8 @@
 
 A module of diffusers or transformers is made empty (on the meta device) and given the host's own
 tensors. Where dtype and device already fit, nothing is copied: both modules stand on the same
-storage. Where they do not, exactly one copy is made, on the training device. Patches wired in
+storage. Where they do not, or where training changes the weights themselves (DreamBooth), exactly
+one copy is made, on the training device. Patches wired in
 before training (a LoRA, a merge) are computed into the tensors they touch, and only into those.
 
 The host runs nodes in inference mode and its weights are inference tensors, which autograd
@@ -12,7 +13,7 @@ refuses; `alias` gives a normal tensor on the same storage.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import comfy.lora
@@ -61,6 +62,11 @@ def family_of(model: Any) -> Family:
 
 def check_clip(clip: Any, family: Family) -> None:
     """Raise UnsupportedModelError unless `clip` has exactly the text encoders of `family`."""
+    if clip is None:
+        raise UnsupportedModelError(
+            "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
+            "Wire the clip of a checkpoint that has one, or of Load CLIP."
+        )
     host = clip.cond_stage_model
     names = ("clip_l", "clip_g", "clip_h", "t5xxl", "t5")
     found = tuple(name for name in names if hasattr(host, name))
@@ -79,6 +85,7 @@ def parts_of(
     names: tuple[str, ...],
     dtypes: Dtypes,
     device: torch.device,
+    private: Container[str] = (),
 ) -> Parts:
     """Trainable twins of what the sockets carry.
 
@@ -87,12 +94,14 @@ def parts_of(
     Args:
         names: which modules to make: "denoiser" and names of text encoders.
         dtypes: the dtype of each of them.
+        private: those whose weights will be changed; they never share the host's storage.
     """
     modules = {}
     for name in names:
-        facts, patcher, weights, keys = _host_side(model, clip, name)
+        facts, patcher, weights, keys = host_side(model, clip, name)
         twin = family.build(name, facts)
-        state = _state(twin, keys, patcher, weights, dtypes[name], device)
+        place = (dtypes[name], device, name in private)
+        state = _state(twin, keys, patcher, weights, place)
         twin.load_state_dict(state, assign=True)
         modules[name] = twin.to(device).requires_grad_(False)
     return Parts(
@@ -108,7 +117,8 @@ def parts_of(
 HostSide = tuple[dict[str, Any], Any, dict[str, Tensor], Callable[[str], str]]
 
 
-def _host_side(model: Any, clip: Any, name: str) -> HostSide:
+def host_side(model: Any, clip: Any, name: str) -> HostSide:
+    """What the host has of one module; see HostSide."""
     if name == DENOISER:
         facts = model.model.model_config.unet_config
         to_host = comfy.utils.unet_to_diffusers(facts)
@@ -130,10 +140,14 @@ def _state(
     host_key: Callable[[str], str],
     patcher: Any,
     weights: dict[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
+    place: tuple[torch.dtype, torch.device, bool],
 ) -> dict[str, Tensor]:
-    """The twin's state dict: each tensor on the host's own storage wherever that is possible."""
+    """The twin's state dict: each tensor on the host's own storage wherever that is possible.
+
+    Args:
+        place: dtype, device, and whether each tensor must be a copy.
+    """
+    dtype, device, private = place
     state = {}
     for key in twin.state_dict():
         name = host_key(key)
@@ -144,7 +158,7 @@ def _state(
             weight = comfy.lora.calculate_weight(patcher.patches[name], weight, name)
             # The host rounds a patched weight to its own dtype before it computes with it.
             weight = weight.to(weights[name].dtype)
-        state[key] = weight.to(device, dtype)
+        state[key] = weight.to(device, dtype, copy=private)
     return state
 
 
