@@ -17,12 +17,13 @@ from trainers.config import (
     DatasetConfig,
     LoraConfig,
     ObjectiveConfig,
+    TextualInversionConfig,
     TrainingConfig,
 )
 from trainers.errors import SettingsError
 from trainers.settings import Setting, from_values, settings_of
 
-KINDS = (DatasetConfig, TrainingConfig, ObjectiveConfig, LoraConfig)
+KINDS = (DatasetConfig, TrainingConfig, ObjectiveConfig, LoraConfig, TextualInversionConfig)
 FIELDS = {
     f"{kind.__name__}.{name}": (kind, name, facts)
     for kind in KINDS

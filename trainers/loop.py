@@ -32,6 +32,7 @@ class Job:
 
     Attributes:
         encoded: the encoding of every caption and of "", or None where the text encoder trains.
+        prompts: what trains each caption of the instance images; see Trainable.
     """
 
     parts: Parts
@@ -40,6 +41,7 @@ class Job:
     examples: Examples
     encoded: dict[str, Text] | None
     config: RunConfig
+    prompts: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def make_job(
         module.train()
         if config.training.gradient_checkpointing:
             family.checkpoint(module)
-    return Job(parts, family, trainable, examples, encoded, config)
+    prompts = trainable.prompts(examples.captions[: examples.num_instances])
+    return Job(parts, family, trainable, examples, encoded, config, prompts)
 
 
 def batch_plan(examples: Examples, training: TrainingConfig) -> BatchPlan:
@@ -156,7 +159,7 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
-        "" if drop else examples.captions[picture]
+        "" if drop else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
 
@@ -171,6 +174,16 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     if objective.min_snr_gamma:
         weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
     return losses, weights
+
+
+def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:
+    caption = job.examples.captions[picture]
+    if picture >= job.examples.num_instances:
+        return caption
+    choices = job.prompts[caption]
+    if len(choices) == 1:
+        return choices[0]
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
 def _encode(job: Job, captions: list[str]) -> Text:

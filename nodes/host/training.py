@@ -17,14 +17,20 @@ from ...trainers.checkpoint import RunFolder, run_facts, weights_fingerprint
 from ...trainers.config import RunConfig
 from ...trainers.contracts import DENOISER, Family, Parts, Text
 from ...trainers.data import Dataset
+from ...trainers.embedding import Embedding, embedding_metadata, needs_metadata
 from ...trainers.errors import DatasetError
 from ...trainers.export import Adapter, lora_metadata
 from ...trainers.loop import Progress, make_job, train
 from ...trainers.precision import compute_dtype
+from ...trainers.tokens import has_token
 from . import bridge
+from .embeddings import embeddings_of
 from .progress import Reporter
 from .session import device, make_room, training_session
 from .vae import encoder_of
+
+# What the file of each method's result says of it.
+METADATA = {"lora": lora_metadata, "textual_inversion": embedding_metadata}
 
 
 @dataclass(frozen=True)
@@ -82,12 +88,23 @@ def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Report
     job = make_job(parts, family, examples, encoded, config)
     rows: list[dict[str, Any]] = []
     losses = train(job, _recorder(rows, reporter.step))
-    metadata = lora_metadata(config, family, dataset, parts.objective.prediction)
+    needed = _learned_tokens(sockets.clip, examples)
+    metadata = METADATA[config.method](config, family, dataset, parts.objective.prediction)
+    metadata |= needs_metadata(needed)
     seconds = time.monotonic() - started
     metadata |= {"ss_steps": str(len(losses)), "ss_training_time": f"{seconds:.0f}"}
-    adapter = Adapter(job.trainable.export(), metadata)
+    adapter = Adapter(job.trainable.export(), metadata, needed)
     folder.write_result(adapter, metadata, rows)
     return Outcome(adapter, losses, folder.path)
+
+
+def _learned_tokens(clip: Any, examples: Examples) -> tuple[Embedding, ...]:
+    """What `clip` knows of the words in the captions beside its vocabulary."""
+    return tuple(
+        embedding
+        for embedding in embeddings_of(clip)
+        if any(has_token(caption, embedding.token) for caption in examples.captions)
+    )
 
 
 def _check_class_dataset(sockets: Sockets) -> None:
