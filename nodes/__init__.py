@@ -4,22 +4,30 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapters import ApplyLora
+from .adapters import ApplyEmbedding, ApplyLora
 from .dataset import FolderDataset, ImageDataset
-from .results import PlotLoss, SaveLora
-from .train import TrainLora
+from .results import PlotLoss, SaveEmbedding, SaveLora
+from .train import TrainLora, TrainTextualInversion
 
 NODES: list[type[io.ComfyNode]] = [
     FolderDataset,
     ImageDataset,
     TrainLora,
+    TrainTextualInversion,
     ApplyLora,
+    ApplyEmbedding,
     SaveLora,
+    SaveEmbedding,
     PlotLoss,
 ]
 
 
 class Personalize(ComfyExtension):
+    async def on_load(self) -> None:
+        from .host.folders import register_embeddings
+
+        register_embeddings()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 

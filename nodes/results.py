@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from .sockets import PersonalizeEmbedding
+
 FORMATS = ("kohya fp32", "kohya fp16", "kohya bf16")
 
 
@@ -46,6 +48,41 @@ class SaveLora(io.ComfyNode):
         from .host.files import save_lora
 
         path = save_lora(lora, filename_prefix, format.split()[-1])
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+class SaveEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeSaveEmbedding",
+            display_name="Save Embedding",
+            category="personalize/results",
+            description=(
+                "Saves a learned token for ComfyUI, A1111, Forge and diffusers. Files in "
+                "output/embeddings can be used in prompts at once, as embedding:name."
+            ),
+            search_aliases=["export embedding", "textual inversion file", "save token"],
+            is_output_node=True,
+            inputs=[
+                PersonalizeEmbedding.Input("embedding", tooltip="From Train Textual Inversion."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="embeddings/%token%",
+                    tooltip=(
+                        "Folder and beginning of the file's name, inside output/. %token% becomes "
+                        "the token's letters and digits."
+                    ),
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+        )
+
+    @classmethod
+    def execute(cls, embedding: Any, filename_prefix: str) -> io.NodeOutput:
+        from .host.files import save_embedding
+
+        path = save_embedding(embedding, filename_prefix)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 

@@ -12,6 +12,11 @@ SMALL_LORA = {
     "train_text_encoder": False, "seed": 7, "precision": "fp32",
 }  # fmt: skip
 
+SMALL_INVERSION = {
+    "token": "<sks>", "initializer": "dog", "vectors": 3, "steps": 3, "batch_size": 1,
+    "learning_rate": 1e-2, "seed": 7, "precision": "fp32",
+}  # fmt: skip
+
 
 class Graph(dict[str, dict[str, Any]]):
     """A prompt that nodes are added to."""
@@ -47,3 +52,11 @@ class Graph(dict[str, dict[str, Any]]):
             seed=1, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         )[0]  # fmt: skip
         self.add("SaveLatent", samples=latents, filename_prefix=prefix)
+
+    def invert(
+        self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
+    ) -> list[Link]:
+        """CLIP, PERSONALIZE_EMBEDDING, LOSS_MAP and run of a short Textual Inversion."""
+        sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
+        values = {**SMALL_INVERSION, **settings}
+        return self.add("PersonalizeTrainTextualInversion", 4, **sockets, **values)
