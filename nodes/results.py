@@ -39,15 +39,27 @@ class SaveLora(io.ComfyNode):
                         "bf16 make half the file."
                     ),
                 ),
+                io.Boolean.Input(
+                    "bundle_embedding",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Put the learned token that the captions have into the file, for A1111 and "
+                        "Forge (bundle_emb). There must be exactly one."
+                    ),
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
         )
 
     @classmethod
-    def execute(cls, lora: Any, filename_prefix: str, format: str) -> io.NodeOutput:
+    def execute(
+        cls, lora: Any, filename_prefix: str, format: str, bundle_embedding: bool = False
+    ) -> io.NodeOutput:
         from .host.files import save_lora
 
-        path = save_lora(lora, filename_prefix, format.split()[-1])
+        path = save_lora(lora, filename_prefix, format.split()[-1], bundle_embedding)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 

@@ -84,10 +84,14 @@ class TrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         config = run_config("lora", values)
         from .host.apply import apply_lora
+        from .host.embeddings import with_embedding
         from .host.training import Sockets, run_training
 
         sockets = Sockets(model, clip, vae, dataset, class_dataset)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
+        if config.own.train_token:
+            for embedding in outcome.adapter.needs:
+                clip = with_embedding(clip, embedding)
         model, clip = apply_lora(model, clip, outcome.adapter, 1.0, 1.0)
         return io.NodeOutput(
             model, clip, outcome.adapter, {"loss": outcome.losses}, str(outcome.run)

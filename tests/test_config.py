@@ -17,10 +17,10 @@ from trainers.config import (
     DatasetConfig,
     LoraConfig,
     ObjectiveConfig,
-    TextualInversionConfig,
     TrainingConfig,
 )
 from trainers.errors import SettingsError
+from trainers.inversion_settings import TextualInversionConfig
 from trainers.settings import Setting, from_values, settings_of
 
 KINDS = (DatasetConfig, TrainingConfig, ObjectiveConfig, LoraConfig, TextualInversionConfig)

@@ -229,3 +229,79 @@ def test_saved_file_is_offered_without_a_restart(host: Host) -> None:
     name = saved(host, "embeddings/offered").stem
     with urllib.request.urlopen(f"{host.url}/embeddings") as reply:
         assert name in json.load(reply)
+
+
+# -- a LoRA whose captions have the token -------------------------------------------------
+
+
+def lora_with_token(host: Host, **settings: Any) -> tuple[Graph, list[Link], list[Link]]:
+    """A graph; outputs of Train Textual Inversion, and of Train LoRA behind it."""
+    graph, base, token = learned(host)
+    dataset = graph.dataset(pictures(host), "a photo of <sks>")
+    return graph, token, graph.train(base[0], token[0], base[2], dataset, **settings)
+
+
+def save_lora(graph: Graph, lora: Link, name: str, **options: Any) -> None:
+    graph.add(
+        "PersonalizeSaveLora", lora=lora, filename_prefix=f"loras/{name}", format="kohya fp32",
+        **options,
+    )  # fmt: skip
+
+
+def lora_file(host: Host, name: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    path = max((host.base / "output" / "loras").glob(f"{name}_*.safetensors"))
+    with safetensors.safe_open(path, "pt") as file:
+        return safetensors.torch.load_file(path), file.metadata()
+
+
+def test_lora_file_says_which_token_it_needs_and_can_carry_it(any_host: Host) -> None:
+    host = any_host
+    graph, token, lora = lora_with_token(host)
+    save_lora(graph, lora[2], "needs")
+    save_lora(graph, lora[2], "bundled", bundle_embedding=True)
+    graph.add("PersonalizeSaveEmbedding", embedding=token[1], filename_prefix="embeddings/alone")
+    compare(graph, (lora[1], "a <sks>"), (token[0], "a <sks>"))
+    (measured,) = found(host.run(graph))
+    assert measured["equal"]
+    tensors, metadata = lora_file(host, "needs")
+    assert not [key for key in tensors if "emb" in key]
+    (needed,) = json.loads(metadata["personalize.embeddings"])
+    assert (needed["token"], needed["vectors"]) == ("<sks>", 3)
+    alone = max((host.base / "output" / "embeddings").glob("alone_*.safetensors"))
+    rows = safetensors.torch.load_file(alone)["emb_params"]
+    carried, _ = lora_file(host, "bundled")
+    assert torch.equal(carried["bundle_emb.sks.string_to_param.*"], rows)
+
+
+def test_lora_without_a_token_has_none_to_carry(host: Host) -> None:
+    graph = Graph()
+    base = graph.load()
+    lora = graph.train(*base, graph.dataset(pictures(host)), steps=1)
+    save_lora(graph, lora[2], "none", bundle_embedding=True)
+    with pytest.raises(HostError, match="captions of this LoRA have: none"):
+        host.run(graph)
+
+
+def test_token_trains_further_with_the_lora(host: Host) -> None:
+    graph, token, lora = lora_with_token(host, train_token=True, token_learning_rate=1e-2)
+    save_lora(graph, lora[2], "pivotal", bundle_embedding=True)
+    compare(graph, (lora[1], "a <sks>"), (token[0], "a <sks>"))
+    (measured,) = found(host.run(graph))
+    assert measured["difference"] > 1e-3
+    carried, _ = lora_file(host, "pivotal")
+    folder = host.base / "output" / "embeddings"
+    rows = carried["bundle_emb.sks.string_to_param.*"]
+    safetensors.torch.save_file({"emb_params": rows}, folder / "further.safetensors")
+    graph, _, lora = lora_with_token(host, train_token=True, token_learning_rate=1e-2)
+    _, clip, _ = graph.load()
+    compare(graph, (lora[1], "a <sks>"), (clip, "a embedding:further"))
+    (measured,) = found(host.run(graph))
+    assert measured["equal"]
+
+
+def test_token_to_train_further_must_be_there(host: Host) -> None:
+    graph = Graph()
+    base = graph.load()
+    graph.train(*base, graph.dataset(pictures(host)), steps=1, train_token=True)
+    with pytest.raises(HostError, match="the clip knows no learned token"):
+        host.run(graph)

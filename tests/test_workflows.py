@@ -18,9 +18,9 @@ from trainers.config import (
     DatasetConfig,
     LoraConfig,
     ObjectiveConfig,
-    TextualInversionConfig,
     TrainingConfig,
 )
+from trainers.inversion_settings import TextualInversionConfig
 from trainers.settings import settings_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom

@@ -123,6 +123,8 @@ class Trainable:
         after_step: called after each optimizer step.
         prompts: the captions of all instance images -> for each, the prompts that train it; each
             sample takes one of them at random.
+        tokens: the learned tokens that were trained beside what `export` gives: (vectors, D) on
+            the CPU, by token, by text encoder.
     """
 
     param_groups: list[dict[str, Any]]
@@ -130,6 +132,7 @@ class Trainable:
     trains_text: bool
     after_step: Callable[[], None] = field(default=_nothing)
     prompts: Callable[[Iterable[str]], dict[str, tuple[str, ...]]] = field(default=_as_they_are)
+    tokens: Callable[[], dict[str, dict[str, Tensor]]] = field(default=dict)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from .config import RunConfig, TextualInversionConfig
+from .config import RunConfig
 from .contracts import Family
 from .data import Dataset
 from .export import modelspec
+from .inversion_settings import TextualInversionConfig
 
 ONE_ENCODER = "emb_params"
 NEEDS = "personalize.embeddings"  # metadata of a LoRA whose captions have learned tokens

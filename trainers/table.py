@@ -57,6 +57,19 @@ def add_token(parts: Parts, token: str, rows: Mapping[str, Tensor]) -> dict[str,
     return parameters
 
 
+def rows_of(parts: Parts, token: str) -> dict[str, nn.Parameter]:
+    """The rows of a learned token by text encoder."""
+    found = {}
+    for name, ids in parts.learned[token].items():
+        table = _longer(table_of(parts.modules[name]))
+        first = table.num_embeddings
+        for rows in table.rows:
+            if first == ids[0]:
+                found[name] = rows
+            first += rows.shape[0]
+    return found
+
+
 def _longer(table: nn.Embedding) -> LongerTable:
     if not isinstance(table, LongerTable):
         # Only the class changes: the table's own parameter and its name stay.

@@ -11,21 +11,35 @@ import torch
 from torch import Tensor
 
 from ...trainers.embedding import Embedding, spelled
-from ...trainers.errors import SaveError
+from ...trainers.errors import SaveError, SettingsError
 from ...trainers.export import Adapter, save_tensors
 from ...trainers.precision import DTYPES
 
 
-def save_lora(lora: Mapping[str, Tensor], filename_prefix: str, dtype: str) -> Path:
+def save_lora(
+    lora: Mapping[str, Tensor], filename_prefix: str, dtype: str, bundle: bool = False
+) -> Path:
     """Save under the next free number; see trainers.export.save_tensors for errors.
 
     Args:
         filename_prefix: as in the host's own save nodes; may name sub-folders of output/.
         dtype: "fp32", "fp16" or "bf16".
+        bundle: put the learned token that the captions have into the file.
+
+    Raises:
+        SettingsError: it is to be bundled, and there is none, or more than one.
     """
+    needs = lora.needs if isinstance(lora, Adapter) else ()
+    if bundle and len(needs) != 1:
+        found = ", ".join(embedding.token for embedding in needs) or "none"
+        raise SettingsError(
+            ("bundle_embedding is on, but a file can carry one learned token, and the captions of "
+             f"this LoRA have: {found}; allowed: off, or a LoRA with one",)
+        )  # fmt: skip
+    tensors = {**lora, **(needs[0].bundled() if bundle else {})}
     path = _free_path(filename_prefix)
     metadata = lora.metadata if isinstance(lora, Adapter) else {}
-    save_tensors(path, lora, {**metadata, "ss_output_name": path.stem}, DTYPES[dtype])
+    save_tensors(path, tensors, {**metadata, "ss_output_name": path.stem}, DTYPES[dtype])
     return path
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import torch
+from torch import Tensor
 
 from ...trainers.cache import Examples, encode_captions, encode_pictures
 from ...trainers.checkpoint import RunFolder, run_facts, weights_fingerprint
@@ -88,7 +89,7 @@ def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Report
     job = make_job(parts, family, examples, encoded, config)
     rows: list[dict[str, Any]] = []
     losses = train(job, _recorder(rows, reporter.step))
-    needed = _learned_tokens(sockets.clip, examples)
+    needed = _learned_tokens(sockets.clip, examples, job.trainable.tokens())
     metadata = METADATA[config.method](config, family, dataset, parts.objective.prediction)
     metadata |= needs_metadata(needed)
     seconds = time.monotonic() - started
@@ -98,10 +99,12 @@ def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Report
     return Outcome(adapter, losses, folder.path)
 
 
-def _learned_tokens(clip: Any, examples: Examples) -> tuple[Embedding, ...]:
-    """What `clip` knows of the words in the captions beside its vocabulary."""
+def _learned_tokens(
+    clip: Any, examples: Examples, trained: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[Embedding, ...]:
+    """What `clip` knows of the words in the captions beside its vocabulary, as trained now."""
     return tuple(
-        embedding
+        dataclasses.replace(embedding, rows=trained.get(embedding.token, embedding.rows))
         for embedding in embeddings_of(clip)
         if any(has_token(caption, embedding.token) for caption in examples.captions)
     )

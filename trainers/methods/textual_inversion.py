@@ -15,10 +15,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..config import RunConfig, TextualInversionConfig
+from ..config import RunConfig
 from ..contracts import Family, Parts, Trainable
 from ..embedding import spelled
 from ..errors import DatasetError, SettingsError
+from ..inversion_settings import TextualInversionConfig
 from ..noise import generator_for
 from ..table import add_token, table_of
 from ..templates import TEMPLATES
