@@ -96,7 +96,8 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float = setting(
         1e-4,
-        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Prodigy wants 1.0.",
+        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Textual Inversion: 3e-4 (O) to "
+        "2e-3 (D). Prodigy wants 1.0.",
         min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
     )  # fmt: skip
     epochs: int = setting(
