@@ -110,6 +110,21 @@ def test_another_optimizer_moves_only_the_rows(optimizer: str) -> None:
     assert not torch.equal(tiny.trainable_state(ready)[KEY], rows_of(prepared()[1]))
 
 
+def test_gradient_checkpointing_learns_the_same() -> None:
+    plain, recomputed = (
+        tiny.trainable_state(tiny.trained(config(gradient_checkpointing=on, steps=3))[0])[KEY]
+        for on in (False, True)
+    )
+    torch.testing.assert_close(recomputed, plain, atol=1e-6, rtol=0)
+
+
+def test_min_snr_weighs_the_same_draws() -> None:
+    plain, weighted = (
+        tiny.trained(config(min_snr_gamma=gamma, steps=1))[1][0].loss for gamma in (0.0, 0.1)
+    )
+    assert 0 < weighted < plain
+
+
 # -- equal to training the whole table ----------------------------------------------------
 
 
