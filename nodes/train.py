@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainers.config import run_config
 from ..trainers.dreambooth_settings import CUSTOM, PRESETS
 from .schema import settings_inputs
-from .sockets import PersonalizeDataset
+from .sockets import PersonalizeDataset, PersonalizeEmbedding
 
 
 def _sockets_in() -> list[io.Input]:
@@ -86,13 +86,17 @@ class TrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         config = run_config("lora", values)
         from .host.apply import apply_lora
+        from .host.embeddings import with_embedding
         from .host.training import Sockets, run_training
 
         sockets = Sockets(model, clip, vae, dataset, class_dataset)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
-        model, clip = apply_lora(model, clip, outcome.tensors, 1.0, 1.0)
+        if config.own.train_token:
+            for embedding in outcome.learned.needs:
+                clip = with_embedding(clip, embedding)
+        model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
         return io.NodeOutput(
-            model, clip, outcome.tensors, {"loss": outcome.losses}, str(outcome.run)
+            model, clip, outcome.learned, {"loss": outcome.losses}, str(outcome.run)
         )
 
 
@@ -155,7 +159,7 @@ class TrainDreamBooth(io.ComfyNode):
 
         sockets = Sockets(model, clip, vae, dataset, class_dataset)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
-        model, clip = apply_weights(model, clip, outcome.tensors)
+        model, clip = apply_weights(model, clip, outcome.learned)
         return io.NodeOutput(model, clip, {"loss": outcome.losses}, str(outcome.run))
 
 
@@ -170,3 +174,60 @@ def _preset() -> io.Input:
         ),
         extra_dict={"presets": {name: dict(values) for name, values in PRESETS.items()}},
     )
+
+
+class TrainTextualInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first = (
+            "token", "initializer", "vectors", "steps", "batch_size", "learning_rate", "seed",
+        )  # fmt: skip
+        # Class images would keep what this method does not change.
+        without = ("prior_weight", "prior", "class_prompt", "prior_samples")
+        return io.Schema(
+            node_id="PersonalizeTrainTextualInversion",
+            display_name="Train Textual Inversion",
+            category="personalize/train",
+            description=(
+                "Learns a new word for what your pictures show, and hands out the clip that knows "
+                "it. Neither the model nor the clip that is wired in is changed."
+            ),
+            search_aliases=[
+                "textual inversion", "embedding training", "train embedding", "learn a word",
+                "ti", "finetune", "personalize",
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[*_sockets_in(), *settings_inputs("textual_inversion", first, without)],
+            outputs=[
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Knows the token at once: write it in any prompt, also with a weight.",
+                ),
+                PersonalizeEmbedding.Output(
+                    display_name="embedding",
+                    tooltip="The token alone: for Save Embedding and Apply Embedding.",
+                ),
+                io.LossMap.Output(
+                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
+                ),
+                io.String.Output(
+                    display_name="run", tooltip="The run's folder: settings, losses, result."
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **values: Any) -> io.NodeOutput:
+        config = run_config("textual_inversion", values)
+        from .host.embeddings import embedding_of, with_embedding
+        from .host.training import Sockets, run_training
+
+        outcome = run_training(Sockets(model, clip, vae, dataset), config, cls.hidden.unique_id)
+        embedding = embedding_of(outcome.learned, config.own.token, clip)
+        return io.NodeOutput(
+            with_embedding(clip, embedding),
+            embedding,
+            {"loss": outcome.losses},
+            str(outcome.run),
+        )

@@ -16,6 +16,10 @@ SMALL_DREAMBOOTH = {
     "preset": "custom", "steps": 4, "batch_size": 1, "learning_rate": 1e-4,
     "train_text_encoder": False, "prior_weight": 1.0, "seed": 7, "precision": "fp32",
 }  # fmt: skip
+SMALL_INVERSION = {
+    "token": "<sks>", "initializer": "dog", "vectors": 3, "steps": 3, "batch_size": 1,
+    "learning_rate": 1e-2, "seed": 7, "precision": "fp32",
+}  # fmt: skip
 
 
 class Graph(dict[str, dict[str, Any]]):
@@ -60,3 +64,11 @@ class Graph(dict[str, dict[str, Any]]):
             seed=1, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         )[0]  # fmt: skip
         self.add("SaveLatent", samples=latents, filename_prefix=prefix)
+
+    def invert(
+        self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
+    ) -> list[Link]:
+        """CLIP, PERSONALIZE_EMBEDDING, LOSS_MAP and run of a short Textual Inversion."""
+        sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
+        values = {**SMALL_INVERSION, **settings}
+        return self.add("PersonalizeTrainTextualInversion", 4, **sockets, **values)

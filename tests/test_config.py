@@ -21,9 +21,17 @@ from trainers.config import (
 )
 from trainers.dreambooth_settings import DreamBoothConfig
 from trainers.errors import SettingsError
+from trainers.inversion_settings import TextualInversionConfig
 from trainers.settings import Setting, from_values, settings_of
 
-KINDS = (DatasetConfig, TrainingConfig, ObjectiveConfig, LoraConfig, DreamBoothConfig)
+KINDS = (
+    DatasetConfig,
+    TrainingConfig,
+    ObjectiveConfig,
+    LoraConfig,
+    DreamBoothConfig,
+    TextualInversionConfig,
+)
 FIELDS = {
     f"{kind.__name__}.{name}": (kind, name, facts)
     for kind in KINDS

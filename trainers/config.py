@@ -14,6 +14,7 @@ from typing import Any
 
 from .dreambooth_settings import DREAMBOOTH_DEFAULTS, DreamBoothConfig
 from .errors import SettingsError
+from .inversion_settings import TextualInversionConfig
 from .settings import check, from_values, raise_problems, setting
 
 CAPTION_SOURCES = (
@@ -96,7 +97,8 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float = setting(
         1e-4,
-        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Prodigy wants 1.0.",
+        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Textual Inversion: 3e-4 (O) to "
+        "2e-3 (D). Prodigy wants 1.0.",
         min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
     )  # fmt: skip
     epochs: int = setting(
@@ -278,19 +280,38 @@ class LoraConfig:
         0.0, "Share of adapter inputs set to zero in training, against overfitting.",
         min=0.0, max=0.9, step=0.05,
     )  # fmt: skip
+    train_token: bool = setting(
+        False,
+        "Train the learned tokens of the clip further, together with the LoRA (pivotal tuning).",
+        source="P arXiv 2106.05744",
+    )
+    token_learning_rate: float = setting(
+        1e-3, "Learning rate of the tokens, if they are trained. Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-6, source="as for Train Textual Inversion",
+    )  # fmt: skip
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
     def trains_text(self) -> bool:
-        return self.train_text_encoder
+        return self.train_text_encoder or self.train_token
 
 
 # Each method's own settings, by its name in METHODS.
-METHOD_CONFIGS: dict[str, type[Any]] = {"lora": LoraConfig, "dreambooth": DreamBoothConfig}
+METHOD_CONFIGS: dict[str, type[Any]] = {
+    "lora": LoraConfig,
+    "dreambooth": DreamBoothConfig,
+    "textual_inversion": TextualInversionConfig,
+}
 # Where a method wants another default than the shared settings have.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {}, "dreambooth": DREAMBOOTH_DEFAULTS}
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dreambooth": DREAMBOOTH_DEFAULTS,
+    # Adam moves a number by at most about the rate each step, and a row's are about 0.014: K's
+    # documented 1e-6 learns nothing in 1600 steps. D 5e-4 x 4 (--scale_lr) for 3000 steps, O 3e-4.
+    "textual_inversion": {"learning_rate": 1e-3, "steps": 2000},
+}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from .contracts import Family
 from .data import Dataset
 from .errors import SaveError
 
+if TYPE_CHECKING:
+    from .embedding import Embedding
+
 
 def kohya_layer_name(prefix: str, layer: str) -> str:
     """A layer's name in a kohya file: prefix, then the module path with underscores."""
@@ -31,11 +35,21 @@ def kohya_layer_name(prefix: str, layer: str) -> str:
 
 
 class Adapter(dict[str, Tensor]):
-    """A LoRA's tensors by key, as the host's LORA_MODEL, with the metadata of its file."""
+    """A result's tensors by key, as the host's LORA_MODEL, with the metadata of its file.
 
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    Attributes:
+        needs: the learned tokens that its captions have.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        needs: tuple[Embedding, ...] = (),
+    ) -> None:
         super().__init__(tensors)
         self.metadata = dict(metadata)
+        self.needs = needs
 
 
 def lora_metadata(
@@ -81,16 +95,27 @@ def model_metadata(
         "ss_gradient_accumulation_steps": str(training.gradient_accumulation),
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
         "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
+        **modelspec(family, "", dataset, prediction),
+        "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
+    }
+
+
+def modelspec(family: Family, kind: str, dataset: Dataset, prediction: str) -> dict[str, str]:
+    """The part of the modelspec standard 1.0.1 that every result's file has.
+
+    Args:
+        kind: what was trained, as the standard's architecture names it: "lora" ..., or "" for
+            whole models.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family.modelspec,
+        "modelspec.architecture": family.modelspec + (f"/{kind}" if kind else ""),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": dataset.name,
-        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(
-            timespec="seconds"
-        ),
+        "modelspec.date": now.isoformat(timespec="seconds"),
         "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
         "modelspec.prediction_type": prediction,
-        "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
     }
 
 

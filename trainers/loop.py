@@ -34,6 +34,7 @@ class Job:
 
     Attributes:
         encoded: the encoding of every caption and of "", or None where the text encoder trains.
+        prompts: what trains each caption of the instance images; see Trainable.
     """
 
     parts: Parts
@@ -42,6 +43,7 @@ class Job:
     examples: Examples
     encoded: dict[str, Text] | None
     config: RunConfig
+    prompts: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,8 @@ def make_job(
         module.train()
         if config.training.gradient_checkpointing:
             family.checkpoint(module)
-    return Job(parts, family, trainable, examples, encoded, config)
+    prompts = trainable.prompts(examples.captions[: examples.num_instances])
+    return Job(parts, family, trainable, examples, encoded, config, prompts)
 
 
 def taught_job(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
@@ -178,7 +181,7 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
-        "" if drop and picture not in examples.taught else examples.captions[picture]
+        "" if drop and picture not in examples.taught else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
 
@@ -203,6 +206,16 @@ def _predict(job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str]) ->
         return job.family.predict(
             parts.denoiser, noisy.to(parts.device), timesteps.to(parts.device), text
         )
+
+
+def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:
+    caption = job.examples.captions[picture]
+    if picture >= job.examples.num_instances:
+        return caption
+    choices = job.prompts[caption]
+    if len(choices) == 1:
+        return choices[0]
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
 def _encode(job: Job, captions: list[str]) -> Text:

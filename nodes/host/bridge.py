@@ -22,10 +22,12 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...trainers.contracts import DENOISER, Family, Parts, Tokens
-from ...trainers.errors import UnsupportedModelError
+from ...trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
+from ...trainers.errors import DatasetError, UnsupportedModelError
 from ...trainers.families import FAMILIES
 from ...trainers.noise import Diffusion
+from ...trainers.table import add_token
+from .embeddings import embeddings_of, speaking_ids
 
 log = logging.getLogger(__name__)
 
@@ -104,13 +106,17 @@ def parts_of(
         state = _state(twin, keys, patcher, weights, place)
         twin.load_state_dict(state, assign=True)
         modules[name] = twin.to(device).requires_grad_(False)
-    return Parts(
+    parts = Parts(
         modules=modules,
-        tokenize=tokenizer_of(clip, family),
+        tokenizer=tokenizer_of(clip, family),
         objective=objective_of(model),
         device=device,
         clip_skip=clip.layer_idx,
     )
+    if set(family.text_encoders) <= set(names):
+        for embedding in embeddings_of(clip):
+            add_token(parts, embedding.token, embedding.rows)
+    return parts
 
 
 # (facts for Family.build, patcher, its weights by host key, twin key -> host key)
@@ -190,7 +196,7 @@ def objective_of(model: Any) -> Diffusion:
     return Diffusion(prediction, (1 / (1 + sigmas**2)).float())
 
 
-def tokenizer_of(clip: Any, family: Family) -> Callable[[str], Tokens]:
+def tokenizer_of(clip: Any, family: Family) -> Callable[[str, Mapping[str, LearnedIds]], Tokens]:
     """The host's tokenizer for one prompt window of each text encoder.
 
     Captions are taken literally: parentheses are text, not weights. What does not fit into the
@@ -198,24 +204,36 @@ def tokenizer_of(clip: Any, family: Family) -> Callable[[str], Tokens]:
     """
     warned: set[str] = set()
 
-    def tokenize(caption: str) -> Tokens:
-        by_encoder = clip.tokenize(caption, disable_weights=True)
+    def tokenize(caption: str, learned: Mapping[str, LearnedIds]) -> Tokens:
+        by_encoder = speaking_ids(clip, learned).tokenize(caption, disable_weights=True)
         tokens = {}
         for name in family.text_encoders:
             windows = by_encoder[name.removeprefix("clip_")]
             if len(windows) > 1 and caption not in warned:
                 warned.add(caption)
                 _warn_of_cut(caption, windows, getattr(clip.tokenizer, name))
-            tokens[name] = torch.tensor([token for token, *_ in windows[0]])
+            tokens[name] = torch.tensor([_id(token, caption) for token, *_ in windows[0]])
         return tokens
 
     return tokenize
 
 
+def _id(token: Any, caption: str) -> int:
+    if isinstance(token, Tensor) and token.numel() > 1:
+        raise DatasetError(
+            f"The caption '{caption}' names an embedding's file, which training does not read.\n"
+            "Write the words themselves, or wire in a clip that knows the token (Train Textual "
+            "Inversion, Apply Embedding) and write the token."
+        )
+    return int(token)
+
+
 def _warn_of_cut(caption: str, windows: list[list[tuple[int, float]]], tokenizer: Any) -> None:
     special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
-    rest = [token for window in windows[1:] for token, *_ in window if token not in special]
-    lost = tokenizer.tokenizer.decode(rest).strip()
+    rest = [int(token) for window in windows[1:] for token, *_ in window]
+    # A learned token has no text in the vocabulary.
+    words = [token for token in rest if token not in special and token in tokenizer.inv_vocab]
+    lost = tokenizer.tokenizer.decode(words).strip()
     log.warning(
         "Personalize: a caption has more than %d tokens; the rest is cut off: '%s' (caption: '%s')",
         len(windows[0]), lost, caption,

@@ -6,7 +6,7 @@ import dataclasses
 import gc
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +20,25 @@ from ...trainers.checkpoint import RunFolder, run_facts, weights_fingerprint
 from ...trainers.config import RunConfig
 from ...trainers.contracts import DENOISER, Family, Parts, Text
 from ...trainers.data import Dataset
+from ...trainers.embedding import Embedding, embedding_metadata, needs_metadata
 from ...trainers.errors import DatasetError, SaveError, SettingsError
 from ...trainers.export import Adapter, lora_metadata, model_metadata
 from ...trainers.loop import Job, Progress, make_job, taught_job, train
 from ...trainers.precision import DTYPES, compute_dtype
+from ...trainers.tokens import has_token
 from . import bridge
 from .apply import changed_weights, trained_modules, weights_bytes
+from .embeddings import embeddings_of
 from .progress import Reporter
 from .session import device, make_room, training_session
 from .vae import encoder_of
+
+# What the file of each method's result says of it.
+METADATA = {
+    "lora": lora_metadata,
+    "dreambooth": model_metadata,
+    "textual_inversion": embedding_metadata,
+}
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Sockets:
 class Outcome:
     """What a training came to: its result, the loss of every step, the folder of the run."""
 
-    tensors: dict[str, Tensor]
+    learned: Adapter
     losses: list[float]
     run: Path
 
@@ -92,21 +102,33 @@ def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Report
     losses = train(job, _recorder(rows, reporter.step))
     gc.collect()  # the optimizer's state goes before the result comes
     facts = {"ss_steps": str(len(losses)), "ss_training_time": f"{time.monotonic() - started:.0f}"}
-    tensors, metadata = _result(job, sockets, facts)
-    folder.write_result(tensors, metadata, rows)
-    return Outcome(tensors, losses, folder.path)
+    learned = _learned(job, sockets, facts)
+    folder.write_result(learned, learned.metadata, rows)
+    return Outcome(learned, losses, folder.path)
 
 
-def _result(
-    job: Job, sockets: Sockets, facts: dict[str, str]
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """What was learned, and the metadata of its file."""
-    about = (job.config, job.family, sockets.dataset, job.parts.objective.prediction)
-    if job.config.changes_weights:
-        changed = changed_weights(sockets.model, sockets.clip, job.trainable.export())
-        return changed, model_metadata(*about) | facts
-    metadata = lora_metadata(*about) | facts
-    return Adapter(job.trainable.export(), metadata), metadata
+def _learned(job: Job, sockets: Sockets, facts: dict[str, str]) -> Adapter:
+    """What the method exports, with the metadata of its file."""
+    config = job.config
+    needed = _learned_tokens(sockets.clip, job.examples, job.trainable.tokens())
+    metadata = METADATA[config.method](
+        config, job.family, sockets.dataset, job.parts.objective.prediction
+    )
+    tensors = job.trainable.export()
+    if config.changes_weights:
+        tensors = changed_weights(sockets.model, sockets.clip, tensors)
+    return Adapter(tensors, metadata | needs_metadata(needed) | facts, needed)
+
+
+def _learned_tokens(
+    clip: Any, examples: Examples, trained: Mapping[str, Mapping[str, Tensor]]
+) -> tuple[Embedding, ...]:
+    """What `clip` knows of the words in the captions beside its vocabulary, as trained now."""
+    return tuple(
+        dataclasses.replace(embedding, rows=trained.get(embedding.token, embedding.rows))
+        for embedding in embeddings_of(clip)
+        if any(has_token(caption, embedding.token) for caption in examples.captions)
+    )
 
 
 def runs_folder() -> Path:
