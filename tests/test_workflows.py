@@ -163,6 +163,7 @@ def _small(prompt: Prompt) -> Prompt:
         "CheckpointLoaderSimple": {"ckpt_name": "thin_sd15.safetensors"},
         "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
         "PersonalizeTrainLora": {"steps": 2},
+        "PersonalizeTrainTextualInversion": {"steps": 2},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
     }
