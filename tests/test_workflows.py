@@ -27,7 +27,7 @@ SHOWN_SETTINGS = {
     "PersonalizeTrainDreamBooth": (TrainingConfig, DreamBoothConfig, ObjectiveConfig),
 }
 OTHER_DEFAULTS = {"PersonalizeTrainDreamBooth": DREAMBOOTH_DEFAULTS}
-SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeLossPlot"}
+SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeClassImages", "PersonalizeLossPlot"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 
@@ -145,6 +145,8 @@ def _small(prompt: Prompt) -> Prompt:
         "CheckpointLoaderSimple": {"ckpt_name": "thin_sd15.safetensors"},
         "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
         "PersonalizeTrainLora": {"steps": 2},
+        "PersonalizeTrainDreamBooth": {"steps": 2},
+        "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
     }
