@@ -5,6 +5,7 @@ from __future__ import annotations
 from comfy_api.latest import ComfyExtension, io
 
 from .adapters import ApplyEmbedding, ApplyLora
+from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
 from .results import PlotLoss, SaveEmbedding, SaveLora
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
@@ -12,6 +13,7 @@ from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 NODES: list[type[io.ComfyNode]] = [
     FolderDataset,
     ImageDataset,
+    ClassImages,
     TrainLora,
     TrainDreamBooth,
     TrainTextualInversion,

@@ -86,14 +86,13 @@ class TrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         config = run_config("lora", values)
         from .host.apply import apply_lora
-        from .host.embeddings import with_embedding
+        from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
         sockets = Sockets(model, clip, vae, dataset, class_dataset)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
         if config.own.train_token:
-            for embedding in outcome.learned.needs:
-                clip = with_embedding(clip, embedding)
+            clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
         return io.NodeOutput(
             model, clip, outcome.learned, {"loss": outcome.losses}, str(outcome.run)
@@ -155,10 +154,13 @@ class TrainDreamBooth(io.ComfyNode):
     ) -> io.NodeOutput:
         config = run_config("dreambooth", values)
         from .host.apply import apply_weights
+        from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
         sockets = Sockets(model, clip, vae, dataset, class_dataset)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
+        if config.own.train_token:
+            clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_weights(model, clip, outcome.learned)
         return io.NodeOutput(model, clip, {"loss": outcome.losses}, str(outcome.run))
 

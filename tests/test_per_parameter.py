@@ -181,3 +181,15 @@ def test_bf16_update_takes_the_optimizer_s_step_in_fp32() -> None:
     share = 1e-4 * 2**BF16_BITS
     error = 2**-BF16_BITS * (share * (1 - share) / (200 * 512)) ** 0.5
     assert abs(mean.item() - (1.0 - 1e-4)) < 3 * error
+
+
+def test_factored_state_of_a_bf16_kernel_is_small() -> None:
+    weight = nn.Parameter(torch.randn(32, 48, 3, 3, generator=generator()).bfloat16())
+    optimizer = made([weight, *weights(torch.bfloat16)], optimizer="adafactor")
+    assert isinstance(optimizer, PerParameter)
+    weight.grad = torch.randn(weight.shape, generator=generator(1)).bfloat16()
+    optimizer.step()
+    (state,) = optimizer._inner[weight][1].state.values()
+    numbers = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
+    assert numbers <= 32 + 48 * 9 + 1
+    assert weight.shape == (32, 48, 3, 3)

@@ -42,7 +42,7 @@ METHOD_OF = {
 }
 PRIOR = {"prior_weight", "prior", "class_prompt", "prior_samples"}
 NOT_ON_THE_NODE = {"PersonalizeTrainTextualInversion": PRIOR}
-SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeLossPlot"}
+SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeClassImages", "PersonalizeLossPlot"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 
@@ -164,6 +164,8 @@ def _small(prompt: Prompt) -> Prompt:
         "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
         "PersonalizeTrainLora": {"steps": 2},
         "PersonalizeTrainTextualInversion": {"steps": 2},
+        "PersonalizeTrainDreamBooth": {"steps": 2},
+        "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
     }

@@ -29,14 +29,24 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def weights_fingerprint(modules: Mapping[str, nn.Module]) -> str:
-    """A hash of the modules' weights: of evenly spaced numbers of every tensor, in fp32."""
+    """A hash of the modules' weights; see `tensors_fingerprint`."""
+    return tensors_fingerprint(
+        {
+            f"{name}.{key}": tensor
+            for name, module in sorted(modules.items())
+            for key, tensor in module.state_dict().items()
+        }
+    )
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of evenly spaced numbers of every tensor, in fp32."""
     digest = hashlib.sha256()
-    for name, module in sorted(modules.items()):
-        for key, tensor in module.state_dict().items():
-            flat = tensor.detach().flatten()
-            stride = max(1, len(flat) // SAMPLES_PER_TENSOR)
-            digest.update(f"{name}.{key} {tuple(tensor.shape)}".encode())
-            digest.update(flat[::stride].to("cpu", torch.float32).numpy().tobytes())
+    for key, tensor in tensors.items():
+        flat = tensor.detach().flatten()
+        stride = max(1, len(flat) // SAMPLES_PER_TENSOR)
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(flat[::stride].to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .dreambooth_settings import DREAMBOOTH_DEFAULTS, DreamBoothConfig
 from .errors import SettingsError
-from .inversion_settings import TextualInversionConfig
+from .inversion_settings import TextualInversionConfig, token_learning_rate, train_token
 from .settings import check, from_values, raise_problems, setting
 
 CAPTION_SOURCES = (
@@ -280,15 +280,8 @@ class LoraConfig:
         0.0, "Share of adapter inputs set to zero in training, against overfitting.",
         min=0.0, max=0.9, step=0.05,
     )  # fmt: skip
-    train_token: bool = setting(
-        False,
-        "Train the learned tokens of the clip further, together with the LoRA (pivotal tuning).",
-        source="P arXiv 2106.05744",
-    )
-    token_learning_rate: float = setting(
-        1e-3, "Learning rate of the tokens, if they are trained. Prodigy wants 1.0.",
-        min=0.0, max=10.0, step=1e-6, source="as for Train Textual Inversion",
-    )  # fmt: skip
+    train_token: bool = train_token()
+    token_learning_rate: float = token_learning_rate()
 
     def __post_init__(self) -> None:
         check(self)

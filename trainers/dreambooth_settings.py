@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .inversion_settings import token_learning_rate, train_token
 from .settings import check, setting
 
 WEIGHTS = ("fp32", "bf16")
@@ -57,12 +58,15 @@ class DreamBoothConfig:
         False, "Keep that average in RAM: no memory of the GPU, slower steps.",
     )  # fmt: skip
 
+    train_token: bool = train_token()
+    token_learning_rate: float = token_learning_rate()
+
     def __post_init__(self) -> None:
         check(self)
 
     @property
     def trains_text(self) -> bool:
-        return self.train_text_encoder
+        return self.train_text_encoder or self.train_token
 
     def conflicts(self, optimizer: str, gradient_accumulation: int, precision: str) -> list[str]:
         """What cannot go together with these settings of the loop, in the user's words."""

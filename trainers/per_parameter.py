@@ -82,10 +82,11 @@ class PerParameter(torch.optim.Optimizer):
         if leaf is parameter:
             inner.step()
         else:
-            leaf.data, leaf.grad = parameter.float(), parameter.grad.float()  # type: ignore[union-attr]
+            assert parameter.grad is not None
+            leaf.data, leaf.grad = _widened(parameter), _widened(parameter.grad)
             inner.step()
             generator = self._generator(index, parameter.device)
-            parameter.copy_(round_stochastically(leaf.data, generator))
+            parameter.copy_(round_stochastically(leaf.data, generator).view_as(parameter))
             leaf.data, leaf.grad = _nothing(leaf), None
         parameter.grad = None
 
@@ -142,6 +143,15 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
 def _leaf(parameter: nn.Parameter) -> nn.Parameter:
     """What the inner optimizer sees: the parameter, or a place for its fp32 copy."""
     return parameter if parameter.dtype == torch.float32 else nn.Parameter(_nothing(parameter))
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    """fp32, as a matrix where it has more dimensions.
+
+    Adafactor factors its last two: for a 3x3 kernel its state would be two thirds of the weights.
+    """
+    wide = tensor.detach().float()
+    return wide.flatten(1) if wide.ndim > 2 else wide
 
 
 def _nothing(parameter: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import Parts
+from .errors import SettingsError
 
 
 class LongerTable(nn.Embedding):
@@ -68,6 +69,53 @@ def rows_of(parts: Parts, token: str) -> dict[str, nn.Parameter]:
                 found[name] = rows
             first += rows.shape[0]
     return found
+
+
+Learned = Mapping[str, Mapping[str, nn.Parameter]]  # rows by token, by text encoder
+
+
+def trained_tokens(parts: Parts) -> Learned:
+    """The rows of every learned token; they train from now on (pivotal tuning).
+
+    Raises:
+        SettingsError: there is none.
+    """
+    if not parts.learned:
+        raise SettingsError(
+            ("train_token is on, but the clip knows no learned token; allowed: off, or a clip "
+             "from Train Textual Inversion or Apply Embedding",)
+        )  # fmt: skip
+    learned = {token: rows_of(parts, token) for token in parts.learned}
+    for by_encoder in learned.values():
+        for row in by_encoder.values():
+            row.requires_grad_()
+    return learned
+
+
+def token_groups(learned: Learned, rate: float) -> list[dict[str, Any]]:
+    """Their group for the optimizer, if there are any."""
+    rows = [row for by_encoder in learned.values() for row in by_encoder.values()]
+    # Without decay, a token that no caption has stays as it is.
+    return [{"name": "tokens", "params": rows, "lr": rate, "weight_decay": 0.0}] if rows else []
+
+
+def kept(learned: Learned) -> dict[str, dict[str, Tensor]]:
+    """Copies of rows on the CPU."""
+    return {
+        token: {name: row.detach().to("cpu", copy=True) for name, row in by_encoder.items()}
+        for token, by_encoder in learned.items()
+    }
+
+
+def own_weights(module: nn.Module) -> dict[str, nn.Parameter]:
+    """A module's parameters by name, without the rows of learned tokens."""
+    rows = {
+        id(row)
+        for table in module.modules()
+        if isinstance(table, LongerTable)
+        for row in table.rows
+    }
+    return {key: p for key, p in module.named_parameters() if id(p) not in rows}
 
 
 def _longer(table: nn.Embedding) -> LongerTable:

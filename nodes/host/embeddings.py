@@ -49,6 +49,13 @@ def with_embedding(clip: Any, embedding: Embedding) -> Any:
     return clone
 
 
+def with_embeddings(clip: Any, embeddings: Iterable[Embedding]) -> Any:
+    """The same for several; `clip` itself for none."""
+    for embedding in embeddings:
+        clip = with_embedding(clip, embedding)
+    return clip
+
+
 def embedding_of(result: Adapter, token: str, clip: Any) -> Embedding:
     """What a training of `token` on the text encoders of `clip` came to."""
     return Embedding(token, read(result, _widths(clip.tokenizer)), result.metadata)

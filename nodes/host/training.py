@@ -153,7 +153,7 @@ def _check_prior(sockets: Sockets, config: RunConfig) -> None:
 
 def _check_disk(sockets: Sockets, family: Family, config: RunConfig) -> None:
     # A result of gigabytes: better to hear of it before the training than after.
-    trained = trained_modules(family, config.own.trains_text)
+    trained = trained_modules(family, config.own.train_text_encoder)
     needed = weights_bytes(sockets.model, sockets.clip, trained)
     output = folder_paths.get_output_directory()
     free = shutil.disk_usage(output).free
@@ -177,7 +177,7 @@ def _parts(
     dtypes |= dict.fromkeys(family.text_encoders, torch.float32)
     private: tuple[str, ...] = ()
     if config.changes_weights:
-        private = trained_modules(family, config.own.trains_text)
+        private = trained_modules(family, config.own.train_text_encoder)
         dtypes |= dict.fromkeys(private, DTYPES[config.own.weights])
 
     def make(*names: str) -> Parts:

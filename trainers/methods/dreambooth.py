@@ -19,6 +19,7 @@ from ..contracts import DENOISER, Family, Parts, Trainable
 from ..dreambooth_settings import DreamBoothConfig
 from ..errors import UnavailableError
 from ..precision import compute_dtype
+from ..table import kept, own_weights, token_groups, trained_tokens
 
 
 def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
@@ -30,9 +31,13 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
     named: dict[str, nn.Parameter] = {}
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():
-        module = parts.modules[name].requires_grad_(True)
-        named |= {f"{name}.{key}": parameter for key, parameter in module.named_parameters()}
-        groups.append({"name": name, "params": list(module.parameters()), "lr": rate})
+        weights = own_weights(parts.modules[name])
+        for parameter in weights.values():
+            parameter.requires_grad_()
+        named |= {f"{name}.{key}": parameter for key, parameter in weights.items()}
+        groups.append({"name": name, "params": list(weights.values()), "lr": rate})
+    learned = trained_tokens(parts) if own.train_token else {}
+    groups += token_groups(learned, own.token_learning_rate)
 
     place = torch.device("cpu") if own.ema_on_cpu else None
     average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
@@ -45,7 +50,8 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
             average.update()
         if num_steps == own.text_encoder_stop_step:
             for name in rates.keys() - {DENOISER}:
-                parts.modules[name].requires_grad_(False)
+                for parameter in own_weights(parts.modules[name]).values():
+                    parameter.requires_grad_(False)
 
     def export() -> dict[str, Tensor]:
         # No copies where the weights are on the CPU: they are private, and may be gigabytes.
@@ -55,10 +61,11 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
     return Trainable(
         groups,
         export,
-        trains_text=own.train_text_encoder,
+        trains_text=own.trains_text,
         after_step=after_step,
         autocast=_autocast(parts, config),
         fused_backward=own.fused_backward,
+        tokens=lambda: kept(learned),
     )
 
 

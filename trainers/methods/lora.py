@@ -15,9 +15,8 @@ from torch import Tensor, nn
 
 from ..config import LoraConfig, RunConfig
 from ..contracts import DENOISER, Family, Parts, Trainable
-from ..errors import SettingsError
 from ..export import kohya_layer_name
-from ..table import rows_of
+from ..table import kept, token_groups, trained_tokens
 
 ADAPTER = "default"
 
@@ -38,18 +37,8 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
         _inject(module, family.lora_targets[lora.targets][name], lora, config.training.seed)
         trained = [p for p in module.parameters() if p.requires_grad]
         groups.append({"name": name, "params": trained, "lr": rate})
-    learned = _tokens(parts) if lora.train_token else {}
-    rows = [row for by_encoder in learned.values() for row in by_encoder.values()]
-    if rows:
-        # Without decay, a token that no caption has stays as it is.
-        rate = lora.token_learning_rate
-        groups.append({"name": "tokens", "params": rows, "lr": rate, "weight_decay": 0.0})
-
-    def tokens() -> dict[str, dict[str, Tensor]]:
-        return {
-            token: {name: _kept(row) for name, row in by_encoder.items()}
-            for token, by_encoder in learned.items()
-        }
+    learned = trained_tokens(parts) if lora.train_token else {}
+    groups += token_groups(learned, lora.token_learning_rate)
 
     def export() -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -57,21 +46,7 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
             tensors |= _kohya_tensors(parts.modules[name], family.file_prefixes[name])
         return tensors
 
-    return Trainable(groups, export, trains_text=lora.trains_text, tokens=tokens)
-
-
-def _tokens(parts: Parts) -> dict[str, dict[str, nn.Parameter]]:
-    """The rows of every learned token, by token, by text encoder; they train from now on."""
-    if not parts.learned:
-        raise SettingsError(
-            ("train_token is on, but the clip knows no learned token; allowed: off, or a clip "
-             "from Train Textual Inversion or Apply Embedding",)
-        )  # fmt: skip
-    learned = {token: rows_of(parts, token) for token in parts.learned}
-    for by_encoder in learned.values():
-        for row in by_encoder.values():
-            row.requires_grad_()
-    return learned
+    return Trainable(groups, export, trains_text=lora.trains_text, tokens=lambda: kept(learned))
 
 
 def _inject(module: nn.Module, targets: str, lora: LoraConfig, seed: int) -> None:
