@@ -109,7 +109,7 @@ def run_ours(bench: Bench, precision: str) -> Sample:
     dataset = graph.dataset(bench.picture.parent.name, resolution=bench.size_px)
     settings = {"steps": bench.steps, "rank": RANK, "alpha": float(RANK), "precision": precision}
     trainer = graph.train(model, clip, vae, dataset, **settings)[0][0]
-    return _in_host(bench, graph, trainer, pack=ROOT)
+    return in_host(bench, graph, trainer, pack=ROOT)
 
 
 def run_comfyui(bench: Bench, precision: str) -> Sample:
@@ -129,7 +129,7 @@ def run_comfyui(bench: Bench, precision: str) -> Sample:
         existing_lora="[None]", bucket_mode=False, bypass_mode=False,
     )[0]  # fmt: skip
     graph.add("SaveLoRA", lora=lora, prefix="loras/benchmark")
-    return _in_host(bench, graph, lora[0], pack=None)
+    return in_host(bench, graph, lora[0], pack=None)
 
 
 def run_bare(bench: Bench, precision: str) -> Sample:
@@ -147,7 +147,7 @@ def run_bare(bench: Bench, precision: str) -> Sample:
     )
 
 
-def _in_host(bench: Bench, graph: Graph, trainer: str, pack: Path | None) -> Sample:
+def in_host(bench: Bench, graph: Graph, trainer: str, pack: Path | None) -> Sample:
     """Runs a graph in a fresh host; the steps and the peak are those of its node `trainer`."""
     ticks: list[tuple[int, float]] = []
     with Host(bench.comfyui, pack=pack, checkpoints={CHECKPOINT: bench.checkpoint}) as host:

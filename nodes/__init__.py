@@ -4,22 +4,33 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapters import ApplyLora
+from .adapters import ApplyEmbedding, ApplyLora
+from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
-from .results import PlotLoss, SaveLora
-from .train import TrainLora
+from .results import PlotLoss, SaveEmbedding, SaveLora
+from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
 NODES: list[type[io.ComfyNode]] = [
     FolderDataset,
     ImageDataset,
+    ClassImages,
     TrainLora,
+    TrainDreamBooth,
+    TrainTextualInversion,
     ApplyLora,
+    ApplyEmbedding,
     SaveLora,
+    SaveEmbedding,
     PlotLoss,
 ]
 
 
 class Personalize(ComfyExtension):
+    async def on_load(self) -> None:
+        from .host.folders import register_embeddings
+
+        register_embeddings()
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .sockets import PersonalizeEmbedding
+
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
 
 
@@ -44,3 +46,31 @@ class ApplyLora(io.ComfyNode):
         from .host.apply import apply_lora
 
         return io.NodeOutput(*apply_lora(model, clip, lora, strength_model, strength_clip))
+
+
+class ApplyEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeApplyEmbedding",
+            display_name="Apply Embedding",
+            category="personalize/adapters",
+            description="Teaches a clip a token that was learned in the graph, without a file.",
+            search_aliases=["load embedding", "textual inversion", "use token"],
+            inputs=[
+                io.Clip.Input("clip", tooltip="The clip to teach it; stays as it is."),
+                PersonalizeEmbedding.Input("embedding", tooltip="From Train Textual Inversion."),
+            ],
+            outputs=[
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Knows the token: write it in prompts as it is, or as embedding:token.",
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, clip: Any, embedding: Any) -> io.NodeOutput:
+        from .host.embeddings import with_embedding
+
+        return io.NodeOutput(with_embedding(clip, embedding))

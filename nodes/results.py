@@ -6,6 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from .sockets import PersonalizeEmbedding
+
 FORMATS = ("kohya fp32", "kohya fp16", "kohya bf16")
 
 
@@ -37,15 +39,62 @@ class SaveLora(io.ComfyNode):
                         "bf16 make half the file."
                     ),
                 ),
+                io.Boolean.Input(
+                    "bundle_embedding",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Put the learned token that the captions have into the file, for A1111 and "
+                        "Forge (bundle_emb). There must be exactly one."
+                    ),
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
         )
 
     @classmethod
-    def execute(cls, lora: Any, filename_prefix: str, format: str) -> io.NodeOutput:
+    def execute(
+        cls, lora: Any, filename_prefix: str, format: str, bundle_embedding: bool = False
+    ) -> io.NodeOutput:
         from .host.files import save_lora
 
-        path = save_lora(lora, filename_prefix, format.split()[-1])
+        path = save_lora(lora, filename_prefix, format.split()[-1], bundle_embedding)
+        return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+class SaveEmbedding(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeSaveEmbedding",
+            display_name="Save Embedding",
+            category="personalize/results",
+            description=(
+                "Saves a learned token for ComfyUI, A1111, Forge and diffusers. Files in "
+                "output/embeddings can be used in prompts at once, as embedding:name."
+            ),
+            search_aliases=["export embedding", "textual inversion file", "save token"],
+            is_output_node=True,
+            inputs=[
+                PersonalizeEmbedding.Input("embedding", tooltip="From Train Textual Inversion."),
+                io.String.Input(
+                    "filename_prefix",
+                    default="embeddings/%token%",
+                    tooltip=(
+                        "Folder and beginning of the file's name, inside output/. %token% becomes "
+                        "the token's letters and digits."
+                    ),
+                ),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
+        )
+
+    @classmethod
+    def execute(cls, embedding: Any, filename_prefix: str) -> io.NodeOutput:
+        from .host.files import save_embedding
+
+        path = save_embedding(embedding, filename_prefix)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 

@@ -14,12 +14,20 @@ from ..trainers.settings import Setting, settings_of
 MULTILINE = {"prompt"}
 
 
-def settings_inputs(method: str, first: tuple[str, ...]) -> list[io.Input]:
-    """An input for every setting of a training by `method`; those named in `first` come first."""
+def settings_inputs(
+    method: str, first: tuple[str, ...], without: tuple[str, ...] = ()
+) -> list[io.Input]:
+    """An input for every setting of a training by `method`; those named in `first` come first.
+
+    Args:
+        without: settings that keep their defaults.
+    """
     inputs: dict[str, io.Input] = {}
     groups = config_groups(method)
     for name in ("training", "own", "objective"):
         inputs |= inputs_of(groups[name], defaults=METHOD_DEFAULTS[method])
+    for name in without:
+        del inputs[name]
     return [*(inputs.pop(name) for name in first), *inputs.values()]
 
 

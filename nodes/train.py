@@ -7,8 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.config import run_config
+from ..trainers.dreambooth_settings import CUSTOM, PRESETS
 from .schema import settings_inputs
-from .sockets import PersonalizeDataset
+from .sockets import PersonalizeDataset, PersonalizeEmbedding
 
 
 def _sockets_in() -> list[io.Input]:
@@ -26,7 +27,8 @@ def _class_dataset() -> io.Input:
         optional=True,
         tooltip=(
             "Pictures of the subject's class, such as any dogs (prior preservation): they keep "
-            "the class from turning into the subject. From Training Images (Folder)."
+            "the class from turning into the subject. From Class Images or Training Images "
+            "(Folder)."
         ),
     )
 
@@ -84,11 +86,150 @@ class TrainLora(io.ComfyNode):
     ) -> io.NodeOutput:
         config = run_config("lora", values)
         from .host.apply import apply_lora
+        from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
         sockets = Sockets(model, clip, vae, dataset, class_dataset)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
-        model, clip = apply_lora(model, clip, outcome.adapter, 1.0, 1.0)
+        if config.own.train_token:
+            clip = with_embeddings(clip, outcome.learned.needs)
+        model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
         return io.NodeOutput(
-            model, clip, outcome.adapter, {"loss": outcome.losses}, str(outcome.run)
+            model, clip, outcome.learned, {"loss": outcome.losses}, str(outcome.run)
+        )
+
+
+class TrainDreamBooth(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first = (
+            "steps", "batch_size", "learning_rate", "train_text_encoder", "prior_weight", "seed",
+        )  # fmt: skip
+        return io.Schema(
+            node_id="PersonalizeTrainDreamBooth",
+            display_name="Train DreamBooth",
+            category="personalize/train",
+            description=(
+                "Trains the whole model on your pictures, optionally the text encoder too, and "
+                "hands out the trained model and clip, ready to sample or to save with Save "
+                "Checkpoint. The base model is not changed."
+            ),
+            search_aliases=[
+                "dreambooth", "train checkpoint", "train model", "full finetune", "fine-tune",
+                "prior preservation", "regularization images", "personalize",
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *_sockets_in(),
+                _preset(),
+                *settings_inputs("dreambooth", first),
+                _class_dataset(),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The trained model."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The trained clip; the one that was wired in if it was not trained.",
+                ),
+                io.LossMap.Output(
+                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
+                ),
+                io.String.Output(
+                    display_name="run", tooltip="The run's folder: settings, losses, result."
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        class_dataset: Any = None,
+        preset: str = CUSTOM,  # fills the widgets in the editor; a run takes the widgets
+        **values: Any,
+    ) -> io.NodeOutput:
+        config = run_config("dreambooth", values)
+        from .host.apply import apply_weights
+        from .host.embeddings import with_embeddings
+        from .host.training import Sockets, run_training
+
+        sockets = Sockets(model, clip, vae, dataset, class_dataset)
+        outcome = run_training(sockets, config, cls.hidden.unique_id)
+        if config.own.train_token:
+            clip = with_embeddings(clip, outcome.learned.needs)
+        model, clip = apply_weights(model, clip, outcome.learned)
+        return io.NodeOutput(model, clip, {"loss": outcome.losses}, str(outcome.run))
+
+
+def _preset() -> io.Input:
+    return io.Combo.Input(
+        "preset",
+        options=[CUSTOM, *PRESETS],
+        default=CUSTOM,
+        tooltip=(
+            "Choosing one fills the settings below for such a subject; change them as you like. "
+            "It does nothing by itself: a run takes the settings as they stand."
+        ),
+        extra_dict={"presets": {name: dict(values) for name, values in PRESETS.items()}},
+    )
+
+
+class TrainTextualInversion(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        first = (
+            "token", "initializer", "vectors", "steps", "batch_size", "learning_rate", "seed",
+        )  # fmt: skip
+        # Class images would keep what this method does not change.
+        without = ("prior_weight", "prior", "class_prompt", "prior_samples")
+        return io.Schema(
+            node_id="PersonalizeTrainTextualInversion",
+            display_name="Train Textual Inversion",
+            category="personalize/train",
+            description=(
+                "Learns a new word for what your pictures show, and hands out the clip that knows "
+                "it. Neither the model nor the clip that is wired in is changed."
+            ),
+            search_aliases=[
+                "textual inversion", "embedding training", "train embedding", "learn a word",
+                "ti", "finetune", "personalize",
+            ],
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[*_sockets_in(), *settings_inputs("textual_inversion", first, without)],
+            outputs=[
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Knows the token at once: write it in any prompt, also with a weight.",
+                ),
+                PersonalizeEmbedding.Output(
+                    display_name="embedding",
+                    tooltip="The token alone: for Save Embedding and Apply Embedding.",
+                ),
+                io.LossMap.Output(
+                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
+                ),
+                io.String.Output(
+                    display_name="run", tooltip="The run's folder: settings, losses, result."
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **values: Any) -> io.NodeOutput:
+        config = run_config("textual_inversion", values)
+        from .host.embeddings import embedding_of, with_embedding
+        from .host.training import Sockets, run_training
+
+        outcome = run_training(Sockets(model, clip, vae, dataset), config, cls.hidden.unique_id)
+        embedding = embedding_of(outcome.learned, config.own.token, clip)
+        return io.NodeOutput(
+            with_embedding(clip, embedding),
+            embedding,
+            {"loss": outcome.losses},
+            str(outcome.run),
         )

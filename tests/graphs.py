@@ -12,6 +12,15 @@ SMALL_LORA = {
     "train_text_encoder": False, "seed": 7, "precision": "fp32",
 }  # fmt: skip
 
+SMALL_DREAMBOOTH = {
+    "preset": "custom", "steps": 4, "batch_size": 1, "learning_rate": 1e-4,
+    "train_text_encoder": False, "prior_weight": 1.0, "seed": 7, "precision": "fp32",
+}  # fmt: skip
+SMALL_INVERSION = {
+    "token": "<sks>", "initializer": "dog", "vectors": 3, "steps": 3, "batch_size": 1,
+    "learning_rate": 1e-2, "seed": 7, "precision": "fp32",
+}  # fmt: skip
+
 
 class Graph(dict[str, dict[str, Any]]):
     """A prompt that nodes are added to."""
@@ -37,6 +46,14 @@ class Graph(dict[str, dict[str, Any]]):
         sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
         return self.add("PersonalizeTrainLora", 5, **sockets, **{**SMALL_LORA, **settings})
 
+    def dreambooth(
+        self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
+    ) -> list[Link]:
+        """MODEL, CLIP, LOSS_MAP and run of a short DreamBooth training."""
+        sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
+        values = {**SMALL_DREAMBOOTH, **settings}
+        return self.add("PersonalizeTrainDreamBooth", 4, **sockets, **values)
+
     def sample(self, model: Link, clip: Link, prefix: str, prompt: str = "a photo of sks dog"):
         """Sample two steps at 64 px; the latents are saved under `prefix`."""
         positive = self.add("CLIPTextEncode", clip=clip, text=prompt)[0]
@@ -47,3 +64,11 @@ class Graph(dict[str, dict[str, Any]]):
             seed=1, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal", denoise=1.0,
         )[0]  # fmt: skip
         self.add("SaveLatent", samples=latents, filename_prefix=prefix)
+
+    def invert(
+        self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
+    ) -> list[Link]:
+        """CLIP, PERSONALIZE_EMBEDDING, LOSS_MAP and run of a short Textual Inversion."""
+        sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
+        values = {**SMALL_INVERSION, **settings}
+        return self.add("PersonalizeTrainTextualInversion", 4, **sockets, **values)

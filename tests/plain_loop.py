@@ -1,4 +1,4 @@
-"""LoRA training as anyone would write it with diffusers, peft and torch, one sample at a time.
+"""Training as anyone would write it with diffusers, peft and torch, one sample at a time.
 
 It shares with the project only the order of pictures and the generators, so that both make the
 same draws.
@@ -13,7 +13,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers.batches import BatchPlan
+from trainers.batches import BatchPlan, by_shape
 from trainers.cache import Examples
 from trainers.config import ObjectiveConfig, RunConfig
 from trainers.noise import generator_for, scaled_linear_alphas_cumprod
@@ -36,24 +36,9 @@ def plain_run(
     optimizer = torch.optim.AdamW(
         weights.values(), lr=training.learning_rate, weight_decay=training.weight_decay
     )
-    hidden = [clip(tiny.characters(c)[None]).last_hidden_state for c in pictures.captions]
-    process = _scheduler(prediction)
-    plan = BatchPlan(pictures.shapes, pictures.repeats, training.batch_size, training.seed)
     reports = []
     for step in range(training.steps):
-        samples = []
-        for micro, batch in enumerate(plan.step(step, training.gradient_accumulation)):
-            generator = generator_for(training.seed, step, micro)
-            for i, noise, timestep in _draws(pictures, batch, generator, config.objective):
-                latents, mask = pictures.latents[i], pictures.masks[i]
-                noisy = process.add_noise(latents[None], noise[None], timestep)
-                predicted = unet(noisy, timestep, encoder_hidden_states=hidden[i]).sample[0]
-                target = noise
-                if prediction == "v":
-                    target = process.get_velocity(latents[None], noise[None], timestep)[0]
-                loss = _squared_error(predicted - target, mask)
-                samples.append(loss * _weight(process, timestep, config.objective))
-        mean = torch.stack(samples).mean()
+        mean = plain_loss(config, prediction, pictures, (unet, clip), step)
         mean.backward()  # type: ignore[no-untyped-call]
         gradients = torch.cat([p.grad.flatten() for p in weights.values() if p.grad is not None])
         if training.max_grad_norm:
@@ -62,6 +47,42 @@ def plain_run(
         optimizer.zero_grad()
         reports.append((mean.item(), gradients.norm().item()))
     return {name: p.detach() for name, p in weights.items()}, reports
+
+
+def plain_loss(
+    config: RunConfig,
+    prediction: str,
+    pictures: Examples,
+    modules: tuple[nn.Module, nn.Module],
+    step: int,
+) -> Tensor:
+    """L_instance + lambda L_prior of one step of a UNet and a CLIP."""
+    training = config.training
+    unet, clip = modules
+    process = _scheduler(prediction)
+    num = pictures.num_instances
+    plan = BatchPlan(
+        pictures.shapes[:num], pictures.repeats[:num], training.batch_size, training.seed,
+        pictures.repeats[num:],
+    )  # fmt: skip
+    instances, classes = [], []
+    for micro, batch in enumerate(plan.step(step, training.gradient_accumulation)):
+        generator = generator_for(training.seed, step, micro)
+        for i, noise, timestep in _draws(pictures, batch, generator, config.objective):
+            latents, mask = pictures.latents[i], pictures.masks[i]
+            noisy = process.add_noise(latents[None], noise[None], timestep)
+            hidden = clip(tiny.characters(pictures.captions[i])[None]).last_hidden_state
+            predicted = unet(noisy, timestep, encoder_hidden_states=hidden).sample[0]
+            target = noise
+            if prediction == "v":
+                target = process.get_velocity(latents[None], noise[None], timestep)[0]
+            loss = _squared_error(predicted - target, mask)
+            weighted = loss * _weight(process, timestep, config.objective)
+            (instances if i < num else classes).append(weighted)
+    total = torch.stack(instances).mean()
+    if classes:
+        total = total + config.objective.prior_weight * torch.stack(classes).mean()
+    return total
 
 
 def _scheduler(prediction: str) -> DDPMScheduler:
@@ -75,13 +96,17 @@ def _draws(
     pictures: Examples, batch: list[int], generator: torch.Generator, objective: ObjectiveConfig
 ) -> list[tuple[int, Tensor, Tensor]]:
     """Picture, noise and timestep of each sample."""
-    shape = (len(batch), *pictures.latents[batch[0]].shape)
-    noise = torch.randn(shape, generator=generator)
-    if objective.noise_offset:
-        noise += objective.noise_offset * torch.randn(*shape[:2], 1, 1, generator=generator)
     low, high = objective.timestep_min, objective.timestep_max
-    timesteps = torch.randint(low, high + 1, (len(batch),), generator=generator)
-    return list(zip(batch, noise, timesteps.split(1), strict=True))
+    draws = []
+    for same in by_shape(batch, pictures.shapes):
+        shape = (len(same), *pictures.latents[same[0]].shape)
+        noise = torch.randn(shape, generator=generator)
+        if objective.noise_offset:
+            noise += objective.noise_offset * torch.randn(*shape[:2], 1, 1, generator=generator)
+        timesteps = torch.randint(low, high + 1, (len(same),), generator=generator)
+        torch.rand(len(same), generator=generator)  # for captions to drop
+        draws += list(zip(same, noise, timesteps.split(1), strict=True))
+    return draws
 
 
 def _squared_error(difference: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,10 +19,19 @@ from trainers.config import (
     ObjectiveConfig,
     TrainingConfig,
 )
+from trainers.dreambooth_settings import DreamBoothConfig
 from trainers.errors import SettingsError
+from trainers.inversion_settings import TextualInversionConfig
 from trainers.settings import Setting, from_values, settings_of
 
-KINDS = (DatasetConfig, TrainingConfig, ObjectiveConfig, LoraConfig)
+KINDS = (
+    DatasetConfig,
+    TrainingConfig,
+    ObjectiveConfig,
+    LoraConfig,
+    DreamBoothConfig,
+    TextualInversionConfig,
+)
 FIELDS = {
     f"{kind.__name__}.{name}": (kind, name, facts)
     for kind in KINDS
@@ -163,9 +172,10 @@ def test_from_values_refuses_what_the_class_refuses() -> None:
         from_values(LoraConfig, {"rank": 0})
 
 
-def test_setting_names_differ_between_parts_of_a_run() -> None:
+@pytest.mark.parametrize("method", config.METHOD_CONFIGS)
+def test_setting_names_differ_between_parts_of_a_run(method: str) -> None:
     # A node has all of them side by side.
-    names = [name for kind in KINDS[1:] for name in settings_of(kind)]
+    names = [n for kind in config.config_groups(method).values() for n in settings_of(kind)]
     assert len(names) == len(set(names))
 
 

@@ -118,7 +118,9 @@ def test_pack_imports_itself_relatively(file: Path) -> None:
     assert [name for name in absolute if inside(name or "", ("trainers", "nodes"))] == []
 
 
-@pytest.mark.parametrize("module", ["config", "errors"])
+@pytest.mark.parametrize(
+    "module", ["config", "dreambooth_settings", "errors", "inversion_settings"]
+)
 def test_settings_are_known_without_torch(module: str) -> None:
     heavy = ("torch", "diffusers", "transformers", "peft")
     names = imports(ROOT / "trainers" / f"{module}.py")

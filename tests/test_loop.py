@@ -147,9 +147,7 @@ def test_text_encoder_trains_at_its_own_rate(rates: dict[str, float], moved: str
 @pytest.fixture
 def descent(monkeypatch: pytest.MonkeyPatch) -> None:
     """Makes the loop's optimizer w -= lr * gradient, with lr 1."""
-    monkeypatch.setattr(
-        loop, "make_optimizer", lambda groups, config: torch.optim.SGD(groups, lr=1.0)
-    )
+    monkeypatch.setattr(loop, "make_optimizer", lambda groups, *_: torch.optim.SGD(groups, lr=1.0))
 
 
 def gradients(

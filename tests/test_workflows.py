@@ -13,7 +13,15 @@ import pytest
 
 from tests.dataset_files import save
 from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
-from trainers.config import DatasetConfig, LoraConfig, ObjectiveConfig, TrainingConfig
+from trainers.config import (
+    METHOD_DEFAULTS,
+    DatasetConfig,
+    LoraConfig,
+    ObjectiveConfig,
+    TrainingConfig,
+)
+from trainers.dreambooth_settings import DreamBoothConfig
+from trainers.inversion_settings import TextualInversionConfig
 from trainers.settings import settings_of
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
@@ -23,8 +31,18 @@ HELP_PAGES = ROOT / "js" / "docs"
 SHOWN_SETTINGS = {
     "PersonalizeFolderDataset": (DatasetConfig,),
     "PersonalizeTrainLora": (TrainingConfig, LoraConfig, ObjectiveConfig),
+    "PersonalizeTrainDreamBooth": (TrainingConfig, DreamBoothConfig, ObjectiveConfig),
+    "PersonalizeTrainTextualInversion": (
+        TrainingConfig, TextualInversionConfig, ObjectiveConfig,
+    ),
+}  # fmt: skip
+METHOD_OF = {
+    "PersonalizeTrainDreamBooth": "dreambooth",
+    "PersonalizeTrainTextualInversion": "textual_inversion",
 }
-SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeLossPlot"}
+PRIOR = {"prior_weight", "prior", "class_prompt", "prior_samples"}
+NOT_ON_THE_NODE = {"PersonalizeTrainTextualInversion": PRIOR}
+SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeClassImages", "PersonalizeLossPlot"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 
@@ -65,11 +83,15 @@ def test_graph_nodes_lie_in_a_group_and_apart(path: Path) -> None:
 @pytest.mark.parametrize("node_id", SHOWN_SETTINGS)
 def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:
     shown = _inputs_of_page(HELP_PAGES / f"{node_id}.md")
+    defaults = METHOD_DEFAULTS.get(METHOD_OF.get(node_id, ""), {})
     for config in SHOWN_SETTINGS[node_id]:
         for name, (field, _) in settings_of(config).items():
+            if name in NOT_ON_THE_NODE.get(node_id, ()):
+                continue
+            default = defaults.get(name, field.default)
             assert name in shown
             if shown[name] is not None:  # the page has a column of defaults
-                assert _reads(shown[name], field.default), f"{name} is {field.default!r}"
+                assert _reads(shown[name], default), f"{name} is {default!r}"
 
 
 def test_readme_settings_have_their_defaults() -> None:
@@ -141,6 +163,9 @@ def _small(prompt: Prompt) -> Prompt:
         "CheckpointLoaderSimple": {"ckpt_name": "thin_sd15.safetensors"},
         "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
         "PersonalizeTrainLora": {"steps": 2},
+        "PersonalizeTrainTextualInversion": {"steps": 2},
+        "PersonalizeTrainDreamBooth": {"steps": 2},
+        "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
     }
@@ -197,4 +222,4 @@ def _inputs_of_page(page: Path, head: str = "input") -> dict[str, str | None]:
 def _reads(shown: str, default: Any) -> bool:
     if isinstance(default, bool):
         return shown == ("on" if default else "off")
-    return shown == default if isinstance(default, str) else float(shown) == default
+    return shown.strip("`") == default if isinstance(default, str) else float(shown) == default

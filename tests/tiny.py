@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from trainers.cache import Examples, encode_captions
 from trainers.config import RunConfig, config_groups
 from trainers.config import run_config as config_of
-from trainers.contracts import DENOISER, Family, Parts, Tokens
+from trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
 from trainers.families import FAMILIES
 from trainers.loop import Job, Progress, make_job, train
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
 from trainers.settings import settings_of
+from trainers.tokens import split_at_tokens
 
 torch.set_num_threads(1)  # such small operations spend their time waiting for each other
 
@@ -72,10 +73,18 @@ def _weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     return drawn / shape[1:].numel() ** 0.5
 
 
-def characters(caption: str) -> Tensor:
+def characters(caption: str, learned: Mapping[str, LearnedIds] | None = None) -> Tensor:
     """A tokenizer that gives each character a token, framed and padded as CLIP's does."""
-    words = [ord(character) % 97 for character in caption[:75]]
+    words: list[int] = []
+    for piece, is_learned in split_at_tokens(caption, learned or {}):
+        ids = (learned or {})[piece]["clip_l"] if is_learned else map(_character, piece)
+        words += ids
+    words = words[:75]
     return torch.tensor([98, *words, *[99] * (76 - len(words))])
+
+
+def _character(character: str) -> int:
+    return ord(character) % 97
 
 
 @functools.cache
@@ -91,7 +100,7 @@ def _sd15_modules(seed: int, dtype: torch.dtype) -> dict[str, nn.Module]:
 def _sd15(prediction: str, seed: int, dtype: torch.dtype) -> Parts:
     return Parts(
         copy.deepcopy(_sd15_modules(seed, dtype)),
-        tokenize=lambda caption: {"clip_l": characters(caption)},
+        tokenizer=lambda caption, learned: {"clip_l": characters(caption, learned)},
         objective=Diffusion(prediction, scaled_linear_alphas_cumprod()),
         device=torch.device("cpu"),
     )
@@ -148,7 +157,12 @@ def examples(
 
 
 TINY_DEFAULTS: dict[str, Any] = {"steps": 2, "precision": "fp32"}
-TINY_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {"rank": 2, "alpha": 3.0}}
+TINY_METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 2, "alpha": 3.0},
+    "dreambooth": {"learning_rate": 1e-4},
+    # The tiny tokenizer knows no longer word than a character.
+    "textual_inversion": {"token": "<sks>", "initializer": "d", "vectors": 3},
+}
 
 
 def run_config(method: str = "lora", **overrides: Any) -> RunConfig:
@@ -169,7 +183,8 @@ def job(
     base, pictures = base or parts(family), pictures or examples(family)
     record: Family = FAMILIES[family]
     trains_text = config.own.trains_text
-    encoded = None if trains_text else encode_captions(base, record, [*pictures.captions, ""])
+    captions = [*pictures.captions, config.objective.class_prompt, ""]
+    encoded = None if trains_text else encode_captions(base, record, captions)
     return make_job(base, record, pictures, encoded, config)
 
 
@@ -199,7 +214,7 @@ def frozen_state(base: Parts) -> dict[str, Tensor]:
         f"{name}.{key.replace('base_layer.', '')}": tensor.clone()
         for name, module in base.modules.items()
         for key, tensor in module.state_dict().items()
-        if "lora_" not in key
+        if "lora_" not in key and ".rows." not in key
     }
 
 

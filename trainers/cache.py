@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -17,6 +17,18 @@ EncodePicture = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
+class Taught:
+    """What is given for a picture whose latents are noisy already: trainers.prior makes these.
+
+    Attributes:
+        target: (C, h, w) fp32 on the CPU, what the denoiser should predict.
+    """
+
+    timestep: int
+    target: Tensor
+
+
+@dataclass(frozen=True)
 class Examples:
     """A dataset as the loop sees it; one entry a picture.
 
@@ -26,6 +38,7 @@ class Examples:
         captions: what each picture shows.
         repeats: visits an epoch.
         num_class: how many of them, the last ones, are class images (prior preservation).
+        taught: by index, the class images whose latents are noisy and whose target is given.
     """
 
     latents: tuple[Tensor, ...]
@@ -33,6 +46,7 @@ class Examples:
     captions: tuple[str, ...]
     repeats: tuple[int, ...]
     num_class: int = 0
+    taught: Mapping[int, Taught] = field(default_factory=dict)
 
     @property
     def num_instances(self) -> int:
@@ -51,6 +65,7 @@ class Examples:
             self.captions + images.captions,
             self.repeats + images.repeats,
             num_class=len(images.latents),
+            taught={self.num_instances + index: one for index, one in images.taught.items()},
         )
 
 

@@ -29,14 +29,24 @@ PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 
 
 def weights_fingerprint(modules: Mapping[str, nn.Module]) -> str:
-    """A hash of the modules' weights: of evenly spaced numbers of every tensor, in fp32."""
+    """A hash of the modules' weights; see `tensors_fingerprint`."""
+    return tensors_fingerprint(
+        {
+            f"{name}.{key}": tensor
+            for name, module in sorted(modules.items())
+            for key, tensor in module.state_dict().items()
+        }
+    )
+
+
+def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """A hash of evenly spaced numbers of every tensor, in fp32."""
     digest = hashlib.sha256()
-    for name, module in sorted(modules.items()):
-        for key, tensor in module.state_dict().items():
-            flat = tensor.detach().flatten()
-            stride = max(1, len(flat) // SAMPLES_PER_TENSOR)
-            digest.update(f"{name}.{key} {tuple(tensor.shape)}".encode())
-            digest.update(flat[::stride].to("cpu", torch.float32).numpy().tobytes())
+    for key, tensor in tensors.items():
+        flat = tensor.detach().flatten()
+        stride = max(1, len(flat) // SAMPLES_PER_TENSOR)
+        digest.update(f"{key} {tuple(tensor.shape)}".encode())
+        digest.update(flat[::stride].to("cpu", torch.float32).numpy().tobytes())
     return digest.hexdigest()
 
 
@@ -91,13 +101,16 @@ class RunFolder:
         return folder
 
     def write_result(
-        self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], metrics: Iterable[Any]
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        metrics: Iterable[Any],
     ) -> None:
-        """Store what was learned and the record of every step.
+        """Store what was learned, in the dtypes it has, and the record of every step.
 
         Raises:
             SaveError: it cannot be written.
         """
         lines = "".join(json.dumps(row) + "\n" for row in metrics)
         write_whole(self.path / "metrics.jsonl", lines.encode())
-        save_tensors(self.path / "result.safetensors", tensors, metadata, torch.float32)
+        save_tensors(self.path / "result.safetensors", tensors, metadata, dtype=None)

@@ -12,7 +12,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from .dreambooth_settings import DREAMBOOTH_DEFAULTS, DreamBoothConfig
 from .errors import SettingsError
+from .inversion_settings import TextualInversionConfig, token_learning_rate, train_token
 from .settings import check, from_values, raise_problems, setting
 
 CAPTION_SOURCES = (
@@ -95,7 +97,8 @@ class TrainingConfig:
     )  # fmt: skip
     learning_rate: float = setting(
         1e-4,
-        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Prodigy wants 1.0.",
+        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Textual Inversion: 3e-4 (O) to "
+        "2e-3 (D). Prodigy wants 1.0.",
         min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
     )  # fmt: skip
     epochs: int = setting(
@@ -157,6 +160,9 @@ class TrainingConfig:
             )  # fmt: skip
 
 
+PRIORS = ("class images", "teacher")
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss: noise, timesteps, weights."""
@@ -192,13 +198,41 @@ class ObjectiveConfig:
         min=0.0, max=100.0, step=0.05, source="P DreamBooth arXiv 2208.12242; D, K 1.0",
     )  # fmt: skip
 
+    prior: str = setting(
+        "class images",
+        "Where prior preservation comes from. class images: the class_dataset, if one is wired. "
+        "teacher: no pictures; before training, the base model itself says what it predicts for "
+        "the class prompt, and training holds on to that.",
+        choices=PRIORS,
+    )  # fmt: skip
+    class_prompt: str = setting(
+        "", "What the teacher keeps as it is, such as 'a photo of a dog'. Only for prior teacher.",
+    )  # fmt: skip
+    prior_samples: int = setting(
+        100,
+        "Predictions that the teacher makes before training: each costs one forward pass, and "
+        "memory for two latents.",
+        min=1, max=100_000, source="D 100 class images",
+    )  # fmt: skip
+
     def __post_init__(self) -> None:
         check(self)
+        problems = []
         if self.timestep_min > self.timestep_max:
-            raise_problems(
-                [f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
-                 "allowed: 0 <= timestep_min <= timestep_max <= 999"]
-            )  # fmt: skip
+            problems.append(
+                f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
+                "allowed: 0 <= timestep_min <= timestep_max <= 999"
+            )
+        if self.uses_teacher and not self.class_prompt.strip():
+            problems.append(
+                "class_prompt is empty, but prior 'teacher' needs one; "
+                "allowed: any text, such as 'a photo of a dog'"
+            )
+        raise_problems(problems)
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.prior == "teacher" and self.prior_weight > 0
 
 
 LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
@@ -246,19 +280,31 @@ class LoraConfig:
         0.0, "Share of adapter inputs set to zero in training, against overfitting.",
         min=0.0, max=0.9, step=0.05,
     )  # fmt: skip
+    train_token: bool = train_token()
+    token_learning_rate: float = token_learning_rate()
 
     def __post_init__(self) -> None:
         check(self)
 
     @property
     def trains_text(self) -> bool:
-        return self.train_text_encoder
+        return self.train_text_encoder or self.train_token
 
 
 # Each method's own settings, by its name in METHODS.
-METHOD_CONFIGS: dict[str, type[Any]] = {"lora": LoraConfig}
+METHOD_CONFIGS: dict[str, type[Any]] = {
+    "lora": LoraConfig,
+    "dreambooth": DreamBoothConfig,
+    "textual_inversion": TextualInversionConfig,
+}
 # Where a method wants another default than the shared settings have.
-METHOD_DEFAULTS: dict[str, dict[str, Any]] = {"lora": {}}
+METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
+    "lora": {},
+    "dreambooth": DREAMBOOTH_DEFAULTS,
+    # Adam moves a number by at most about the rate each step, and a row's are about 0.014: K's
+    # documented 1e-6 learns nothing in 1600 steps. D 5e-4 x 4 (--scale_lr) for 3000 steps, O 3e-4.
+    "textual_inversion": {"learning_rate": 1e-3, "steps": 2000},
+}
 
 
 @dataclass(frozen=True)
@@ -274,6 +320,18 @@ class RunConfig:
     training: TrainingConfig
     objective: ObjectiveConfig
     own: Any
+
+    def __post_init__(self) -> None:
+        if isinstance(self.own, DreamBoothConfig):
+            loop = self.training
+            raise_problems(
+                self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
+            )
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether the base's own weights are trained, so that a method needs copies of them."""
+        return isinstance(self.own, DreamBoothConfig)
 
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

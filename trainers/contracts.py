@@ -13,7 +13,7 @@ D text width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,8 @@ from .noise import Objective
 # What a caption becomes; only its family looks inside.
 Text = dict[str, Tensor]
 Tokens = dict[str, Tensor]
+# The ids of a learned token by text encoder; they lie behind the vocabulary.
+LearnedIds = Mapping[str, tuple[int, ...]]
 
 DENOISER = "denoiser"
 
@@ -35,19 +37,29 @@ class Parts:
 
     Attributes:
         modules: the denoiser under "denoiser" and each text encoder under its family's name for
-            it. Their weights are frozen, in the dtype they compute in.
-        tokenize: a caption -> its token ids by text encoder, each (L,) int64.
+            it. Their weights are frozen, in the dtype they compute in; those that a method
+            changes are private copies. Text encoders answer get_input_embeddings(), as those of
+            transformers do.
+        tokenizer: (a caption, the learned tokens) -> its token ids by text encoder, each (L,)
+            int64.
         objective: what the denoiser predicts, and the noise schedule.
         device: where modules live and steps run.
         clip_skip: the hidden layer that prompts are read from, counted from the end (-1 is the
             last); None where the family's own choice stands.
+        learned: the tokens that the text encoders know beside their vocabulary; see
+            trainers.table.
     """
 
     modules: dict[str, nn.Module]
-    tokenize: Callable[[str], Tokens]
+    tokenizer: Callable[[str, Mapping[str, LearnedIds]], Tokens]
     objective: Objective
     device: torch.device
     clip_skip: int | None = None
+    learned: dict[str, LearnedIds] = field(default_factory=dict)
+
+    def tokenize(self, caption: str) -> Tokens:
+        """The token ids of a caption by text encoder, each (L,) int64."""
+        return self.tokenizer(caption, self.learned)
 
     @property
     def denoiser(self) -> nn.Module:
@@ -97,6 +109,10 @@ def _nothing() -> None:
     pass
 
 
+def _as_they_are(captions: Iterable[str]) -> dict[str, tuple[str, ...]]:
+    return {caption: (caption,) for caption in captions}
+
+
 @dataclass
 class Trainable:
     """What a method trains.
@@ -106,12 +122,22 @@ class Trainable:
         export: the result as tensors on the CPU, spelled as in its file.
         trains_text: whether prompts must be encoded anew at every step.
         after_step: called after each optimizer step.
+        autocast: what the modules compute in where that is not the dtype of their weights.
+        fused_backward: update each parameter in the backward pass; see trainers.per_parameter.
+        prompts: the captions of all instance images -> for each, the prompts that train it; each
+            sample takes one of them at random.
+        tokens: the learned tokens that were trained beside what `export` gives: (vectors, D) on
+            the CPU, by token, by text encoder.
     """
 
     param_groups: list[dict[str, Any]]
     export: Callable[[], dict[str, Tensor]]
     trains_text: bool
     after_step: Callable[[], None] = field(default=_nothing)
+    autocast: torch.dtype | None = None
+    fused_backward: bool = False
+    prompts: Callable[[Iterable[str]], dict[str, tuple[str, ...]]] = field(default=_as_they_are)
+    tokens: Callable[[], dict[str, dict[str, Tensor]]] = field(default=dict)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

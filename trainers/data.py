@@ -6,9 +6,10 @@ whenever they are asked for; in between there is neither an open file nor a deco
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -100,18 +101,25 @@ class Dataset:
 
 
 def folder_dataset(
-    folder: Path, config: DatasetConfig, on_picture: Callable[[int, int], None] | None = None
+    folder: Path,
+    config: DatasetConfig,
+    on_picture: Callable[[int, int], None] | None = None,
+    only: Container[str] | None = None,
 ) -> Dataset:
     """The pictures of a folder, and ten times those of its sub-folders named like `10_dog`.
 
     Args:
         on_picture: is told (done, total) after each picture that was decoded; may raise.
+        only: names of the pictures to take; None takes all.
 
     Raises:
         DatasetError: the folder is missing or empty, or pictures, captions or masks cannot be
             used; all of one kind are listed.
     """
     listing = list_folder(folder)
+    if only is not None:
+        chosen = tuple(file for file in listing.pictures if file.name in only)
+        listing = dataclasses.replace(listing, pictures=chosen)
     _raise_empty(listing)
     facts = _inspect_all(listing, on_picture)
     sizes = [(width, height) for width, height, _ in facts]

@@ -14,6 +14,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -23,6 +24,9 @@ from .contracts import Family
 from .data import Dataset
 from .errors import SaveError
 
+if TYPE_CHECKING:
+    from .embedding import Embedding
+
 
 def kohya_layer_name(prefix: str, layer: str) -> str:
     """A layer's name in a kohya file: prefix, then the module path with underscores."""
@@ -31,11 +35,21 @@ def kohya_layer_name(prefix: str, layer: str) -> str:
 
 
 class Adapter(dict[str, Tensor]):
-    """A LoRA's tensors by key, as the host's LORA_MODEL, with the metadata of its file."""
+    """A result's tensors by key, as the host's LORA_MODEL, with the metadata of its file.
 
-    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    Attributes:
+        needs: the learned tokens that its captions have.
+    """
+
+    def __init__(
+        self,
+        tensors: Mapping[str, Tensor],
+        metadata: Mapping[str, str],
+        needs: tuple[Embedding, ...] = (),
+    ) -> None:
         super().__init__(tensors)
         self.metadata = dict(metadata)
+        self.needs = needs
 
 
 def lora_metadata(
@@ -48,12 +62,27 @@ def lora_metadata(
     Args:
         prediction: "epsilon" or "v".
     """
-    counts = collections.Counter(picture.caption for picture in dataset.pictures)
-    training, lora = config.training, config.own
+    lora = config.own
     return {
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.alpha),
+        **model_metadata(config, family, dataset, prediction),
+        "modelspec.architecture": f"{family.modelspec}/lora",
+    }
+
+
+def model_metadata(
+    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+) -> dict[str, str]:
+    """Metadata of any result: how it was trained, by kohya's ss_*, and modelspec 1.0.1.
+
+    Args:
+        prediction: "epsilon" or "v".
+    """
+    counts = collections.Counter(picture.caption for picture in dataset.pictures)
+    training = config.training
+    return {
         "ss_base_model_version": family.base_model_version,
         "ss_v2": "False",
         "ss_learning_rate": str(training.learning_rate),
@@ -66,23 +95,40 @@ def lora_metadata(
         "ss_gradient_accumulation_steps": str(training.gradient_accumulation),
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
         "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
-        "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.modelspec}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": dataset.name,
-        "modelspec.date": datetime.datetime.now(datetime.timezone.utc).isoformat(
-            timespec="seconds"
-        ),
-        "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
-        "modelspec.prediction_type": prediction,
+        **modelspec(family, "", dataset, prediction),
         "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
     }
 
 
+def modelspec(family: Family, kind: str, dataset: Dataset, prediction: str) -> dict[str, str]:
+    """The part of the modelspec standard 1.0.1 that every result's file has.
+
+    Args:
+        kind: what was trained, as the standard's architecture names it: "lora" ..., or "" for
+            whole models.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": family.modelspec + (f"/{kind}" if kind else ""),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": dataset.name,
+        "modelspec.date": now.isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
+        "modelspec.prediction_type": prediction,
+    }
+
+
 def save_tensors(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None,
 ) -> None:
     """Write a safetensors file at `path`, all or nothing; an existing file is replaced.
+
+    Args:
+        dtype: of the file's tensors; None leaves each as it is.
 
     Raises:
         SaveError: the disk is full or the folder cannot be written.
@@ -91,7 +137,9 @@ def save_tensors(
 
     # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
     stored = {
-        key: tensor.detach().to("cpu", dtype if tensor.ndim else torch.float32).contiguous()
+        key: tensor.detach()
+        .to("cpu", (dtype or tensor.dtype) if tensor.ndim else torch.float32)
+        .contiguous()
         for key, tensor in tensors.items()
     }
     content = safetensors.torch.save(stored, metadata=dict(metadata))

@@ -6,6 +6,7 @@ micro-batch m comes from (seed, s, m) alone, so any step can be made again.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,8 +23,9 @@ from .errors import NonFiniteLossError
 from .losses import batch_loss, sample_losses
 from .methods import METHODS
 from .noise import draw_noise, draw_timesteps, generator_for
-from .optim import make_optimizer, make_schedule
+from .optim import clip_gradients, make_optimizer, make_schedule
 from .precision import gradient_scaler
+from .prior import put_taught, teach
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,7 @@ class Job:
 
     Attributes:
         encoded: the encoding of every caption and of "", or None where the text encoder trains.
+        prompts: what trains each caption of the instance images; see Trainable.
     """
 
     parts: Parts
@@ -40,6 +43,7 @@ class Job:
     examples: Examples
     encoded: dict[str, Text] | None
     config: RunConfig
+    prompts: dict[str, tuple[str, ...]]
 
 
 @dataclass(frozen=True)
@@ -66,7 +70,27 @@ def make_job(
         module.train()
         if config.training.gradient_checkpointing:
             family.checkpoint(module)
-    return Job(parts, family, trainable, examples, encoded, config)
+    prompts = trainable.prompts(examples.captions[: examples.num_instances])
+    return Job(parts, family, trainable, examples, encoded, config, prompts)
+
+
+def taught_job(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
+    """The job with class samples from its own, still untrained model; see trainers.prior.
+
+    Args:
+        report: called after each sample with how many are done, of how many.
+    """
+    job.parts.denoiser.eval()  # no dropout: a method that adds some has changed nothing else yet
+    examples = teach(
+        lambda noisy, timesteps, captions: _predict(job, noisy, timesteps, captions),
+        job.parts.objective,
+        job.examples,
+        job.config.objective,
+        job.config.training.seed,
+        report,
+    )
+    job.parts.denoiser.train()
+    return dataclasses.replace(job, examples=examples)
 
 
 def batch_plan(examples: Examples, training: TrainingConfig) -> BatchPlan:
@@ -100,10 +124,10 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
     training, trainable = job.config.training, job.trainable
     plan = batch_plan(job.examples, training)
     total = num_steps(plan, training)
-    optimizer = make_optimizer(trainable.param_groups, training)
+    optimizer = make_optimizer(trainable.param_groups, training, trainable.fused_backward)
     schedule = make_schedule(optimizer, training, total)
-    scaler = gradient_scaler(next(job.parts.denoiser.parameters()).dtype, job.parts.device)
-    max_norm = training.max_grad_norm or math.inf
+    dtype = trainable.autocast or next(job.parts.denoiser.parameters()).dtype
+    scaler = gradient_scaler(dtype, job.parts.device)
     history: list[float] = []
 
     with _private_random_state(job.parts.device):
@@ -113,13 +137,14 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
             num_instances = sum(plan.num_instances(pictures) for pictures in micro_batches)
             for micro, pictures in enumerate(micro_batches):
                 part = batch_loss(*_losses_and_weights(job, pictures, step, micro), num_instances)
+                if trainable.fused_backward:  # the update is in the backward pass
+                    _require_finite(part.item(), step + 1)
                 scaler.scale(part).backward()  # type: ignore[no-untyped-call]
                 total_loss += part.detach()
             loss = total_loss.item()
-            if not math.isfinite(loss):
-                raise NonFiniteLossError(_not_finite(loss, step + 1))
+            _require_finite(loss, step + 1)
             scaler.unscale_(optimizer)
-            grad_norm = torch.nn.utils.clip_grad_norm_(trainable.parameters, max_norm)
+            grad_norm = clip_gradients(optimizer, trainable.parameters, training.max_grad_norm)
             learning_rate = schedule.get_last_lr()[0]
             scaler.step(optimizer)
             scaler.update()
@@ -156,21 +181,41 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
-        "" if drop else examples.captions[picture]
+        "" if drop and picture not in examples.taught else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
 
     latents, noise, timesteps = (x.to(parts.device) for x in (latents, noise, timesteps))
     noisy = parts.objective.add_noise(latents, noise, timesteps)
     target = parts.objective.target(latents, noise, timesteps)
-    text = _encode(job, captions)
-    prediction = job.family.predict(parts.denoiser, noisy, timesteps, text)
+    put_taught(examples, pictures, noisy, timesteps, target)
+    prediction = _predict(job, noisy, timesteps, captions)
     losses = sample_losses(prediction, target, None if mask is None else mask.to(parts.device))
     is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
     weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
     if objective.min_snr_gamma:
         weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
     return losses, weights
+
+
+def _predict(job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+    """What the denoiser predicts as it is now, (B, C, h, w)."""
+    parts, autocast = job.parts, job.trainable.autocast
+    with torch.autocast(parts.device.type, autocast, enabled=autocast is not None):
+        text = _encode(job, captions)
+        return job.family.predict(
+            parts.denoiser, noisy.to(parts.device), timesteps.to(parts.device), text
+        )
+
+
+def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:
+    caption = job.examples.captions[picture]
+    if picture >= job.examples.num_instances:
+        return caption
+    choices = job.prompts[caption]
+    if len(choices) == 1:
+        return choices[0]
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
 def _encode(job: Job, captions: list[str]) -> Text:
@@ -195,8 +240,9 @@ def _private_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _not_finite(loss: float, step: int) -> str:
-    return (
-        f"Training: the loss is {loss} at step {step}; it must be a finite number.\n"
-        "Lower learning_rate (or use precision fp32), then queue again."
-    )
+def _require_finite(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteLossError(
+            f"Training: the loss is {loss} at step {step}; it must be a finite number.\n"
+            "Lower learning_rate (or use precision fp32), then queue again."
+        )

@@ -3,24 +3,51 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from .config import TrainingConfig
 from .errors import UnavailableError
+from .per_parameter import PerParameter
 
 ParamGroups = list[dict[str, Any]]
 
 
-def make_optimizer(groups: ParamGroups, config: TrainingConfig) -> torch.optim.Optimizer:
+def make_optimizer(
+    groups: ParamGroups, config: TrainingConfig, fused_backward: bool = False
+) -> torch.optim.Optimizer:
     """The optimizer `config.optimizer` names, over `groups`, each with its own "lr".
+
+    It is one for each parameter where it works in the backward pass or where weights are bf16.
 
     Raises:
         UnavailableError: its package is not installed.
     """
-    return _MAKERS[config.optimizer](groups, config.weight_decay)
+
+    def make(some: ParamGroups) -> torch.optim.Optimizer:
+        return _MAKERS[config.optimizer](some, config.weight_decay)
+
+    narrow = any(p.dtype != torch.float32 for group in groups for p in group["params"])
+    if not (fused_backward or narrow):
+        return make(groups)
+    max_norm = config.max_grad_norm or math.inf
+    return PerParameter(groups, make, config.seed, fused=fused_backward, max_norm=max_norm)
+
+
+def clip_gradients(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float
+) -> Tensor:
+    """Shorten the gradients together to `max_norm` (0: not at all); their length before.
+
+    Those that were used up in the backward pass were shortened there, each tensor by itself.
+    """
+    if isinstance(optimizer, PerParameter) and optimizer.fused:
+        return optimizer.take_norm()
+    return torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
 
 
 def _adamw(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:

@@ -1,7 +1,8 @@
-"""In which dtype the frozen weights compute.
+"""In which dtype a model computes.
 
-What is trained is fp32 always. Frozen weights and activations are in the compute dtype, so no
-autocast is needed: each layer computes in the dtype of its weights.
+Frozen weights and activations are in the compute dtype, so no autocast is needed: each layer
+computes in the dtype of its weights. Adapters and embeddings are fp32 always. Only where all the
+weights of a model are trained in fp32 does autocast narrow them for each layer.
 """
 
 from __future__ import annotations

@@ -2,7 +2,8 @@
 
 A module of diffusers or transformers is made empty (on the meta device) and given the host's own
 tensors. Where dtype and device already fit, nothing is copied: both modules stand on the same
-storage. Where they do not, exactly one copy is made, on the training device. Patches wired in
+storage. Where they do not, or where training changes the weights themselves (DreamBooth), exactly
+one copy is made, on the training device. Patches wired in
 before training (a LoRA, a merge) are computed into the tensors they touch, and only into those.
 
 The host runs nodes in inference mode and its weights are inference tensors, which autograd
@@ -12,7 +13,7 @@ refuses; `alias` gives a normal tensor on the same storage.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import comfy.lora
@@ -21,10 +22,12 @@ import comfy.utils
 import torch
 from torch import Tensor, nn
 
-from ...trainers.contracts import DENOISER, Family, Parts, Tokens
-from ...trainers.errors import UnsupportedModelError
+from ...trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
+from ...trainers.errors import DatasetError, UnsupportedModelError
 from ...trainers.families import FAMILIES
 from ...trainers.noise import Diffusion
+from ...trainers.table import add_token
+from .embeddings import embeddings_of, speaking_ids
 
 log = logging.getLogger(__name__)
 
@@ -61,6 +64,11 @@ def family_of(model: Any) -> Family:
 
 def check_clip(clip: Any, family: Family) -> None:
     """Raise UnsupportedModelError unless `clip` has exactly the text encoders of `family`."""
+    if clip is None:
+        raise UnsupportedModelError(
+            "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
+            "Wire the clip of a checkpoint that has one, or of Load CLIP."
+        )
     host = clip.cond_stage_model
     names = ("clip_l", "clip_g", "clip_h", "t5xxl", "t5")
     found = tuple(name for name in names if hasattr(host, name))
@@ -79,6 +87,7 @@ def parts_of(
     names: tuple[str, ...],
     dtypes: Dtypes,
     device: torch.device,
+    private: Container[str] = (),
 ) -> Parts:
     """Trainable twins of what the sockets carry.
 
@@ -87,28 +96,35 @@ def parts_of(
     Args:
         names: which modules to make: "denoiser" and names of text encoders.
         dtypes: the dtype of each of them.
+        private: those whose weights will be changed; they never share the host's storage.
     """
     modules = {}
     for name in names:
-        facts, patcher, weights, keys = _host_side(model, clip, name)
+        facts, patcher, weights, keys = host_side(model, clip, name)
         twin = family.build(name, facts)
-        state = _state(twin, keys, patcher, weights, dtypes[name], device)
+        place = (dtypes[name], device, name in private)
+        state = _state(twin, keys, patcher, weights, place)
         twin.load_state_dict(state, assign=True)
         modules[name] = twin.to(device).requires_grad_(False)
-    return Parts(
+    parts = Parts(
         modules=modules,
-        tokenize=tokenizer_of(clip, family),
+        tokenizer=tokenizer_of(clip, family),
         objective=objective_of(model),
         device=device,
         clip_skip=clip.layer_idx,
     )
+    if set(family.text_encoders) <= set(names):
+        for embedding in embeddings_of(clip):
+            add_token(parts, embedding.token, embedding.rows)
+    return parts
 
 
 # (facts for Family.build, patcher, its weights by host key, twin key -> host key)
 HostSide = tuple[dict[str, Any], Any, dict[str, Tensor], Callable[[str], str]]
 
 
-def _host_side(model: Any, clip: Any, name: str) -> HostSide:
+def host_side(model: Any, clip: Any, name: str) -> HostSide:
+    """What the host has of one module; see HostSide."""
     if name == DENOISER:
         facts = model.model.model_config.unet_config
         to_host = comfy.utils.unet_to_diffusers(facts)
@@ -130,10 +146,14 @@ def _state(
     host_key: Callable[[str], str],
     patcher: Any,
     weights: dict[str, Tensor],
-    dtype: torch.dtype,
-    device: torch.device,
+    place: tuple[torch.dtype, torch.device, bool],
 ) -> dict[str, Tensor]:
-    """The twin's state dict: each tensor on the host's own storage wherever that is possible."""
+    """The twin's state dict: each tensor on the host's own storage wherever that is possible.
+
+    Args:
+        place: dtype, device, and whether each tensor must be a copy.
+    """
+    dtype, device, private = place
     state = {}
     for key in twin.state_dict():
         name = host_key(key)
@@ -144,7 +164,7 @@ def _state(
             weight = comfy.lora.calculate_weight(patcher.patches[name], weight, name)
             # The host rounds a patched weight to its own dtype before it computes with it.
             weight = weight.to(weights[name].dtype)
-        state[key] = weight.to(device, dtype)
+        state[key] = weight.to(device, dtype, copy=private)
     return state
 
 
@@ -176,7 +196,7 @@ def objective_of(model: Any) -> Diffusion:
     return Diffusion(prediction, (1 / (1 + sigmas**2)).float())
 
 
-def tokenizer_of(clip: Any, family: Family) -> Callable[[str], Tokens]:
+def tokenizer_of(clip: Any, family: Family) -> Callable[[str, Mapping[str, LearnedIds]], Tokens]:
     """The host's tokenizer for one prompt window of each text encoder.
 
     Captions are taken literally: parentheses are text, not weights. What does not fit into the
@@ -184,24 +204,36 @@ def tokenizer_of(clip: Any, family: Family) -> Callable[[str], Tokens]:
     """
     warned: set[str] = set()
 
-    def tokenize(caption: str) -> Tokens:
-        by_encoder = clip.tokenize(caption, disable_weights=True)
+    def tokenize(caption: str, learned: Mapping[str, LearnedIds]) -> Tokens:
+        by_encoder = speaking_ids(clip, learned).tokenize(caption, disable_weights=True)
         tokens = {}
         for name in family.text_encoders:
             windows = by_encoder[name.removeprefix("clip_")]
             if len(windows) > 1 and caption not in warned:
                 warned.add(caption)
                 _warn_of_cut(caption, windows, getattr(clip.tokenizer, name))
-            tokens[name] = torch.tensor([token for token, *_ in windows[0]])
+            tokens[name] = torch.tensor([_id(token, caption) for token, *_ in windows[0]])
         return tokens
 
     return tokenize
 
 
+def _id(token: Any, caption: str) -> int:
+    if isinstance(token, Tensor) and token.numel() > 1:
+        raise DatasetError(
+            f"The caption '{caption}' names an embedding's file, which training does not read.\n"
+            "Write the words themselves, or wire in a clip that knows the token (Train Textual "
+            "Inversion, Apply Embedding) and write the token."
+        )
+    return int(token)
+
+
 def _warn_of_cut(caption: str, windows: list[list[tuple[int, float]]], tokenizer: Any) -> None:
     special = {tokenizer.start_token, tokenizer.end_token, tokenizer.pad_token}
-    rest = [token for window in windows[1:] for token, *_ in window if token not in special]
-    lost = tokenizer.tokenizer.decode(rest).strip()
+    rest = [int(token) for window in windows[1:] for token, *_ in window]
+    # A learned token has no text in the vocabulary.
+    words = [token for token in rest if token not in special and token in tokenizer.inv_vocab]
+    lost = tokenizer.tokenizer.decode(words).strip()
     log.warning(
         "Personalize: a caption has more than %d tokens; the rest is cut off: '%s' (caption: '%s')",
         len(windows[0]), lost, caption,

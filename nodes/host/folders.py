@@ -1,4 +1,4 @@
-"""The host's input folder: which of its sub-folders can be datasets."""
+"""The host's folders: which of the input folder can be datasets; where embeddings are looked up."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import folder_paths
 
 from ...trainers.errors import DatasetError
 from ...trainers.listing import has_pictures, list_folder
+
+
+def register_embeddings() -> None:
+    """Let the host find embeddings in output/embeddings, as it finds LoRAs in output/loras."""
+    folder_paths.add_model_folder_path(
+        "embeddings", str(Path(folder_paths.get_output_directory()) / "embeddings")
+    )
 
 
 def dataset_folders() -> list[str]:

@@ -36,6 +36,9 @@ class Reporter:
         self.status(f"encoding pictures {done}/{total}")
         self._times.append(time.monotonic())
 
+    def teacher(self, done: int, total: int) -> None:
+        self.status(f"asking the base model {done}/{total}")
+
     def step(self, progress: Progress) -> None:
         check_interrupt()
         if self._bar is None:

@@ -46,7 +46,8 @@ def training_session() -> Iterator[None]:
         _let_go(error)
         raise torch.OutOfMemoryError(
             "Training needs more memory than this device has.\nLower resolution or batch_size, "
-            "turn on gradient_checkpointing, or choose optimizer 'adamw_8bit'."
+            "turn on gradient_checkpointing, or choose optimizer 'adamw_8bit'; for DreamBooth, "
+            "turn on fused_backward and choose weights 'bf16'."
         ) from None
     except BaseException as error:  # the host's interrupt is none of Exception's children
         _let_go(error)

@@ -185,9 +185,29 @@ class Sharing(io.ComfyNode):
         return shown(found)
 
 
+class Same(io.ComfyNode):
+    """The largest difference of two conditionings, pooled output included."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeSame", io.Conditioning.Input("first"), io.Conditioning.Input("second"))
+
+    @classmethod
+    def execute(cls, first: Any, second: Any) -> io.NodeOutput:
+        (ours, our_facts), (theirs, their_facts) = first[0], second[0]
+        pooled = "pooled_output"
+        return shown({
+            "shape": [list(ours.shape), list(theirs.shape)],
+            "equal": bool(
+                torch.equal(ours, theirs) and torch.equal(our_facts[pooled], their_facts[pooled])
+            ),
+            "difference": relative(ours, theirs) if ours.shape == theirs.shape else None,
+        })  # fmt: skip
+
+
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Prediction, Trained, Sharing]
+        return [Prediction, Trained, Sharing, Same]
 
 
 async def comfy_entrypoint() -> Probes:

@@ -6,6 +6,10 @@ from collections.abc import Callable
 
 from ..config import RunConfig
 from ..contracts import Family, Parts, Trainable
-from . import lora
+from . import dreambooth, lora, textual_inversion
 
-METHODS: dict[str, Callable[[Parts, Family, RunConfig], Trainable]] = {"lora": lora.prepare}
+METHODS: dict[str, Callable[[Parts, Family, RunConfig], Trainable]] = {
+    "lora": lora.prepare,
+    "dreambooth": dreambooth.prepare,
+    "textual_inversion": textual_inversion.prepare,
+}

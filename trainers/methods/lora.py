@@ -16,12 +16,17 @@ from torch import Tensor, nn
 from ..config import LoraConfig, RunConfig
 from ..contracts import DENOISER, Family, Parts, Trainable
 from ..export import kohya_layer_name
+from ..table import kept, token_groups, trained_tokens
 
 ADAPTER = "default"
 
 
 def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
-    """Put a LoRA into the denoiser and, if asked for, into the text encoders of `parts`."""
+    """Put a LoRA into the denoiser and, if asked for, into the text encoders of `parts`.
+
+    Raises:
+        SettingsError: the learned tokens are to be trained, and there are none.
+    """
     lora: LoraConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if lora.train_text_encoder:
@@ -32,6 +37,8 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
         _inject(module, family.lora_targets[lora.targets][name], lora, config.training.seed)
         trained = [p for p in module.parameters() if p.requires_grad]
         groups.append({"name": name, "params": trained, "lr": rate})
+    learned = trained_tokens(parts) if lora.train_token else {}
+    groups += token_groups(learned, lora.token_learning_rate)
 
     def export() -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
@@ -39,7 +46,7 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
             tensors |= _kohya_tensors(parts.modules[name], family.file_prefixes[name])
         return tensors
 
-    return Trainable(groups, export, trains_text=lora.train_text_encoder)
+    return Trainable(groups, export, trains_text=lora.trains_text, tokens=lambda: kept(learned))
 
 
 def _inject(module: nn.Module, targets: str, lora: LoraConfig, seed: int) -> None:

@@ -1,0 +1,42 @@
+"""An exponential moving average (EMA) of weights.
+
+    a_n = d_n a_(n-1) + (1 - d_n) w_n        d_n = min(decay, (1 + n) / (10 + n)),  n = 1, 2, ...
+
+The rising d_n, as in TensorFlow and diffusers' EMAModel, lets short runs forget where they began.
+Written out here because EMAModel cannot keep its average on another device than the weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+
+class Average:
+    """The average of some parameters, in fp32.
+
+    Args:
+        parameters: what is averaged; the average starts as a copy of them.
+        device: where it is kept; None is where each parameter is.
+    """
+
+    def __init__(
+        self, parameters: Iterable[nn.Parameter], decay: float, device: torch.device | None = None
+    ) -> None:
+        self._parameters = list(parameters)
+        self._decay = decay
+        self.num_updates = 0
+        self.values = [
+            p.detach().to(device or p.device, torch.float32, copy=True) for p in self._parameters
+        ]
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Take in the parameters as they are now."""
+        self.num_updates += 1
+        n = self.num_updates
+        share = 1 - min(self._decay, (1 + n) / (10 + n))
+        for value, parameter in zip(self.values, self._parameters, strict=True):
+            value.lerp_(parameter.to(value.device, value.dtype), share)

@@ -1,0 +1,86 @@
+"""DreamBooth: all weights of the denoiser learn the subject, optionally the text encoder's too.
+
+    L = mean over instance samples of l  +  lambda * mean over class samples of l
+
+(arXiv 2208.12242, eq. 2; the loss itself is in trainers.losses.) The modules in Parts must be
+private copies, since they are changed in place.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..average import Average
+from ..config import RunConfig
+from ..contracts import DENOISER, Family, Parts, Trainable
+from ..dreambooth_settings import DreamBoothConfig
+from ..errors import UnavailableError
+from ..precision import compute_dtype
+from ..table import kept, own_weights, token_groups, trained_tokens
+
+
+def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
+    """Make every weight of the denoiser and, if asked for, of the text encoders trainable."""
+    own: DreamBoothConfig = config.own
+    rates = {DENOISER: config.training.learning_rate}
+    if own.train_text_encoder:
+        rates |= dict.fromkeys(family.text_encoders, own.text_encoder_learning_rate)
+    named: dict[str, nn.Parameter] = {}
+    groups: list[dict[str, Any]] = []
+    for name, rate in rates.items():
+        weights = own_weights(parts.modules[name])
+        for parameter in weights.values():
+            parameter.requires_grad_()
+        named |= {f"{name}.{key}": parameter for key, parameter in weights.items()}
+        groups.append({"name": name, "params": list(weights.values()), "lr": rate})
+    learned = trained_tokens(parts) if own.train_token else {}
+    groups += token_groups(learned, own.token_learning_rate)
+
+    place = torch.device("cpu") if own.ema_on_cpu else None
+    average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
+    num_steps = 0
+
+    def after_step() -> None:
+        nonlocal num_steps
+        num_steps += 1
+        if average is not None:
+            average.update()
+        if num_steps == own.text_encoder_stop_step:
+            for name in rates.keys() - {DENOISER}:
+                for parameter in own_weights(parts.modules[name]).values():
+                    parameter.requires_grad_(False)
+
+    def export() -> dict[str, Tensor]:
+        # No copies where the weights are on the CPU: they are private, and may be gigabytes.
+        chosen = named.values() if average is None else average.values
+        return {key: tensor.detach().cpu() for key, tensor in zip(named, chosen, strict=True)}
+
+    return Trainable(
+        groups,
+        export,
+        trains_text=own.trains_text,
+        after_step=after_step,
+        autocast=_autocast(parts, config),
+        fused_backward=own.fused_backward,
+        tokens=lambda: kept(learned),
+    )
+
+
+def _autocast(parts: Parts, config: RunConfig) -> torch.dtype | None:
+    """What fp32 weights compute in, if not fp32; bf16 weights need no autocast.
+
+    Raises:
+        UnavailableError: fp16 needs its gradients scaled, and looked over, all together.
+    """
+    if config.own.weights == "bf16":
+        return None
+    dtype = compute_dtype(config.training.precision, parts.device)
+    if dtype == torch.float16 and config.own.fused_backward:
+        raise UnavailableError(
+            "fused_backward is not possible in fp16, which this device needs for speed.\n"
+            "Turn it off, or choose precision fp32 or bf16."
+        )
+    return None if dtype == torch.float32 else dtype

@@ -1,0 +1,176 @@
+"""Textual Inversion: a few rows of the text encoder's table are learned, and nothing else.
+
+    R = argmin over R of E || eps - model(x_t, t, encode("a photo of <token>"; R)) ||^2
+
+(arXiv 2208.01618.) The rows are parameters of their own beside the frozen table (trainers.table).
+The denoiser is frozen too; gradients pass through it to the rows.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from ..config import RunConfig
+from ..contracts import Family, Parts, Trainable
+from ..embedding import spelled
+from ..errors import DatasetError, SettingsError
+from ..inversion_settings import TextualInversionConfig
+from ..noise import generator_for
+from ..table import add_token, table_of
+from ..templates import TEMPLATES
+from ..tokens import has_token, put_in
+
+log = logging.getLogger(__name__)
+
+JITTER = 0.1  # of a copied row, in standard deviations of the table: enough to part company
+SHOWN = 5  # captions that an error quotes
+
+
+def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
+    """Add the token to every text encoder of `parts`; its rows are all that trains.
+
+    Raises:
+        SettingsError: no text encoder knows a word of the initializer.
+    """
+    own: TextualInversionConfig = config.own
+    names = family.text_encoders
+    _warn_of_meaning(parts, own.token)
+    seed = config.training.seed
+    rows = add_token(parts, own.token, {name: _start(parts, name, own, seed) for name in names})
+    median = {name: _median_norm(table_of(parts.modules[name]).weight) for name in names}
+
+    def control_norm() -> None:
+        with torch.no_grad():
+            for name, row in rows.items():
+                row.mul_(median[name] / row.norm(dim=1, keepdim=True))
+
+    def export() -> dict[str, Tensor]:
+        return spelled({name: row.detach().to("cpu", copy=True) for name, row in rows.items()})
+
+    def prompts(captions: Iterable[str]) -> dict[str, tuple[str, ...]]:
+        return _prompts(parts, own, captions)
+
+    groups = [
+        {"name": name, "params": [row.requires_grad_()], "lr": config.training.learning_rate}
+        for name, row in rows.items()
+    ]
+    trainable = Trainable(groups, export, trains_text=True, prompts=prompts)
+    if own.norm_control:
+        trainable.after_step = control_norm
+    return trainable
+
+
+# -- where the rows start -----------------------------------------------------
+
+
+def _start(parts: Parts, name: str, own: TextualInversionConfig, seed: int) -> Tensor:
+    """(vectors, D) fp32 on the CPU for one text encoder.
+
+    As many rows as there are vectors: means of neighbours where the initializer has more tokens,
+    jittered copies where it has fewer; random at the table's mean and deviation where it is empty.
+    """
+    table = table_of(parts.modules[name])
+    weight = table.weight.detach().float()
+    generator = generator_for(seed, "rows", name, own.token)
+    noise = torch.randn(own.vectors, weight.shape[1], generator=generator)
+    deviation: Tensor = weight.std(dim=0).cpu()
+    if not own.initializer.strip():
+        center: Tensor = weight.mean(dim=0).cpu()
+        return center + deviation * noise
+    ids = _known_ids(parts, name, own.initializer)
+    with torch.no_grad():
+        given: Tensor = table(torch.tensor(ids, device=weight.device)).float().cpu()
+    if len(given) >= own.vectors:
+        return torch.stack([part.mean(dim=0) for part in given.tensor_split(own.vectors)])
+    copies = given[torch.arange(own.vectors) % len(given)]
+    copies[len(given) :] += JITTER * deviation * noise[len(given) :]
+    return copies
+
+
+def _known_ids(parts: Parts, name: str, initializer: str) -> list[int]:
+    """The token ids of the initializer, of which at least one word must be a token of its own."""
+    words = [_content(parts, name, word) for word in re.split(r"[\s,]+", initializer.strip(" ,"))]
+    if not any(len(ids) == 1 for ids in words) and initializer not in parts.learned:
+        raise SettingsError(
+            (f"initializer {initializer!r} has no word that {name} knows; allowed: words of its "
+             "vocabulary, such as dog, woman, painting, or nothing for a random start",)
+        )  # fmt: skip
+    return [token for ids in words for token in ids]
+
+
+def _content(parts: Parts, name: str, text: str) -> list[int]:
+    """The token ids of `text` without the marks of start, end and padding."""
+    marks = set(parts.tokenize("")[name].tolist())
+    return [token for token in parts.tokenize(text)[name].tolist() if token not in marks]
+
+
+def _median_norm(weight: Tensor) -> Tensor:
+    norms: Tensor = weight.detach().float().norm(dim=1)
+    return norms.median()
+
+
+def _warn_of_meaning(parts: Parts, token: str) -> None:
+    if token in parts.learned:
+        log.warning(
+            "Personalize: the clip knows a learned token '%s' already; this training replaces it.",
+            token,
+        )
+        return
+    known = [name for name in parts.tokenize("") if len(_content(parts, name, token)) == 1]
+    if known:
+        log.warning(
+            "Personalize: the token '%s' is a word of %s already. With what is learned here it "
+            "has its new meaning wherever it stands in a prompt; without, its old one. Take a "
+            "word that means nothing, such as <%s>, to keep the two apart.",
+            token, " and ".join(known), token.strip("<>"),
+        )  # fmt: skip
+
+
+# -- what it is learned in ----------------------------------------------------
+
+
+def _prompts(
+    parts: Parts, own: TextualInversionConfig, captions: Iterable[str]
+) -> dict[str, tuple[str, ...]]:
+    """For each caption: the templates and the caption, all with the token in them.
+
+    Raises:
+        DatasetError: no caption has the token, where only they are used; or captions are so long
+            that the token, or a part of it, is cut off.
+    """
+    prompts: dict[str, tuple[str, ...]] = {}
+    templates = [text.format(own.token) for text in TEMPLATES.get(own.templates, ())]
+    for caption in captions:
+        own_words = put_in(caption, own.token, own.initializer) if templates else caption
+        prompts[caption] = tuple(dict.fromkeys([*templates, own_words]))
+    sentences = dict.fromkeys(text for texts in prompts.values() for text in texts)
+    with_token = [text for text in sentences if has_token(text, own.token)]
+    if not with_token:
+        raise DatasetError(
+            f"The token '{own.token}' is in none of the captions, for instance "
+            f"{_quoted(sentences)}, so nothing would be learned.\nWrite it into captions or the "
+            "dataset's prompt, or set templates to 'object' or 'style'."
+        )
+    if cut := [text for text in with_token if not _fits(parts, own.token, text)]:
+        raise DatasetError(
+            f"The token '{own.token}' with {own.vectors} vectors does not fit into what these "
+            f"captions leave of the prompt's length: {_quoted(cut)}.\nWrite the token earlier, "
+            "shorten the captions, or take fewer vectors."
+        )
+    return prompts
+
+
+def _fits(parts: Parts, token: str, text: str) -> bool:
+    tokens = parts.tokenize(text)
+    return all(set(ids) <= set(tokens[name].tolist()) for name, ids in parts.learned[token].items())
+
+
+def _quoted(texts: Iterable[str]) -> str:
+    listed = list(texts)
+    quoted = ", ".join(repr(text) for text in listed[:SHOWN])
+    return f"{quoted} and {len(listed) - SHOWN} more" if len(listed) > SHOWN else quoted
