@@ -9,7 +9,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
-from .recipes import BASE, Recipe
+from .recipes import (
+    BASE,
+    CLASS_ALONE,
+    DREAM,
+    INVERTED,
+    PLAIN,
+    PRESERVED,
+    Recipe,
+)  # fmt: skip
 
 
 class Verdict(Enum):
@@ -55,8 +63,32 @@ def judge(differences: Sequence[float]) -> tuple[Verdict, float, float]:
     return (Verdict.AGREES if mean > 0 else Verdict.DISAGREES), mean, error
 
 
-PLAIN = Recipe("LoRA")
 CLAIMS = (
+    Claim(
+        "Prior preservation keeps the class: without it, every star becomes the subject.",
+        (BASE, DREAM, PRESERVED),
+        (
+            Expectation("class_fidelity", "DreamBooth", "DreamBooth with class images"),
+            Expectation("diversity", "DreamBooth with class images", "DreamBooth"),
+            Expectation("fidelity", "DreamBooth", "DreamBooth with class images"),
+        ),
+    ),
+    Claim(
+        "DreamBooth, which trains the whole model, gets at least LoRA's likeness.",
+        (BASE, PLAIN, DREAM),
+        (
+            Expectation("fidelity", "DreamBooth", "LoRA"),
+            Expectation("others", "LoRA", "DreamBooth"),
+        ),
+    ),
+    Claim(
+        "A few learned vectors are enough to call up a subject, and change nothing else.",
+        (CLASS_ALONE, INVERTED, PLAIN),
+        (
+            Expectation("fidelity", "Textual Inversion", "base, asked for the class"),
+            Expectation("fidelity", "LoRA", "Textual Inversion"),
+        ),
+    ),
     Claim(
         "A high learning rate overfits; the low one keeps the class and everything else.",
         (
@@ -82,13 +114,14 @@ CLAIMS = (
         "More steps (400, 800, 1200) bring more likeness, then overfitting.",
         (
             PLAIN,
-            *(Recipe(f"{num} steps", settings={"steps": num}) for num in (400, 800, 1200)),
+            Recipe("800 steps", settings={"steps": 800}),
+            Recipe("1200 steps", settings={"steps": 1200}),
         ),
         (
-            Expectation("fidelity", "400 steps", "LoRA"),
-            Expectation("fidelity", "1200 steps", "400 steps"),
-            Expectation("others", "400 steps", "1200 steps"),
-            Expectation("class_fidelity", "1200 steps", "400 steps"),
+            Expectation("fidelity", "800 steps", "LoRA"),
+            Expectation("fidelity", "1200 steps", "800 steps"),
+            Expectation("others", "LoRA", "1200 steps"),
+            Expectation("class_fidelity", "1200 steps", "LoRA"),
         ),
     ),
     Claim(
@@ -96,12 +129,8 @@ CLAIMS = (
         (
             Recipe("rank 2", settings={"rank": 2, "alpha": 2.0}),
             PLAIN,
-            Recipe("rank 64", settings={"rank": 64, "alpha": 64.0}),
         ),
-        (
-            Expectation("fidelity", "LoRA", "rank 2"),
-            Expectation("fidelity", "rank 64", "LoRA"),
-        ),
+        (Expectation("fidelity", "LoRA", "rank 2"),),
     ),
     Claim(
         "The strength of a LoRA is set when sampling: less of it, less of the subject.",
@@ -109,7 +138,6 @@ CLAIMS = (
             Recipe("strength 0.4", strength=0.4),
             Recipe("strength 0.7", strength=0.7),
             PLAIN,
-            Recipe("strength 1.3", strength=1.3),
         ),
         (
             Expectation("fidelity", "strength 0.7", "strength 0.4"),

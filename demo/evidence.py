@@ -71,6 +71,10 @@ class Laboratory:
                 world.write_subject(name, folder, name_in_prompts(name, called))
                 host.add_input(folder, folder.name)
 
+    def has(self, task: Task) -> bool:
+        """Whether a measurement was made."""
+        return (self.work / "results" / task.key / "scores.json").exists()
+
     def result(self, task: Task) -> Result:
         """A measurement that was made."""
         folder = self.work / "results" / task.key
@@ -81,7 +85,7 @@ class Laboratory:
     def measure(self, host: Host, task: Task) -> Result:
         """Train, sample and score, unless that was done before."""
         folder = self.work / "results" / task.key
-        if not (folder / "scores.json").exists():
+        if not self.has(task):
             graph = Graph()
             add_shots(graph, *sockets(graph, task.recipe, task.subject, task.seed), task.shots)
             started = time.monotonic()
@@ -97,16 +101,15 @@ class Laboratory:
             print(f"{task.recipe.label}, {task.subject} {task.seed}: {seconds:.0f} s  {told}")
         return self.result(task)
 
-    def measure_all(self, tasks: Iterable[Task], make_host: Callable[[], Host], num: int) -> None:
-        """Measure with `num` hosts at once; tasks of one subject and seed stay with one host.
+    def measure_all(
+        self, groups: Iterable[Iterable[Task]], make_host: Callable[[], Host], num: int
+    ) -> None:
+        """Measure with `num` hosts at once, each group of tasks in one host.
 
         Its cache then spares recipes that differ in sampling alone the training.
         """
-        groups: dict[tuple[str, int], list[Task]] = {}
-        for task in {task.key: task for task in tasks}.values():
-            groups.setdefault((task.subject, task.seed), []).append(task)
-        waiting: queue.SimpleQueue[list[Task]] = queue.SimpleQueue()
-        for group in groups.values():
+        waiting: queue.SimpleQueue[Iterable[Task]] = queue.SimpleQueue()
+        for group in groups:
             waiting.put(group)
 
         def work() -> None:

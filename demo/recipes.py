@@ -22,7 +22,7 @@ LORA = EXACT | {
     "targets": "all with convolutions",
 }  # fmt: skip
 DREAMBOOTH = EXACT | {
-    "steps": 200, "learning_rate": 1e-4, "train_text_encoder": False, "prior_weight": 1.0,
+    "steps": 400, "learning_rate": 1e-4, "train_text_encoder": False, "prior_weight": 1.0,
 }  # fmt: skip
 # The demo base's table has rows of deviation 1 instead of a real one's 0.014.
 INVERSION = EXACT | {
@@ -63,6 +63,11 @@ class Recipe:
 
 
 BASE = Recipe("base", method="none")
+CLASS_ALONE = Recipe("base, asked for the class", method="none", called="class")
+PLAIN = Recipe("LoRA")
+DREAM = Recipe("DreamBooth", method="dreambooth")
+PRESERVED = Recipe("DreamBooth with class images", method="dreambooth", prior=True)
+INVERTED = Recipe("Textual Inversion", method="inversion", called="token")
 
 
 def name_in_prompts(subject: str, called: str) -> str:

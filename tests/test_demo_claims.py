@@ -6,7 +6,7 @@ import pytest
 
 from demo import report
 from demo.claims import CLAIMS, Claim, Verdict, judge
-from demo.report import COLUMNS, METHODS, tasks
+from demo.report import COLUMNS, METHODS, groups
 
 
 @pytest.mark.parametrize(
@@ -37,7 +37,7 @@ def test_claim_compares_its_own_recipes_by_columns_of_the_table(claim: Claim) ->
 
 
 def test_every_subject_and_seed_of_the_tables_is_measured() -> None:
-    asked = {(task.recipe.label, task.subject, task.seed) for task in tasks()}
+    asked = {(task.recipe.label, task.subject, task.seed) for group in groups() for task in group}
     labels = {recipe.label for claim in CLAIMS for recipe in claim.recipes}
     labels |= {recipe.label for recipe in METHODS}
     wanted = {(n, s, seed) for n in labels for s in report.SUBJECTS for seed in report.SEEDS}
@@ -47,6 +47,6 @@ def test_every_subject_and_seed_of_the_tables_is_measured() -> None:
 
 
 def test_recipes_that_train_differently_have_different_keys() -> None:
-    recipes = {recipe for claim in CLAIMS for recipe in map(repr, claim.recipes)}
+    recipes = {repr(recipe) for claim in CLAIMS for recipe in claim.recipes}
     keys = {recipe.key("star", 0) for claim in CLAIMS for recipe in claim.recipes}
     assert len(keys) == len(recipes)

@@ -190,7 +190,7 @@ def test_equals_training_the_whole_table(spoken: Examples, batch_size: int) -> N
 def test_gradient_equals_that_of_the_whole_table(
     spoken: Examples, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "make_optimizer", lambda groups, _: torch.optim.SGD(groups, lr=1.0))
+    monkeypatch.setattr(loop, "make_optimizer", lambda groups, *_: torch.optim.SGD(groups, lr=1.0))
     settings = config(
         templates="captions only", batch_size=2, steps=1, learning_rate=1.0, max_grad_norm=0.0
     )
