@@ -131,7 +131,7 @@ class Report:
             f"![Rows: {labels}](images/evidence/{name})",
             "",
             f"Rows from the top: {labels}. Columns: the {SUBJECTS[0]} before five backgrounds, "
-            "then two of its plain class, then three of other classes.",
+            "then two of its plain class, then two of other classes.",
         )
 
     def rises(self, recipe: Recipe) -> None:
