@@ -22,7 +22,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -274,20 +275,25 @@ def write_picture(folder: Path, size_px: int) -> Path:
     return path
 
 
-def arguments() -> argparse.Namespace:
+def parser_of(module_docstring: str | None) -> argparse.ArgumentParser:
+    """The arguments that benchmarks of a step share; `checked` looks at what was given."""
     checkout = os.environ.get("PERSONALIZE_COMFYUI") or os.environ.get("COMFYUI_PATH")
     fetched = dev.DEV / f"ComfyUI-{dev.NEWEST}"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser = argparse.ArgumentParser(description=(module_docstring or "").split("\n")[0])
     parser.add_argument("--comfyui", type=Path, default=Path(checkout or fetched))
     parser.add_argument("--steps", type=int, default=10, help="a run; 2 of them are warm-up")
     parser.add_argument("--rounds", type=int, default=2, help="runs of each contender")
-    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="leave others out")
     parser.add_argument(
         "--shared",
         action="store_true",
         help="for a machine that others use too: one thread, and its CPU time, not the clock's",
     )
     parser.add_argument("--quick", action="store_true", help="a thin model, to see that it works")
+    return parser
+
+
+def checked(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """What was given; ends the process with a message if it cannot be used."""
     asked = parser.parse_args()
     if not (asked.comfyui / "main.py").is_file():
         parser.error(f"{asked.comfyui} is no ComfyUI; `python dev.py test` fetches one")
@@ -296,24 +302,40 @@ def arguments() -> argparse.Namespace:
     return asked
 
 
-def main() -> int:
-    asked = arguments()
+@contextmanager
+def bench_of(asked: argparse.Namespace) -> Iterator[tuple[Bench, int]]:
+    """Model, picture and sizes to measure with, and the number of rounds."""
     name, size_px = ("thin_sd15", 64) if asked.quick else ("full_sd15", 256)
     steps, rounds = (5, 1) if asked.quick else (asked.steps, asked.rounds)
-    print(f"{name}, {size_px} px, batch size 1, rank {RANK}, {steps} steps, {rounds} rounds")
+    print(f"{name}, {size_px} px, batch size 1, {steps} steps, {rounds} rounds")
     if asked.shared:
         os.environ["OMP_NUM_THREADS"] = "1"  # every contender inherits it
     checkpoint = checkpoints.cached(name, dev.DEV / "checkpoints")
     with tempfile.TemporaryDirectory() as scratch:
         picture = write_picture(Path(scratch) / "benchmark", size_px)
-        bench = Bench(asked.comfyui, checkpoint, picture, asked.quick, size_px, steps, asked.shared)
-        rows = rows_of(measure(bench, asked.only, rounds))
-    found = limits(rows)
-    print(f"\n{table(rows)}\n\n" + "\n".join(map(verdict, found)))
-    if asked.quick:
+        yield (
+            Bench(asked.comfyui, checkpoint, picture, asked.quick, size_px, steps, asked.shared),
+            rounds,
+        )
+
+
+def conclude(found: Sequence[Limit], quick: bool) -> int:
+    """Print the verdicts; the exit code."""
+    print("\n" + "\n".join(map(verdict, found)))
+    if quick:
         print("The thin model only shows that this works; its figures say nothing.")
         return 0
     return 0 if all(limit.kept for limit in found) else 1
+
+
+def main() -> int:
+    parser = parser_of(__doc__)
+    parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="leave others out")
+    asked = checked(parser)
+    with bench_of(asked) as (bench, rounds):
+        rows = rows_of(measure(bench, asked.only, rounds))
+    print(f"\n{table(rows)}")
+    return conclude(limits(rows), asked.quick)
 
 
 if __name__ == "__main__":

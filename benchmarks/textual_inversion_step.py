@@ -16,27 +16,23 @@ numbers, and no update of them; convolutions on small maps as matrix products
 
 from __future__ import annotations
 
-import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
-import tempfile
-from pathlib import Path
 
-import dev
 from benchmarks.lora_step import (
     CHECKPOINT,
     WARM_UP_STEPS,
     Bench,
     Limit,
     Sample,
+    bench_of,
+    checked,
+    conclude,
     in_host,
-    verdict,
-    write_picture,
+    parser_of,
 )
-from tests import checkpoints
 from tests.graphs import Graph
 from tests.host import ROOT
 
@@ -94,44 +90,11 @@ def report(samples: dict[str, Sample]) -> list[Limit]:
     ]
 
 
-def arguments() -> argparse.Namespace:
-    checkout = os.environ.get("PERSONALIZE_COMFYUI") or os.environ.get("COMFYUI_PATH")
-    fetched = dev.DEV / f"ComfyUI-{dev.NEWEST}"
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--comfyui", type=Path, default=Path(checkout or fetched))
-    parser.add_argument("--steps", type=int, default=10, help="a run; 2 of them are warm-up")
-    parser.add_argument("--rounds", type=int, default=2, help="runs of each")
-    parser.add_argument(
-        "--shared",
-        action="store_true",
-        help="for a machine that others use too: one thread, and its CPU time, not the clock's",
-    )
-    parser.add_argument("--quick", action="store_true", help="a thin model, to see that it works")
-    asked = parser.parse_args()
-    if not (asked.comfyui / "main.py").is_file():
-        parser.error(f"{asked.comfyui} is no ComfyUI; `python dev.py test` fetches one")
-    if asked.steps < WARM_UP_STEPS + 2:
-        parser.error(f"--steps {asked.steps}; at least {WARM_UP_STEPS + 2}")
-    return asked
-
-
 def main() -> int:
-    asked = arguments()
-    name, size_px = ("thin_sd15", 64) if asked.quick else ("full_sd15", 256)
-    steps, rounds = (5, 1) if asked.quick else (asked.steps, asked.rounds)
-    print(f"{name}, {size_px} px, batch size 1, {VECTORS} vectors, {steps} steps, {rounds} rounds")
-    if asked.shared:
-        os.environ["OMP_NUM_THREADS"] = "1"  # both inherit it
-    checkpoint = checkpoints.cached(name, dev.DEV / "checkpoints")
-    with tempfile.TemporaryDirectory() as scratch:
-        picture = write_picture(Path(scratch) / "benchmark", size_px)
-        bench = Bench(asked.comfyui, checkpoint, picture, asked.quick, size_px, steps, asked.shared)
+    asked = checked(parser_of(__doc__))
+    with bench_of(asked) as (bench, rounds):
         found = report(measure(bench, rounds))
-    print("\n" + "\n".join(map(verdict, found)))
-    if asked.quick:
-        print("The thin model only shows that this works; its figures say nothing.")
-        return 0
-    return 0 if all(limit.kept for limit in found) else 1
+    return conclude(found, asked.quick)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,11 @@ from safetensors.torch import load_file, save_file
 
 from . import text
 
-BASE = Path(__file__).parent / "base"
+BASE_FILES = Path(__file__).parent / "base"
 DEMO_CHECKPOINT = "personalize_demo.safetensors"  # what hosts offer it as
 
 
-def compose(path: Path, base: Path = BASE) -> Path:
+def compose(path: Path, base: Path = BASE_FILES) -> Path:
     """Write the full checkpoint (UNet, VAE and the seeded text encoder, fp16, 300 MB).
 
     Args:

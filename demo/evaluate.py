@@ -12,7 +12,7 @@ from tests.host import Host
 
 from . import meters, world
 from .autoencoder import Codec, to_tensor
-from .checkpoint import BASE, DEMO_CHECKPOINT, compose
+from .checkpoint import BASE_FILES, DEMO_CHECKPOINT, compose
 from .panel import Shot, add_shots, run_shots
 
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--comfyui", type=Path, default=os.environ.get("COMFYUI_PATH"))
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
-    parser.add_argument("--base", type=Path, default=BASE)
+    parser.add_argument("--base", type=Path, default=BASE_FILES)
     parser.add_argument("--seeds", type=int, default=5, help="pictures of each of 40 prompts")
     options = parser.parse_args()
     wanted = held_out_shots(options.seeds)

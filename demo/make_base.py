@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from . import autoencoder, denoiser, world
+from .checkpoint import BASE_FILES
 from .fit import Batch, Plan, autocast, fit
 from .text import PromptEncoder
 
-BASE = Path(__file__).parent / "base"
 POOL_SIZE = 8_000  # 40 placements of each of the 200 trained triples
 CROP_PX = 32  # a quarter of a picture holds every edge there is at a quarter of the cost
 CROPS = Plan(1600, batch_size=16, lr=1e-3, muon_lr=0.01, save_every=200, decay_fraction=0.4)
@@ -139,14 +139,15 @@ def train_unet(
 
 def export(codec: autoencoder.Codec, unet: nn.Module) -> None:
     """Write the two files of the base, fp16, under the host's names."""
-    BASE.mkdir(exist_ok=True)
+    BASE_FILES.mkdir(exist_ok=True)
     for name, weights in (
         ("vae", codec.to_host()),
         ("unet", denoiser.to_host(unet.state_dict())),
     ):
         halves = {k: v.detach().cpu().half().contiguous() for k, v in weights.items()}
-        save_file(halves, BASE / f"{name}.safetensors")
-        print(f"wrote {BASE / name}.safetensors")
+        path = BASE_FILES / f"{name}.safetensors"
+        save_file(halves, path)
+        print(f"wrote {path}")
 
 
 def main() -> None:

