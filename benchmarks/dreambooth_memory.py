@@ -29,11 +29,14 @@ from trainers.cache import Examples
 from trainers.config import run_config
 from trainers.contracts import DENOISER, Parts
 from trainers.families import FAMILIES
+from trainers.families.widening import widen
 from trainers.loop import make_job, train
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+from trainers.precision import compute_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 0.45  # of plain fp32 AdamW's peak
+CPU = torch.device("cpu")
 CAPTION = "a photo of sks dog"
 # The checkpoint facts of SD1.5's UNet (LDM's v1-inference.yaml), and of one with a single level.
 FULL_FACTS: dict[str, Any] = {
@@ -88,9 +91,11 @@ def ours(**settings: Any) -> Callable[[Size], None]:
             for name, empty in denoiser.state_dict().items()
         }
         denoiser.load_state_dict(weights, assign=True)
+        if dtype != torch.float32 and compute_dtype("auto", CPU) == torch.float32:
+            widen(denoiser, torch.float32)  # as nodes/host/training.py does
         del weights
         process = Diffusion("epsilon", scaled_linear_alphas_cumprod())
-        parts = Parts({DENOISER: denoiser}, lambda text: {}, process, torch.device("cpu"))
+        parts = Parts({DENOISER: denoiser}, lambda text: {}, process, CPU)
         latents = torch.randn(4, size.px // 8, size.px // 8)
         examples = Examples((latents,), (None,), (CAPTION,), (1,))
         encoded = {text: {"hidden": torch.randn(77, 768)} for text in (CAPTION, "")}

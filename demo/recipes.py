@@ -68,6 +68,8 @@ PLAIN = Recipe("LoRA")
 DREAM = Recipe("DreamBooth", method="dreambooth")
 PRESERVED = Recipe("DreamBooth with class images", method="dreambooth", prior=True)
 INVERTED = Recipe("Textual Inversion", method="inversion", called="token")
+TOKEN_THEN_DREAM = Recipe("Textual Inversion, then DreamBooth", method="dreambooth", called="token")
+TOKEN_AND_LORA = Recipe("LoRA with a learned token", called="token")
 
 
 def name_in_prompts(subject: str, called: str) -> str:

@@ -18,6 +18,7 @@ from trainers.contracts import DENOISER
 from trainers.dreambooth_settings import CUSTOM, DREAMBOOTH_DEFAULTS, PRESETS
 from trainers.errors import NonFiniteLossError, SettingsError, UnavailableError
 from trainers.families import FAMILIES
+from trainers.families.widening import widen
 from trainers.loop import train
 from trainers.methods.dreambooth import prepare
 from trainers.settings import settings_of
@@ -198,10 +199,13 @@ def test_fused_backward_stops_before_a_loss_that_is_not_finite_does_harm() -> No
     tiny.assert_equal(tiny.trainable_state(ready), before)
 
 
+@pytest.mark.parametrize("computes_in", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("fused", [False, True])
-def test_bf16_weights_learn_as_fp32_weights_do(fused: bool) -> None:
+def test_bf16_weights_learn_as_fp32_weights_do(fused: bool, computes_in: torch.dtype) -> None:
     """Updates of a tenth of bf16's step are lost without stochastic rounding."""
     base = tiny.parts(dtype=torch.bfloat16)
+    if computes_in != torch.bfloat16:
+        widen(base.denoiser, computes_in)
     start = {k: p.detach().float() for k, p in base.denoiser.named_parameters()}
     settings = {"learning_rate": 1e-5, "steps": 40, "weight_decay": 0.0, "seed": 2}
     config = tiny.run_config(
@@ -293,7 +297,6 @@ def test_without_ema_the_last_weights_are_exported() -> None:
         ({"fused_backward": True, "gradient_accumulation": 2}, "gradient_accumulation is 2"),
         ({"fused_backward": True, "optimizer": "prodigy"}, "optimizer 'prodigy'"),
         ({"weights": "bf16", "optimizer": "prodigy"}, "optimizer 'prodigy'"),
-        ({"weights": "bf16", "precision": "fp32"}, "precision is 'fp32'"),
         ({"weights": "bf16", "precision": "fp16"}, "precision is 'fp16'"),
         ({"prior_weight": -1.0}, "prior_weight is -1.0; allowed: 0.0 to 100.0"),
         ({"prior": "teacher"}, "class_prompt is empty"),

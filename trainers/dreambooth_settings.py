@@ -38,8 +38,8 @@ class DreamBoothConfig:
     weights: str = setting(
         "fp32",
         "How the trained weights are held. fp32: exact, computing in the chosen precision. bf16: "
-        "half the memory, computing in bf16, and each update is rounded up or down at random so "
-        "that small ones are not lost.",
+        "half the memory, computing in bf16 (or in fp32, layer by layer), and each update is "
+        "rounded up or down at random so that small ones are not lost.",
         choices=WEIGHTS, source="stochastic rounding: arXiv 2010.06192",
     )  # fmt: skip
     fused_backward: bool = setting(
@@ -81,10 +81,10 @@ class DreamBoothConfig:
                 "optimizer 'prodigy' looks at all weights at once; allowed: another optimizer, or "
                 "fused_backward off and weights 'fp32'"
             )
-        if self.weights == "bf16" and precision in ("fp16", "fp32"):
+        if self.weights == "bf16" and precision == "fp16":
             problems.append(
-                f"precision is '{precision}', but weights 'bf16' compute in bf16; "
-                "allowed: auto or bf16, or weights 'fp32'"
+                "precision is 'fp16', but weights 'bf16' compute in bf16 or fp32; "
+                "allowed: auto, bf16 or fp32, or weights 'fp32'"
             )
         return problems
 

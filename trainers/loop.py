@@ -24,7 +24,7 @@ from .losses import batch_loss, sample_losses
 from .methods import METHODS
 from .noise import draw_noise, draw_timesteps, generator_for
 from .optim import clip_gradients, make_optimizer, make_schedule
-from .precision import gradient_scaler
+from .precision import computes_in, gradient_scaler
 from .prior import put_taught, teach
 
 
@@ -126,7 +126,7 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
     total = num_steps(plan, training)
     optimizer = make_optimizer(trainable.param_groups, training, trainable.fused_backward)
     schedule = make_schedule(optimizer, training, total)
-    dtype = trainable.autocast or next(job.parts.denoiser.parameters()).dtype
+    dtype = trainable.autocast or computes_in(job.parts.denoiser)
     scaler = gradient_scaler(dtype, job.parts.device)
     history: list[float] = []
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from .contracts import Parts
 from .errors import SettingsError
+from .precision import computes_in
 
 
 class LongerTable(nn.Embedding):
@@ -27,7 +28,7 @@ class LongerTable(nn.Embedding):
     def forward(self, input: Tensor) -> Tensor:
         behind = input - self.num_embeddings
         known = super().forward(input.clamp(max=self.num_embeddings - 1))
-        rows = torch.cat(list(self.rows)).to(known.dtype)
+        rows = torch.cat(list(self.rows)).to(computes_in(self))
         learned = nn.functional.embedding(behind.clamp(min=0), rows)
         return torch.where((behind >= 0)[..., None], learned, known)
 

@@ -2,8 +2,9 @@
 
 A module of diffusers or transformers is made empty (on the meta device) and given the host's own
 tensors. Where dtype and device already fit, nothing is copied: both modules stand on the same
-storage. Where they do not, or where training changes the weights themselves (DreamBooth), exactly
-one copy is made, on the training device. Patches wired in
+storage. So they do where training computes in fp32 on a file in fp16 or bf16: its weights are
+widened layer by layer (trainers/families/widening.py). Elsewhere, or where training changes the
+weights themselves (DreamBooth), exactly one copy is made, on the training device. Patches wired in
 before training (a LoRA, a merge) are computed into the tensors they touch, and only into those.
 
 The host runs nodes in inference mode and its weights are inference tensors, which autograd
@@ -13,7 +14,8 @@ refuses; `alias` gives a normal tensor on the same storage.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import comfy.lora
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from ...trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
 from ...trainers.errors import DatasetError, UnsupportedModelError
 from ...trainers.families import FAMILIES
+from ...trainers.families.widening import NARROW, widen
 from ...trainers.noise import Diffusion
 from ...trainers.table import add_token
 from .embeddings import embeddings_of, speaking_ids
@@ -87,7 +90,7 @@ def parts_of(
     names: tuple[str, ...],
     dtypes: Dtypes,
     device: torch.device,
-    private: Container[str] = (),
+    private: Dtypes = MappingProxyType({}),
 ) -> Parts:
     """Trainable twins of what the sockets carry.
 
@@ -95,16 +98,18 @@ def parts_of(
 
     Args:
         names: which modules to make: "denoiser" and names of text encoders.
-        dtypes: the dtype of each of them.
-        private: those whose weights will be changed; they never share the host's storage.
+        dtypes: what each of them computes in.
+        private: what weights that will be changed are held in; they never share the host's storage.
     """
     modules = {}
     for name in names:
         facts, patcher, weights, keys = host_side(model, clip, name)
         twin = family.build(name, facts)
-        place = (dtypes[name], device, name in private)
+        place = (dtypes[name], device, private.get(name))
         state = _state(twin, keys, patcher, weights, place)
         twin.load_state_dict(state, assign=True)
+        if any(weight.dtype != dtypes[name] for weight in state.values()):
+            widen(twin, dtypes[name])
         modules[name] = twin.to(device).requires_grad_(False)
     parts = Parts(
         modules=modules,
@@ -146,14 +151,14 @@ def _state(
     host_key: Callable[[str], str],
     patcher: Any,
     weights: dict[str, Tensor],
-    place: tuple[torch.dtype, torch.device, bool],
+    place: tuple[torch.dtype, torch.device, torch.dtype | None],
 ) -> dict[str, Tensor]:
     """The twin's state dict: each tensor on the host's own storage wherever that is possible.
 
     Args:
-        place: dtype, device, and whether each tensor must be a copy.
+        place: what it computes in, its device, and what a private copy is held in, if one is made.
     """
-    dtype, device, private = place
+    computes_in, device, private = place
     state = {}
     for key in twin.state_dict():
         name = host_key(key)
@@ -164,7 +169,9 @@ def _state(
             weight = comfy.lora.calculate_weight(patcher.patches[name], weight, name)
             # The host rounds a patched weight to its own dtype before it computes with it.
             weight = weight.to(weights[name].dtype)
-        state[key] = weight.to(device, dtype, copy=private)
+        as_it_is = computes_in == torch.float32 and weight.dtype in NARROW
+        dtype = private or (weight.dtype if as_it_is else computes_in)
+        state[key] = weight.to(device, dtype, copy=private is not None)
     return state
 
 

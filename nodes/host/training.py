@@ -175,10 +175,13 @@ def _parts(
     dtypes = {DENOISER: compute_dtype(config.training.precision, place)}
     # The host computes prompts in fp32 whatever their weights are stored in; so does training.
     dtypes |= dict.fromkeys(family.text_encoders, torch.float32)
-    private: tuple[str, ...] = ()
+    private: dict[str, torch.dtype] = {}
     if config.changes_weights:
-        private = trained_modules(family, config.own.train_text_encoder)
-        dtypes |= dict.fromkeys(private, DTYPES[config.own.weights])
+        held_in = DTYPES[config.own.weights]
+        private = dict.fromkeys(trained_modules(family, config.own.train_text_encoder), held_in)
+        # fp32 masters are narrowed by autocast; bf16 weights are widened where there is no bf16.
+        wide = held_in == torch.float32 or dtypes[DENOISER] == torch.float32
+        dtypes |= dict.fromkeys(private, torch.float32 if wide else held_in)
 
     def make(*names: str) -> Parts:
         return bridge.parts_of(sockets.model, sockets.clip, family, names, dtypes, place, private)

@@ -19,17 +19,23 @@ class SmallMapConv2d(nn.Conv2d):
     """nn.Conv2d, computed as a matrix product where the map is small; same weights, same result."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if not self._is_plain or input.device.type != "cpu":
-            return super().forward(input)
         batch, _, height, width = input.shape
-        if batch * height * width > MOST_POSITIONS:
-            return super().forward(input)
+        small = batch * height * width <= MOST_POSITIONS
+        if not (small and self._is_plain and input.device.type == "cpu"):
+            return self.convolve(input)
         # (B, C*9, h*w) -> (C*9, B*h*w), so that the weights are read once for the whole batch
         unfolded = nn.functional.unfold(input, 3, padding=1)
         columns = unfolded.transpose(0, 1).reshape(unfolded.shape[1], -1)
-        product = self.weight.flatten(1) @ columns
-        output = product.view(-1, batch, height, width).transpose(0, 1)
-        return output if self.bias is None else output + self.bias.view(1, -1, 1, 1)
+        output = self.product(columns).view(-1, batch, height, width).transpose(0, 1)
+        return output if self.bias is None else output + self.bias.to(output)[:, None, None]
+
+    def convolve(self, input: Tensor) -> Tensor:
+        """The library's convolution, (B, in, H, W) -> (B, out, H, W)."""
+        return super().forward(input)
+
+    def product(self, columns: Tensor) -> Tensor:
+        """The weights times an unfolded map, (in * 9, N) -> (out, N)."""
+        return self.weight.flatten(1) @ columns
 
     @property
     def _is_plain(self) -> bool:

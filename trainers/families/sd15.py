@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..contracts import DENOISER, Family, Parts, Text, Tokens
+from ..precision import computes_in
 from . import clip, unet
 
 CLIP_L = "clip_l"
@@ -51,7 +52,7 @@ def encode_text(parts: Parts, tokens: Tokens) -> Text:
 
 
 def predict(denoiser: nn.Module, noisy: Tensor, timesteps: Tensor, text: Text) -> Tensor:
-    dtype = next(denoiser.parameters()).dtype
+    dtype = computes_in(denoiser)
     prediction: Tensor = denoiser(
         noisy.to(dtype), timesteps, encoder_hidden_states=text["hidden"].to(dtype)
     ).sample
