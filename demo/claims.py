@@ -13,9 +13,12 @@ from .recipes import (
     BASE,
     CLASS_ALONE,
     DREAM,
+    HALF,
     INVERTED,
     PLAIN,
     PRESERVED,
+    TOKEN_AND_LORA,
+    TOKEN_THEN_DREAM,
     Recipe,
 )  # fmt: skip
 
@@ -90,6 +93,28 @@ CLAIMS = (
         ),
     ),
     Claim(
+        "Textual Inversion first, then DreamBooth, is better than either alone.",
+        (INVERTED, DREAM, TOKEN_THEN_DREAM),
+        (
+            Expectation("fidelity", "Textual Inversion, then DreamBooth", "Textual Inversion"),
+            Expectation("fidelity", "Textual Inversion, then DreamBooth", "DreamBooth"),
+        ),
+    ),
+    Claim(
+        "A learned token and a LoRA work together.",
+        (INVERTED, PLAIN, TOKEN_AND_LORA),
+        (
+            Expectation("fidelity", "LoRA with a learned token", "Textual Inversion"),
+            Expectation("fidelity", "LoRA with a learned token", "LoRA"),
+        ),
+    ),
+    Claim(
+        "Weights in bf16, rounded at random, learn as well as weights in fp32.",
+        (DREAM, HALF),
+        (Expectation("fidelity", "DreamBooth", "DreamBooth in bf16"),),
+        "Here no difference is what one hopes for.",
+    ),
+    Claim(
         "A high learning rate overfits; the low one keeps the class and everything else.",
         (
             Recipe("rate 1e-4", settings={"learning_rate": 1e-4}),
@@ -100,28 +125,6 @@ CLAIMS = (
             Expectation("fidelity", "LoRA", "rate 1e-4"),
             Expectation("others", "LoRA", "rate 4e-3"),
             Expectation("class_fidelity", "rate 4e-3", "rate 1e-4"),
-        ),
-    ),
-    Claim(
-        "Training the text encoder as well gives the best likeness and follows prompts best.",
-        (PLAIN, Recipe("with text encoder", settings={"train_text_encoder": True})),
-        (
-            Expectation("fidelity", "with text encoder", "LoRA"),
-            Expectation("background", "with text encoder", "LoRA"),
-        ),
-    ),
-    Claim(
-        "More steps (400, 800, 1200) bring more likeness, then overfitting.",
-        (
-            PLAIN,
-            Recipe("800 steps", settings={"steps": 800}),
-            Recipe("1200 steps", settings={"steps": 1200}),
-        ),
-        (
-            Expectation("fidelity", "800 steps", "LoRA"),
-            Expectation("fidelity", "1200 steps", "800 steps"),
-            Expectation("others", "LoRA", "1200 steps"),
-            Expectation("class_fidelity", "1200 steps", "LoRA"),
         ),
     ),
     Claim(
@@ -148,5 +151,27 @@ CLAIMS = (
         "Several LoRAs work at once, each with its own subject.",
         (BASE, PLAIN, Recipe("a second LoRA on top", beside="cross")),
         (Expectation("fidelity", "a second LoRA on top", "base"),),
+    ),
+    Claim(
+        "More steps (400, 800, 1200) bring more likeness, then overfitting.",
+        (
+            PLAIN,
+            Recipe("800 steps", settings={"steps": 800}),
+            Recipe("1200 steps", settings={"steps": 1200}),
+        ),
+        (
+            Expectation("fidelity", "800 steps", "LoRA"),
+            Expectation("fidelity", "1200 steps", "800 steps"),
+            Expectation("others", "LoRA", "1200 steps"),
+            Expectation("class_fidelity", "1200 steps", "LoRA"),
+        ),
+    ),
+    Claim(
+        "Training the text encoder as well gives the best likeness and follows prompts best.",
+        (PLAIN, Recipe("with text encoder", settings={"train_text_encoder": True})),
+        (
+            Expectation("fidelity", "with text encoder", "LoRA"),
+            Expectation("background", "with text encoder", "LoRA"),
+        ),
     ),
 )

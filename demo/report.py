@@ -22,7 +22,18 @@ from .checkpoint import BASE_FILES, DEMO_CHECKPOINT, compose
 from .claims import CLAIMS, Claim, Expectation, Verdict, judge
 from .evidence import Laboratory, Result, Task
 from .panel import SAMPLING, Scores
-from .recipes import BASE, CLASS_ALONE, DREAM, INVERTED, PLAIN, PRESERVED, SHARED, Recipe
+from .recipes import (
+    BASE,
+    CLASS_ALONE,
+    DREAM,
+    INVERTED,
+    PLAIN,
+    PRESERVED,
+    SHARED,
+    TOKEN_AND_LORA,
+    TOKEN_THEN_DREAM,
+    Recipe,
+)
 
 PAGE = ROOT / "docs" / "evidence.md"
 PICTURES = ROOT / "docs" / "images" / "evidence"
@@ -202,8 +213,9 @@ def groups() -> Iterator[list[Task]]:
     for recipes, wanted in (
         ((BASE, CLASS_ALONE, PLAIN), pairs),
         ((DREAM, PRESERVED), pairs),
+        ((INVERTED, TOKEN_THEN_DREAM, TOKEN_AND_LORA), pairs),
         ((BASE, PLAIN), [(subject, SEEDS[0]) for subject in world.SUBJECTS]),
-        *((claim.recipes, pairs) for claim in CLAIMS if INVERTED not in claim.recipes),
+        *((claim.recipes, pairs) for claim in CLAIMS),
     ):
         yield from ([Task(recipe, *pair) for recipe in recipes] for pair in wanted)
 

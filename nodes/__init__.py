@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters import ApplyEmbedding, ApplyLora
 from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
+from .preview import PreviewSettings
 from .results import PlotLoss, SaveEmbedding, SaveLora
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
@@ -17,6 +18,7 @@ NODES: list[type[io.ComfyNode]] = [
     TrainLora,
     TrainDreamBooth,
     TrainTextualInversion,
+    PreviewSettings,
     ApplyLora,
     ApplyEmbedding,
     SaveLora,
@@ -28,8 +30,10 @@ NODES: list[type[io.ComfyNode]] = [
 class Personalize(ComfyExtension):
     async def on_load(self) -> None:
         from .host.folders import register_embeddings
+        from .host.stop import register_stop
 
         register_embeddings()
+        register_stop()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return NODES

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..trainers.class_images import ClassImagesConfig
 from ..trainers.settings import from_values
-from .host.class_images import SAMPLERS, SCHEDULERS
+from .host.sampling import SAMPLERS, SCHEDULERS
 from .schema import inputs_of
 from .sockets import PersonalizeDataset
 

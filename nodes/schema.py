@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..trainers.config import METHOD_DEFAULTS, config_groups
 from ..trainers.settings import Setting, settings_of
 
-MULTILINE = {"prompt"}
+MULTILINE = {"prompt", "prompts"}
 
 
 def settings_inputs(
@@ -24,7 +24,7 @@ def settings_inputs(
     """
     inputs: dict[str, io.Input] = {}
     groups = config_groups(method)
-    for name in ("training", "own", "objective"):
+    for name in ("training", "own", "objective", "validation", "store"):
         inputs |= inputs_of(groups[name], defaults=METHOD_DEFAULTS[method])
     for name in without:
         del inputs[name]

@@ -4,3 +4,4 @@ from comfy_api.latest import io
 
 PersonalizeDataset = io.Custom("PERSONALIZE_DATASET")
 PersonalizeEmbedding = io.Custom("PERSONALIZE_EMBEDDING")
+PersonalizePreview = io.Custom("PERSONALIZE_PREVIEW")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from comfy_api.latest import io
+from comfy_api.latest import io, ui
 
 from ..trainers.config import run_config
 from ..trainers.dreambooth_settings import CUSTOM, PRESETS
 from .schema import settings_inputs
-from .sockets import PersonalizeDataset, PersonalizeEmbedding
+from .sockets import PersonalizeDataset, PersonalizeEmbedding, PersonalizePreview
 
 
 def _sockets_in() -> list[io.Input]:
@@ -31,6 +31,23 @@ def _class_dataset() -> io.Input:
             "(Folder)."
         ),
     )
+
+
+def _preview() -> io.Input:
+    return PersonalizePreview.Input(
+        "preview", optional=True, tooltip="From Preview Settings: pictures while it trains."
+    )
+
+
+def _shown(strip: Any, cls: type[io.ComfyNode]) -> Any:
+    """The previews of all steps, for the node's body."""
+    if strip is None:
+        return None
+    import numpy as np
+    import torch
+
+    picture = torch.from_numpy(np.asarray(strip, dtype=np.float32) / 255)[None]
+    return ui.PreviewImage(picture, cls=cls)
 
 
 def _records() -> list[io.Output]:
@@ -66,6 +83,7 @@ class TrainLora(io.ComfyNode):
                 *_sockets_in(),
                 *settings_inputs("lora", first),
                 _class_dataset(),
+                _preview(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The base model with the LoRA."),
@@ -86,6 +104,7 @@ class TrainLora(io.ComfyNode):
         vae: Any,
         dataset: Any,
         class_dataset: Any = None,
+        preview: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
         config = run_config("lora", values)
@@ -93,14 +112,15 @@ class TrainLora(io.ComfyNode):
         from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, class_dataset)
+        sockets = Sockets(model, clip, vae, dataset, class_dataset, preview)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
         if config.own.train_token:
             clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
         return io.NodeOutput(
-            model, clip, outcome.learned, {"loss": outcome.losses}, str(outcome.run)
-        )
+            model, clip, outcome.learned, {"loss": outcome.losses}, str(outcome.run),
+            ui=_shown(outcome.strip, cls),
+        )  # fmt: skip
 
 
 class TrainDreamBooth(io.ComfyNode):
@@ -129,6 +149,7 @@ class TrainDreamBooth(io.ComfyNode):
                 _preset(),
                 *settings_inputs("dreambooth", first),
                 _class_dataset(),
+                _preview(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained model."),
@@ -148,6 +169,7 @@ class TrainDreamBooth(io.ComfyNode):
         vae: Any,
         dataset: Any,
         class_dataset: Any = None,
+        preview: Any = None,
         preset: str = CUSTOM,  # fills the widgets in the editor; a run takes the widgets
         **values: Any,
     ) -> io.NodeOutput:
@@ -156,12 +178,15 @@ class TrainDreamBooth(io.ComfyNode):
         from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, class_dataset)
+        sockets = Sockets(model, clip, vae, dataset, class_dataset, preview)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
         if config.own.train_token:
             clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_weights(model, clip, outcome.learned)
-        return io.NodeOutput(model, clip, {"loss": outcome.losses}, str(outcome.run))
+        return io.NodeOutput(
+            model, clip, {"loss": outcome.losses}, str(outcome.run),
+            ui=_shown(outcome.strip, cls),
+        )  # fmt: skip
 
 
 def _preset() -> io.Input:
@@ -199,7 +224,11 @@ class TrainTextualInversion(io.ComfyNode):
             ],
             is_output_node=True,
             hidden=[io.Hidden.unique_id],
-            inputs=[*_sockets_in(), *settings_inputs("textual_inversion", first, without)],
+            inputs=[
+                *_sockets_in(),
+                *settings_inputs("textual_inversion", first, without),
+                _preview(),
+            ],
             outputs=[
                 io.Clip.Output(
                     display_name="clip",
@@ -214,16 +243,20 @@ class TrainTextualInversion(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **values: Any) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, dataset: Any, preview: Any = None, **values: Any
+    ) -> io.NodeOutput:
         config = run_config("textual_inversion", values)
         from .host.embeddings import embedding_of, with_embedding
         from .host.training import Sockets, run_training
 
-        outcome = run_training(Sockets(model, clip, vae, dataset), config, cls.hidden.unique_id)
+        sockets = Sockets(model, clip, vae, dataset, preview=preview)
+        outcome = run_training(sockets, config, cls.hidden.unique_id)
         embedding = embedding_of(outcome.learned, config.own.token, clip)
         return io.NodeOutput(
             with_embedding(clip, embedding),
             embedding,
             {"loss": outcome.losses},
             str(outcome.run),
+            ui=_shown(outcome.strip, cls),
         )

@@ -165,6 +165,13 @@ class Host:
         if self._temporary:
             shutil.rmtree(self.base, ignore_errors=True)
 
+    def kill(self) -> None:
+        """Ends the process at once (SIGKILL), as a crash would; `start` starts another one."""
+        assert self._process is not None, "the host is not running"
+        self._process.kill()
+        self._process.wait()
+        self._process = None
+
     @property
     def pid(self) -> int:
         assert self._process is not None, "the host is not running"
@@ -256,7 +263,11 @@ class Host:
 
     def interrupt(self) -> None:
         """Cancels the running prompt, as the Cancel button does."""
-        self._post("/interrupt", {})
+        self.post("/interrupt")
+
+    def post(self, path: str) -> None:
+        """Asks for something that takes no words; OSError with the status if it is refused."""
+        self._post(path, {})
 
     def free(self) -> None:
         """Asks the host to unload all models and drop its cache before the next prompt."""

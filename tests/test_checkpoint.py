@@ -1,25 +1,57 @@
-"""The folder of a run, and what tells one base model from another."""
+"""The folder of a run: what is found again, what is refused, and what survives damage."""
 
 from __future__ import annotations
 
+import errno
 import json
+import os
+import threading
+import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
-import safetensors.torch
 import torch
-from safetensors import safe_open
 
 from tests import tiny
 from tests.dataset_files import batch
-from trainers.checkpoint import PACKAGES, RunFolder, run_facts, weights_fingerprint
-from trainers.contracts import DENOISER
+from trainers import checkpoint, export
+from trainers.checkpoint import (
+    PACKAGES,
+    Result,
+    RunFolder,
+    fingerprint_of,
+    make_room_for_states,
+    run_facts,
+)
 from trainers.errors import SaveError
+
+BASE = {"model": "0f0f", "clip": "1e1e"}
+TENSORS = {"a.lora_up.weight": torch.arange(6.0).reshape(2, 3), "a.alpha": torch.tensor(4.0)}
 
 
 def facts(**overrides: Any) -> dict[str, Any]:
-    return run_facts(tiny.run_config(**overrides), "sd15", "0f0f", batch(2))
+    return run_facts(tiny.run_config(**overrides), "sd15", BASE, batch(2))
+
+
+def folder_of(parent: Path, **overrides: Any) -> RunFolder:
+    return RunFolder.of(parent, "dog", facts(**overrides))
+
+
+def metrics(steps: int) -> list[dict[str, Any]]:
+    return [{"step": step, "loss": 1 / step} for step in range(1, steps + 1)]
+
+
+def result(steps: int = 3) -> Result:
+    tokens = {"<sks>": {"clip_l": torch.ones(2, 4)}}
+    return Result(steps, TENSORS, {"trigger": "sks"}, tokens, metrics(steps))
+
+
+def state(step: int) -> dict[str, Any]:
+    return {"step": step, "parameters": [torch.full((3,), float(step))], "optimizer": {"lr": 0.1}}
+
+
+# -- which run it is ----------------------------------------------------------
 
 
 def test_run_facts_hold_settings_base_and_pictures() -> None:
@@ -27,7 +59,7 @@ def test_run_facts_hold_settings_base_and_pictures() -> None:
     assert stored["method"] == "lora"
     assert stored["training"]["steps"] == 9
     assert stored["own"]["rank"] == 3
-    assert (stored["family"], stored["base_model"]) == ("sd15", "0f0f")
+    assert (stored["family"], stored["base_model"]) == ("sd15", BASE)
     assert stored["dataset"]["fingerprint"] == batch(2).fingerprint()
     assert len(stored["dataset"]["pictures"]) == 2
 
@@ -36,25 +68,49 @@ def test_run_facts_are_json() -> None:
     assert json.loads(json.dumps(facts()))["own"] == facts()["own"]
 
 
-def test_run_folder_same_facts_same_folder(tmp_path: Path) -> None:
-    first, again = (RunFolder.create(tmp_path, "dog", facts()) for _ in range(2))
-    assert first == again
-    assert [path.name for path in tmp_path.iterdir()] == [first.path.name]
+def test_same_facts_same_folder(tmp_path: Path) -> None:
+    assert folder_of(tmp_path) == folder_of(tmp_path)
 
 
-@pytest.mark.parametrize("change", [{"seed": 1}, {"steps": 3}, {"rank": 4}, {"noise_offset": 0.1}])
-def test_run_folder_other_facts_other_folder(tmp_path: Path, change: dict[str, Any]) -> None:
-    folders = {RunFolder.create(tmp_path, "dog", f).path for f in (facts(), facts(**change))}
-    assert len(folders) == 2
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"rank": 4}, {"noise_offset": 0.1}, {"optimizer": "adafactor"}]
+)
+def test_other_facts_other_folder(tmp_path: Path, change: dict[str, Any]) -> None:
+    assert folder_of(tmp_path).path != folder_of(tmp_path, **change).path
 
 
-def test_run_folder_name_and_settings(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "dog", facts())
+@pytest.mark.parametrize("change", [{"steps": 9}, {"epochs": 2}, {"keep_states": 5}])
+def test_a_longer_run_and_how_it_is_kept_are_the_same_run(change: dict[str, Any]) -> None:
+    assert fingerprint_of(facts()) == fingerprint_of(facts(**change))
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "polynomial", "cosine_with_restarts"])
+def test_a_schedule_that_ends_makes_each_length_a_run(schedule: str) -> None:
+    short, long = (facts(lr_schedule=schedule, steps=steps) for steps in (4, 8))
+    assert fingerprint_of(short) != fingerprint_of(long)
+
+
+def test_other_pictures_and_another_base_are_other_runs() -> None:
+    config = tiny.run_config()
+    made = [
+        run_facts(config, "sd15", BASE, batch(2)),
+        run_facts(config, "sd15", BASE, batch(3)),
+        run_facts(config, "sd15", BASE | {"model": "1f1f"}, batch(2)),
+        run_facts(config, "sd15", BASE, batch(2), batch(1)),
+    ]
+    assert len({fingerprint_of(each) for each in made}) == len(made)
+
+
+def test_run_json_says_what_was_asked_and_with_what(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    folder.describe(facts(), status="training", stopped={10: 4})
     stored = json.loads((folder.path / "run.json").read_text())
     assert folder.path.name == f"lora-dog-{stored['fingerprint'][:8]}"
     assert stored["training"] == facts()["training"]
+    assert stored["status"] == "training"
     assert stored["versions"].keys() == set(PACKAGES)
     assert torch.__version__.startswith(stored["versions"]["torch"])
+    assert folder.stopped() == {10: 4}
 
 
 @pytest.mark.parametrize(
@@ -69,55 +125,240 @@ def test_run_folder_name_and_settings(tmp_path: Path) -> None:
     ],
 )
 def test_run_folder_stays_in_its_parent(tmp_path: Path, name: str, shown: str) -> None:
-    folder = RunFolder.create(tmp_path / "runs", name, facts())
-    assert folder.path.parent == tmp_path / "runs"
+    folder = RunFolder.of(tmp_path / "runs", name, facts())
     assert folder.path.resolve().parent == (tmp_path / "runs").resolve()
     assert folder.path.name.startswith(f"lora-{shown}-")
 
 
-def test_run_folder_parent_is_a_file(tmp_path: Path) -> None:
+# -- what was learned ---------------------------------------------------------
+
+
+def test_result_comes_back_as_it_was(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    assert folder.result(3) is None
+    folder.write_result(result(3))
+    found = folder.result(3)
+    assert found is not None
+    tiny.assert_equal(found.tensors, TENSORS)
+    assert found.metadata["trigger"] == "sks"
+    assert found.metrics == metrics(3)
+    tiny.assert_equal(found.tokens["<sks>"], {"clip_l": torch.ones(2, 4)})
+
+
+def test_results_of_several_lengths_stay_side_by_side(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    for steps in (3, 5):
+        folder.write_result(result(steps))
+    for steps in (3, 5):
+        found = folder.result(steps)
+        assert found is not None
+        assert (found.steps, len(found.metrics)) == (steps, steps)
+    assert folder.result(4) is None
+
+
+def test_result_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    """Two fingerprints may share their first 8 digits, and folders are renamed by hand."""
+    folder = folder_of(tmp_path)
+    folder.write_result(result())
+    assert RunFolder(folder.path, "f" * 64).result(3) is None
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 7, 100])
+def test_truncated_result_is_made_again(
+    tmp_path: Path, keep_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path)
+    folder.write_result(result())
+    file = folder.path / "result-00000003.safetensors"
+    file.write_bytes(file.read_bytes()[:keep_bytes])
+    assert folder.result(3) is None
+    assert "cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"stopped": 3}', '{"stopped": {"a": []}}'])
+def test_edited_run_json_does_no_harm(tmp_path: Path, content: str) -> None:
+    folder = folder_of(tmp_path)
+    folder.write_result(result())
+    (folder.path / "run.json").write_text(content)
+    assert folder.stopped() == {}
+    assert folder.result(3) is not None
+
+
+def test_damaged_metrics_do_no_harm(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    folder.write_result(result())
+    (folder.path / "metrics.jsonl").write_text('{"step": 1, "loss": 1.0}\n{"step": 2, "lo')
+    found = folder.result(3)
+    assert found is not None
+    assert len(found.metrics) == 1
+
+
+# -- how to go on -------------------------------------------------------------
+
+
+def test_the_last_state_within_reach_comes_back(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    assert folder.state(at_most=9) is None
+    for step in (2, 4, 6):
+        folder.write_state(state(step), metrics(step), keep=3)
+    for at_most, expected in ((9, 6), (6, 6), (5, 4), (2, 2)):
+        found = folder.state(at_most)
+        assert found is not None
+        assert found[0]["step"] == expected
+        assert torch.equal(found[0]["parameters"][0], torch.full((3,), float(expected)))
+        assert found[1] == metrics(expected)
+    assert folder.state(at_most=1) is None
+
+
+def test_only_the_last_states_are_kept(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    for step in range(1, 6):
+        folder.write_state(state(step), [], keep=2)
+    names = sorted(path.name for path in (folder.path / "state").iterdir())
+    assert names == ["00000004.pt", "00000005.pt"]
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 10, 700, -1])
+def test_truncated_state_means_the_one_before(
+    tmp_path: Path, keep_bytes: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = folder_of(tmp_path)
+    for step in (2, 4):
+        folder.write_state(state(step), metrics(step), keep=2)
+    newest = folder.path / "state" / "00000004.pt"
+    newest.write_bytes(newest.read_bytes()[:keep_bytes])
+    found = folder.state(at_most=9)
+    assert found is not None
+    assert found[0]["step"] == 2
+    assert "going on from the one before" in caplog.text
+
+
+def test_state_of_another_run_is_not_taken(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    folder.write_state(state(2), [], keep=2)
+    assert RunFolder(folder.path, "f" * 64).state(at_most=9) is None
+
+
+def test_state_file_runs_no_code(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (os.mkdir, (str(tmp_path / "evil"),))
+
+    file = folder.path / "state" / "00000002.pt"
+    file.parent.mkdir(parents=True)
+    torch.save({"fingerprint": folder.fingerprint, "state": Evil(), "metrics": []}, file)
+    assert folder.state(at_most=9) is None
+    assert not (tmp_path / "evil").exists()
+
+
+# -- a full disk, a folder that cannot be written -----------------------------
+
+
+class FullDisk:
+    """A file that takes so many bytes and no more."""
+
+    def __init__(self, file: IO[bytes], room: int) -> None:
+        self._file, self._room = file, room
+
+    def write(self, content: bytes) -> int:
+        self._room -= len(content)
+        if self._room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(content)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+@pytest.mark.parametrize("room", [0, 200, 1500])
+def test_full_disk_keeps_the_states_before(
+    tmp_path: Path, room: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = folder_of(tmp_path)
+    folder.write_state(state(2), metrics(2), keep=1)
+    whole_file = checkpoint.whole_file
+
+    @export.contextmanager
+    def full(path: Path, num_bytes: int = 0) -> Any:
+        with whole_file(path, num_bytes) as file:
+            yield FullDisk(file, room)
+
+    monkeypatch.setattr(checkpoint, "whole_file", full)
+    with pytest.raises(SaveError, match="the disk is full"):
+        folder.write_state(state(4), metrics(4), keep=1)
+    found = folder.state(at_most=9)
+    assert found is not None
+    assert found[0]["step"] == 2
+    assert [path.name for path in (folder.path / "state").iterdir()] == ["00000002.pt"]
+
+
+def test_parent_that_is_a_file_is_said(tmp_path: Path) -> None:
     (tmp_path / "runs").write_text("not a folder")
+    folder = folder_of(tmp_path / "runs")
     with pytest.raises(SaveError, match="was not saved"):
-        RunFolder.create(tmp_path / "runs", "dog", facts())
+        folder.describe(facts())
+    with pytest.raises(SaveError, match="was not saved"), folder.locked(lambda: None):
+        pass
     assert (tmp_path / "runs").read_text() == "not a folder"
 
 
-def test_write_result_stores_tensors_metadata_and_metrics(tmp_path: Path) -> None:
-    folder = RunFolder.create(tmp_path, "dog", facts())
-    tensors = {"a.lora_up.weight": torch.arange(6.0).reshape(2, 3), "a.alpha": torch.tensor(4.0)}
-    metrics = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
-    folder.write_result(tensors, {"trigger": "sks"}, metrics)
-    result = folder.path / "result.safetensors"
-    tiny.assert_equal(safetensors.torch.load_file(result), tensors)
-    with safe_open(result, "pt") as file:
-        assert file.metadata() == {"trigger": "sks"}
-    lines = (folder.path / "metrics.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == metrics
+# -- several at once ----------------------------------------------------------
 
 
-def test_weights_fingerprint_same_weights() -> None:
-    assert weights_fingerprint(tiny.parts().modules) == weights_fingerprint(tiny.parts().modules)
+def test_two_at_once_wait_for_each_other(tmp_path: Path) -> None:
+    inside: list[str] = []
+    waited = threading.Event()
+
+    def work(name: str, seconds: float) -> None:
+        with folder_of(tmp_path).locked(waited.set):
+            inside.append(f"{name} in")
+            time.sleep(seconds)
+            inside.append(f"{name} out")
+
+    first = threading.Thread(target=work, args=("a", 0.8))
+    first.start()
+    while not inside:
+        time.sleep(0.01)
+    work("b", 0)
+    first.join()
+    assert inside == ["a in", "a out", "b in", "b out"]
+    assert waited.is_set()
 
 
-def test_weights_fingerprint_other_weights() -> None:
-    prints = {weights_fingerprint(tiny.parts(seed=seed).modules) for seed in range(3)}
-    assert len(prints) == 3
+def test_whoever_waits_can_give_up(tmp_path: Path) -> None:
+    def give_up() -> None:
+        raise KeyboardInterrupt
+
+    with (
+        folder_of(tmp_path).locked(lambda: None),
+        pytest.raises(KeyboardInterrupt),
+        folder_of(tmp_path).locked(give_up),
+    ):
+        pass
 
 
-@pytest.mark.parametrize("module", [DENOISER, "clip_l"])
-def test_weights_fingerprint_one_tensor_changed(module: str) -> None:
-    base = tiny.parts()
-    before = weights_fingerprint(base.modules)
-    with torch.no_grad():
-        list(base.modules[module].parameters())[-1].mul_(1.01)
-    assert weights_fingerprint(base.modules) != before
+# -- old runs -----------------------------------------------------------------
 
 
-def test_weights_fingerprint_depends_on_which_module() -> None:
-    unet, text = tiny.parts().modules.values()
-    assert weights_fingerprint({"a": unet, "b": text}) != weights_fingerprint(
-        {"b": unet, "a": text}
-    )
-    assert weights_fingerprint({"a": unet, "b": text}) == weights_fingerprint(
-        {"b": text, "a": unet}
-    )
+def test_the_oldest_states_go_and_no_result(tmp_path: Path) -> None:
+    folders = [folder_of(tmp_path, seed=seed) for seed in range(3)]
+    for age, folder in enumerate(folders):
+        folder.write_state(state(2), [], keep=1)
+        folder.write_result(result())
+        os.utime(folder.path / "state" / "00000002.pt", (1000 + age, 1000 + age))
+    size = (folders[0].path / "state" / "00000002.pt").stat().st_size
+    assert make_room_for_states(tmp_path, 2 * size, keep=folders[2].path) == []
+    assert make_room_for_states(tmp_path, size, keep=folders[2].path) == [folders[0].path]
+    assert make_room_for_states(tmp_path, 0, keep=folders[2].path) == [folders[1].path]
+    assert [folder.state(9) is not None for folder in folders] == [False, False, True]
+    assert all(folder.result(3) for folder in folders)
+
+
+def test_a_run_at_work_keeps_its_states(tmp_path: Path) -> None:
+    folder = folder_of(tmp_path)
+    folder.write_state(state(2), [], keep=1)
+    with folder.locked(lambda: None):
+        assert make_room_for_states(tmp_path, 0, keep=tmp_path) == []
+    assert folder.state(9) is not None

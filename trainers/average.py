@@ -8,7 +8,8 @@ Written out here because EMAModel cannot keep its average on another device than
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -40,3 +41,13 @@ class Average:
         share = 1 - min(self._decay, (1 + n) / (10 + n))
         for value, parameter in zip(self.values, self._parameters, strict=True):
             value.lerp_(parameter.to(value.device, value.dtype), share)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs; no copies."""
+        return {"num_updates": self.num_updates, "values": self.values}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave over the same parameters."""
+        self.num_updates = state["num_updates"]
+        for value, kept in zip(self.values, state["values"], strict=True):
+            value.copy_(kept)

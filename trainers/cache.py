@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -55,6 +55,16 @@ class Examples:
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
         return tuple(latent.shape for latent in self.latents)
+
+    def chosen(self, places: Sequence[int]) -> Examples:
+        """Some of these instance images."""
+        assert not self.num_class, "class images are joined later"
+        return Examples(
+            *(
+                tuple(each[place] for place in places)
+                for each in (self.latents, self.masks, self.captions, self.repeats)
+            )
+        )
 
     def with_class_images(self, images: Examples) -> Examples:
         """These instance images, then the class images."""

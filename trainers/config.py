@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from .dreambooth_settings import DREAMBOOTH_DEFAULTS, DreamBoothConfig
 from .errors import SettingsError
 from .inversion_settings import TextualInversionConfig, token_learning_rate, train_token
 from .settings import check, from_values, raise_problems, setting
+from .store_settings import StoreConfig
+from .validation_settings import ValidationConfig
 
 CAPTION_SOURCES = (
     "auto", "txt", "caption", "metadata.jsonl", "file name", "prompt",
@@ -314,12 +316,16 @@ class RunConfig:
     Attributes:
         method: one of METHODS.
         own: the method's own settings, of its class in METHOD_CONFIGS.
+        validation: which pictures are watched, and what follows from it.
+        store: how it is kept; nothing in it changes the result.
     """
 
     method: str
     training: TrainingConfig
     objective: ObjectiveConfig
     own: Any
+    validation: ValidationConfig = field(default_factory=ValidationConfig)
+    store: StoreConfig = field(default_factory=StoreConfig)
 
     def __post_init__(self) -> None:
         if isinstance(self.own, DreamBoothConfig):
@@ -339,7 +345,13 @@ class RunConfig:
 
 def config_groups(method: str) -> dict[str, type[Any]]:
     """The classes of a run's settings, by their place in RunConfig."""
-    return {"training": TrainingConfig, "objective": ObjectiveConfig, "own": METHOD_CONFIGS[method]}
+    return {
+        "training": TrainingConfig,
+        "objective": ObjectiveConfig,
+        "own": METHOD_CONFIGS[method],
+        "validation": ValidationConfig,
+        "store": StoreConfig,
+    }
 
 
 def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:

@@ -109,6 +109,10 @@ def _nothing() -> None:
     pass
 
 
+def _ignore(state: dict[str, Any]) -> None:
+    pass
+
+
 def _as_they_are(captions: Iterable[str]) -> dict[str, tuple[str, ...]]:
     return {caption: (caption,) for caption in captions}
 
@@ -126,6 +130,8 @@ class Trainable:
         fused_backward: update each parameter in the backward pass; see trainers.per_parameter.
         prompts: the captions of all instance images -> for each, the prompts that train it; each
             sample takes one of them at random.
+        state: what a run that goes on later needs of the method, beside parameters and optimizer.
+        load_state: takes what `state` gave.
         tokens: the learned tokens that were trained beside what `export` gives: (vectors, D) on
             the CPU, by token, by text encoder.
     """
@@ -138,6 +144,8 @@ class Trainable:
     fused_backward: bool = False
     prompts: Callable[[Iterable[str]], dict[str, tuple[str, ...]]] = field(default=_as_they_are)
     tokens: Callable[[], dict[str, dict[str, Tensor]]] = field(default=dict)
+    state: Callable[[], dict[str, Any]] = field(default=dict)
+    load_state: Callable[[dict[str, Any]], None] = field(default=_ignore)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -12,9 +12,10 @@ import errno
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -147,7 +148,17 @@ def save_tensors(
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Write `content` to a temporary file beside `path`, then rename it into place.
+    """Write `content` to `path`, all or nothing; see `whole_file`."""
+    with whole_file(path, len(content)) as file:
+        file.write(content)
+
+
+@contextmanager
+def whole_file(path: Path, num_bytes: int = 0) -> Iterator[IO[bytes]]:
+    """A temporary file beside `path` to write into, renamed into its place at the end.
+
+    Args:
+        num_bytes: its size, if that is known, for the message.
 
     Raises:
         SaveError: the disk is full or the folder cannot be written.
@@ -157,25 +168,26 @@ def write_whole(path: Path, content: bytes) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".part", delete=False) as file:
             temporary = Path(file.name)
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # a temporary file is private; a result is not
         temporary.replace(path)
     except OSError as error:
-        raise SaveError(_why_not_saved(path, len(content), error)) from error
+        raise save_error(path, num_bytes, error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)  # after the rename there is none
 
 
-def _why_not_saved(path: Path, num_bytes: int, error: OSError) -> str:
+def save_error(path: Path, num_bytes: int, error: OSError) -> SaveError:
+    """What to tell the user of a file that could not be written; 0 bytes are an unknown number."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return (
-            f"'{path}' was not saved: the disk is full, {num_bytes / 1e6:.1f} MB are needed.\n"
-            "Free some space and queue again."
+        needed = f", {num_bytes / 1e6:.1f} MB are needed" if num_bytes else ""
+        return SaveError(
+            f"'{path}' was not saved: the disk is full{needed}.\nFree some space and queue again."
         )
-    return (
+    return SaveError(
         f"'{path}' was not saved: {error.strerror}.\n"
         "Make its folder writable, or choose another filename prefix."
     )

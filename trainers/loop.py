@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .batches import BatchPlan, by_shape
 from .cache import Examples, batch_text, batch_tokens, stack_masks
 from .config import RunConfig, TrainingConfig
 from .contracts import Family, Parts, Text, Trainable
+from .data import Dataset
 from .errors import NonFiniteLossError
 from .losses import batch_loss, sample_losses
 from .methods import METHODS
@@ -26,6 +28,8 @@ from .noise import draw_noise, draw_timesteps, generator_for
 from .optim import clip_gradients, make_optimizer, make_schedule
 from .precision import computes_in, gradient_scaler
 from .prior import put_taught, teach
+from .validation import held_out_places, looks
+from .validation_settings import BEST
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,7 @@ class Job:
     Attributes:
         encoded: the encoding of every caption and of "", or None where the text encoder trains.
         prompts: what trains each caption of the instance images; see Trainable.
+        held_out: pictures that are not trained but watched.
     """
 
     parts: Parts
@@ -44,17 +49,44 @@ class Job:
     encoded: dict[str, Text] | None
     config: RunConfig
     prompts: dict[str, tuple[str, ...]]
+    held_out: Examples | None = None
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What one optimizer step came to."""
+    """What one optimizer step came to.
+
+    Attributes:
+        validation: the loss of the held-out pictures after it, if they were looked at.
+    """
 
     step: int
     num_steps: int
     loss: float
     learning_rate: float
     grad_norm: float
+    validation: float | None = None
+
+    def as_row(self) -> dict[str, Any]:
+        """As metrics.jsonl has it."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if v is not None}
+
+
+@dataclass(frozen=True)
+class Best:
+    """Where the held-out pictures had their lowest loss, and what was learned by then.
+
+    Attributes:
+        looks: how many looks there were since.
+        tensors: as `Trainable.export` gave them, copied; and learned tokens: all None unless the
+            run hands out its best step.
+    """
+
+    step: int
+    loss: float
+    looks: int
+    tensors: dict[str, Tensor] | None
+    tokens: dict[str, dict[str, Tensor]] | None
 
 
 def make_job(
@@ -63,6 +95,7 @@ def make_job(
     examples: Examples,
     encoded: dict[str, Text] | None,
     config: RunConfig,
+    held_out: Examples | None = None,
 ) -> Job:
     """Let the run's method prepare `parts` for training; see Job."""
     trainable = METHODS[config.method](parts, family, config)
@@ -70,8 +103,9 @@ def make_job(
         module.train()
         if config.training.gradient_checkpointing:
             family.checkpoint(module)
-    prompts = trainable.prompts(examples.captions[: examples.num_instances])
-    return Job(parts, family, trainable, examples, encoded, config, prompts)
+    watched = held_out.captions if held_out else ()
+    prompts = trainable.prompts([*examples.captions[: examples.num_instances], *watched])
+    return Job(parts, family, trainable, examples, encoded, config, prompts, held_out)
 
 
 def taught_job(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
@@ -105,6 +139,16 @@ def batch_plan(examples: Examples, training: TrainingConfig) -> BatchPlan:
     )
 
 
+def planned_steps(dataset: Dataset, config: RunConfig) -> int:
+    """Optimizer steps of a run on `dataset`, before any picture is encoded."""
+    training = config.training
+    away = held_out_places(len(dataset), config.validation.held_out, training.seed)
+    trained = [picture for place, picture in enumerate(dataset.pictures) if place not in away]
+    shapes = tuple(picture.bucket_px for picture in trained)
+    repeats = tuple(picture.repeats for picture in trained)
+    return num_steps(BatchPlan(shapes, repeats, training.batch_size, training.seed), training)
+
+
 def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
     """Optimizer steps of the run: `steps`, or enough for `epochs` where those are set."""
     if not training.epochs:
@@ -112,8 +156,163 @@ def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
     return math.ceil(training.epochs * plan.batches_per_epoch / training.gradient_accumulation)
 
 
+class Training:
+    """A job under way: step by step, with a state between two steps that can be kept.
+
+    Whoever goes on from `state` gets the same numbers, bit for bit on one machine, as one who was
+    never stopped.
+
+    Attributes:
+        done: optimizer steps so far.
+        total: optimizer steps of the whole run.
+        best: the best step so far, if pictures are held out.
+    """
+
+    def __init__(self, job: Job) -> None:
+        training, trainable = job.config.training, job.trainable
+        self._job = job
+        self._plan = batch_plan(job.examples, training)
+        self.done, self.total = 0, num_steps(self._plan, training)
+        self._optimizer = make_optimizer(trainable.param_groups, training, trainable.fused_backward)
+        self._schedule = make_schedule(self._optimizer, training, self.total)
+        dtype = trainable.autocast or computes_in(job.parts.denoiser)
+        self._scaler = gradient_scaler(dtype, job.parts.device)
+        self.best: Best | None = None
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is trained."""
+        return self._job.trainable.parameters
+
+    def step(self) -> Progress:
+        """One optimizer step.
+
+        Raises:
+            NonFiniteLossError: the loss is NaN or infinite.
+        """
+        with _private_random_state(self._job.parts.device):
+            loss = self._backward()
+            _require_finite(loss, self.done + 1)
+            grad_norm, learning_rate = self._update()
+        self.done += 1
+        validation = self._look()
+        return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether all steps are done, or patience is at its end."""
+        patience = self._job.config.validation.patience
+        tired = patience and self.best is not None and self.best.looks >= patience
+        return self.done >= self.total or bool(tired)
+
+    def state(self) -> dict[str, Any]:
+        """All that `load_state` needs; its tensors are those of the training, not copies."""
+        trainable = self._job.trainable
+        return {
+            "step": self.done,
+            "parameters": [parameter.detach() for parameter in trainable.parameters],
+            "optimizer": self._optimizer.state_dict(),
+            "schedule": self._schedule.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "method": trainable.state(),
+            "best": vars(self.best) if self.best else None,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave in a training of the same job."""
+        trainable = self._job.trainable
+        with torch.no_grad():
+            for parameter, kept in zip(trainable.parameters, state["parameters"], strict=True):
+                parameter.copy_(kept)
+        self._optimizer.load_state_dict(state["optimizer"])
+        self._schedule.load_state_dict(state["schedule"])
+        self._scaler.load_state_dict(state["scaler"])
+        trainable.load_state(state["method"])
+        self.best = Best(**state["best"]) if state["best"] else None
+        self.done = state["step"]
+
+    def _look(self) -> float | None:
+        """The loss of the held-out pictures, if it is time for it; the best step is remembered."""
+        job, settings = self._job, self._job.config.validation
+        due = self.done % settings.validate_every == 0 or self.done == self.total
+        if job.held_out is None or not due:
+            return None
+        loss = validation_loss(job)
+        if self.best is not None and loss >= self.best.loss:
+            self.best = dataclasses.replace(self.best, looks=self.best.looks + 1)
+        else:
+            tensors = tokens = None
+            if settings.hand_out == BEST:
+                tensors = {name: t.clone() for name, t in job.trainable.export().items()}
+                tokens = job.trainable.tokens()
+            self.best = Best(self.done, loss, 0, tensors, tokens)
+        return loss
+
+    def _backward(self) -> float:
+        """Gradients of one step in the parameters; its loss."""
+        job, trainable = self._job, self._job.trainable
+        total_loss = torch.zeros((), device=job.parts.device)
+        micro_batches = self._plan.step(self.done, job.config.training.gradient_accumulation)
+        num_instances = sum(self._plan.num_instances(pictures) for pictures in micro_batches)
+        for micro, pictures in enumerate(micro_batches):
+            part = batch_loss(*_losses_and_weights(job, pictures, self.done, micro), num_instances)
+            if trainable.fused_backward:  # the update is in the backward pass
+                _require_finite(part.item(), self.done + 1)
+            self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+            total_loss += part.detach()
+        return total_loss.item()
+
+    def _update(self) -> tuple[float, float]:
+        """Use the gradients up; their length before clipping, and the learning rate."""
+        training, trainable = self._job.config.training, self._job.trainable
+        self._scaler.unscale_(self._optimizer)
+        grad_norm = clip_gradients(self._optimizer, trainable.parameters, training.max_grad_norm)
+        learning_rate = float(self._schedule.get_last_lr()[0])
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._schedule.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        trainable.after_step()
+        return grad_norm.item(), learning_rate
+
+
+@contextmanager
+def evaluating(job: Job) -> Iterator[None]:
+    """No gradients and no dropout inside; training goes on after it."""
+    training = [module for module in job.parts.modules.values() if module.training]
+    for module in training:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.train()
+
+
+def validation_loss(job: Job) -> float:
+    """The mean loss of the held-out pictures; see trainers.validation."""
+    examples, parts, objective = job.held_out, job.parts, job.config.objective
+    assert examples is not None
+    losses = []
+    lowest, highest = objective.timestep_min, objective.timestep_max
+    with evaluating(job):
+        for picture, noise, timestep in looks(examples, lowest, highest, job.config.training.seed):
+            latents = examples.latents[picture][None]
+            mask = stack_masks([examples.masks[picture]], latents)
+            latents, noise, timestep = (x.to(parts.device) for x in (latents, noise, timestep))
+            noisy = parts.objective.add_noise(latents, noise, timestep)
+            # The last of a caption's prompts is the caption itself.
+            prompt = job.prompts[examples.captions[picture]][-1]
+            prediction = _predict(job, noisy, timestep, [prompt])
+            target = parts.objective.target(latents, noise, timestep)
+            mask = None if mask is None else mask.to(parts.device)
+            losses.append(sample_losses(prediction, target, mask).item())
+    return sum(losses) / len(losses)
+
+
 def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) -> list[float]:
-    """Train until the last step and return the loss of every step.
+    """Train from the first to the last step and return the loss of every step.
 
     Args:
         report: called after every step; what it raises ends the run.
@@ -121,39 +320,13 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
     Raises:
         NonFiniteLossError: at the first loss that is NaN or infinite.
     """
-    training, trainable = job.config.training, job.trainable
-    plan = batch_plan(job.examples, training)
-    total = num_steps(plan, training)
-    optimizer = make_optimizer(trainable.param_groups, training, trainable.fused_backward)
-    schedule = make_schedule(optimizer, training, total)
-    dtype = trainable.autocast or computes_in(job.parts.denoiser)
-    scaler = gradient_scaler(dtype, job.parts.device)
-    history: list[float] = []
-
-    with _private_random_state(job.parts.device):
-        for step in range(total):
-            total_loss = torch.zeros((), device=job.parts.device)
-            micro_batches = plan.step(step, training.gradient_accumulation)
-            num_instances = sum(plan.num_instances(pictures) for pictures in micro_batches)
-            for micro, pictures in enumerate(micro_batches):
-                part = batch_loss(*_losses_and_weights(job, pictures, step, micro), num_instances)
-                if trainable.fused_backward:  # the update is in the backward pass
-                    _require_finite(part.item(), step + 1)
-                scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-                total_loss += part.detach()
-            loss = total_loss.item()
-            _require_finite(loss, step + 1)
-            scaler.unscale_(optimizer)
-            grad_norm = clip_gradients(optimizer, trainable.parameters, training.max_grad_norm)
-            learning_rate = schedule.get_last_lr()[0]
-            scaler.step(optimizer)
-            scaler.update()
-            schedule.step()
-            optimizer.zero_grad(set_to_none=True)
-            trainable.after_step()
-            history.append(loss)
-            report(Progress(step + 1, total, loss, float(learning_rate), grad_norm.item()))
-    return history
+    training = Training(job)
+    losses = []
+    while not training.has_ended:
+        progress = training.step()
+        losses.append(progress.loss)
+        report(progress)
+    return losses
 
 
 def _losses_and_weights(

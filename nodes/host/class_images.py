@@ -5,23 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.sample
-import comfy.samplers
 import comfy.utils
 import latent_preview
-import torch
-from PIL import Image
 from torch import Tensor
 
 from ...trainers.class_images import ClassFolder, ClassImagesConfig
 from ...trainers.data import Dataset
 from .bridge import check_clip, family_of
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from .session import check_interrupt, make_room
+from .sampling import Sampling, conditioning, picture_of, sample
+from .session import check_interrupt
 from .training import runs_folder
-
-SAMPLERS: list[str] = list(comfy.samplers.KSampler.SAMPLERS)
-SCHEDULERS: list[str] = list(comfy.samplers.KSampler.SCHEDULERS)
 
 
 @dataclass(frozen=True)
@@ -43,7 +37,6 @@ def class_images(painter: Painter, config: ClassImagesConfig) -> Dataset:
         SaveError: the disk is full; the pictures made so far stay.
     """
     check_clip(painter.clip, family_of(painter.model))
-    make_room()  # so that the weights are as they were loaded
     key = _key(painter, config)
     folder = ClassFolder.open(runs_folder() / "class_images", config.prompt, key)
     if missing := folder.missing(config.seeds):
@@ -72,42 +65,23 @@ def _key(painter: Painter, config: ClassImagesConfig) -> dict[str, Any]:
 def _make(
     painter: Painter, config: ClassImagesConfig, folder: ClassFolder, missing: list[int]
 ) -> None:
-    texts = (config.prompt, config.negative_prompt)
-    conditionings = [
-        painter.clip.encode_from_tokens_scheduled(painter.clip.tokenize(text)) for text in texts
-    ]
+    conditionings = (
+        conditioning(painter.clip, config.prompt),
+        conditioning(painter.clip, config.negative_prompt),
+    )
+    how = Sampling(config.steps, config.cfg, painter.sampler_name, painter.scheduler)
+    stride_px = painter.vae.spacial_compression_encode()
+    size = (config.height // stride_px, config.width // stride_px)
     progress = _Progress(painter.model, len(missing), config.steps)
     for start in range(0, len(missing), config.batch_size):
         check_interrupt()
         batch = missing[start : start + config.batch_size]
         # Another graph or host may be making the same ones.
         if todo := [seed for seed in batch if not folder.file(seed).exists()]:
-            latents = _sample(painter, config, conditionings, todo, progress)
+            latents = sample(painter.model, how, conditionings, todo, size, progress)
             for seed, pixels in zip(todo, painter.vae.decode(latents), strict=True):
-                folder.write(seed, _picture(pixels))
+                folder.write(seed, picture_of(pixels))
         progress.pictures_done += len(batch)
-
-
-def _sample(
-    painter: Painter,
-    config: ClassImagesConfig,
-    conditionings: list[Any],
-    seeds: list[int],
-    progress: _Progress,
-) -> Tensor:
-    """Latents of one picture a seed; each starts from noise of its own."""
-    stride_px = painter.vae.spacial_compression_encode()
-    size = (config.height // stride_px, config.width // stride_px)
-    empty = torch.zeros(1, 4, *size)
-    empty = comfy.sample.fix_empty_latent_channels(painter.model, empty)
-    noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
-    positive, negative = conditionings
-    latents: Tensor = comfy.sample.sample(
-        painter.model, noise, config.steps, config.cfg, painter.sampler_name, painter.scheduler,
-        positive, negative, empty.repeat(len(seeds), 1, 1, 1), denoise=1.0, seed=seeds[0],
-        callback=progress, disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
-    )  # fmt: skip
-    return latents
 
 
 class _Progress:
@@ -126,9 +100,3 @@ class _Progress:
         # In units of steps of one picture: a batch does several at once.
         done = self.pictures_done * self._steps + step + 1
         self._bar.update_absolute(done, self._num_pictures * self._steps, preview)
-
-
-def _picture(pixels: Tensor) -> Image.Image:
-    """(H, W, 3) in 0..1 as a picture."""
-    scaled = (pixels.float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
-    return Image.fromarray(scaled.numpy())

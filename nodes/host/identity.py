@@ -1,45 +1,66 @@
-"""What a MODEL, CLIP or VAE is, in one hash: its weights and all that was patched onto it."""
+"""What a MODEL, CLIP or VAE is, in one hash: its weights and all that was patched onto it.
+
+The host writes patches into the weights of models that it has loaded, so all are asked to leave
+before weights are read. What weights hash to is remembered for as long as they are in memory.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+import weakref
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ...trainers.checkpoint import tensors_fingerprint, weights_fingerprint
 from ...trainers.contracts import Family
+from ...trainers.fingerprint import tensors_fingerprint, weights_fingerprint
 from .bridge import host_side
+from .session import make_room
 
 DEEPEST = 8  # patches are records in lists in dictionaries; what lies deeper is the host's own
 
 
 def model_fingerprint(model: Any) -> str:
-    """A hash of a MODEL. As for all here, ask the host first to unload its models.
-
-    It writes patches into the weights of loaded ones.
-    """
-    own = weights_fingerprint({"model": model.model})
+    """A hash of a MODEL."""
+    own = _remembered(model.model, lambda: weights_fingerprint({"model": model.model}))
     return _hash(own, model.patches, model.object_patches, model.model_options)
 
 
 def clip_fingerprint(clip: Any, family: Family, prompts: tuple[str, ...]) -> str:
     """A hash of a CLIP and of what it is asked to encode: embeddings in a prompt are files."""
-    weights: dict[str, Tensor] = {}
-    for name in family.text_encoders:
-        facts, _, host_weights, host_key = host_side(None, clip, name)
-        # Only what encodes prompts: the host leaves what a checkpoint lacks as memory had it.
-        keys = [host_key(key) for key in family.build(name, facts).state_dict()]
-        weights |= {key: host_weights[key] for key in keys}
+    own = _remembered(
+        clip.cond_stage_model, lambda: tensors_fingerprint(_prompt_weights(clip, family))
+    )
     tokens = [clip.tokenize(prompt) for prompt in prompts]
-    return _hash(tensors_fingerprint(weights), clip.patcher.patches, clip.layer_idx, tokens)
+    return _hash(own, clip.patcher.patches, clip.layer_idx, tokens)
 
 
 def vae_fingerprint(vae: Any) -> str:
     """A hash of a VAE."""
-    return _hash(weights_fingerprint({"vae": vae.first_stage_model}))
+    module = vae.first_stage_model
+    return _hash(_remembered(module, lambda: weights_fingerprint({"vae": module})))
+
+
+def _prompt_weights(clip: Any, family: Family) -> dict[str, Tensor]:
+    """Only what encodes prompts: the host leaves what a checkpoint lacks as memory had it."""
+    weights: dict[str, Tensor] = {}
+    for name in family.text_encoders:
+        facts, _, host_weights, host_key = host_side(None, clip, name)
+        keys = [host_key(key) for key in family.build(name, facts).state_dict()]
+        weights |= {key: host_weights[key] for key in keys}
+    return weights
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def _remembered(module: nn.Module, hash_it: Callable[[], str]) -> str:
+    if module not in _known:
+        make_room()
+        _known[module] = hash_it()
+    return _known[module]
 
 
 def _hash(*facts: Any) -> str:

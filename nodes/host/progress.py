@@ -6,10 +6,12 @@ import time
 from collections import deque
 
 import comfy.utils
+import psutil
 import server
+import torch
 
 from ...trainers.loop import Progress
-from .session import check_interrupt
+from .session import check_interrupt, device
 
 SMOOTHING_STEPS = 20  # the loss of one step is mostly the luck of its timestep
 STATUS_SECONDS = 0.5  # more often than this nobody reads
@@ -20,7 +22,7 @@ class Reporter:
 
     def __init__(self, node_id: str | None) -> None:
         self._node_id = node_id
-        self._bar: comfy.utils.ProgressBar | None = None
+        self.bar: comfy.utils.ProgressBar | None = None
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
         self._times: deque[float] = deque([time.monotonic()], maxlen=SMOOTHING_STEPS + 1)
         self._last_status = 0.0
@@ -41,10 +43,10 @@ class Reporter:
 
     def step(self, progress: Progress) -> None:
         check_interrupt()
-        if self._bar is None:
-            self._bar = comfy.utils.ProgressBar(progress.num_steps)
+        if self.bar is None:
+            self.bar = comfy.utils.ProgressBar(progress.num_steps)
             self._times.clear()
-        self._bar.update_absolute(progress.step, progress.num_steps)
+        self.bar.update_absolute(progress.step, progress.num_steps)
         self._losses.append(progress.loss)
         self._times.append(time.monotonic())
         last = progress.step == progress.num_steps
@@ -59,7 +61,14 @@ class Reporter:
             return line
         seconds = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         left = seconds * (progress.num_steps - progress.step)
-        return f"{line} · {_speed(seconds)} · {_clock(left)} left"
+        return f"{line} · {_speed(seconds)} · {_clock(left)} left · {_memory_bytes() / 1e9:.1f} GB"
+
+
+def _memory_bytes() -> int:
+    """What this process holds where models run."""
+    if (place := device()).type == "cuda":
+        return torch.cuda.memory_allocated(place)
+    return int(psutil.Process().memory_info().rss)
 
 
 def _speed(seconds: float) -> str:

@@ -4,34 +4,45 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import logging
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import folder_paths
 import torch
+from PIL import Image
 from torch import Tensor
 
-from ...trainers.cache import Examples, encode_captions, encode_pictures
-from ...trainers.checkpoint import RunFolder, run_facts, weights_fingerprint
+from ...trainers.cache import encode_captions, encode_pictures
+from ...trainers.checkpoint import Result, RunFolder, make_room_for_states, run_facts
 from ...trainers.config import RunConfig
 from ...trainers.contracts import DENOISER, Family, Parts, Text
 from ...trainers.data import Dataset
 from ...trainers.embedding import Embedding, embedding_metadata, needs_metadata
 from ...trainers.errors import DatasetError, SaveError, SettingsError
 from ...trainers.export import Adapter, lora_metadata, model_metadata
-from ...trainers.loop import Job, Progress, make_job, taught_job, train
+from ...trainers.keeper import StateKeeper
+from ...trainers.loop import Best, Job, Training, make_job, planned_steps, taught_job
 from ...trainers.precision import DTYPES, compute_dtype
+from ...trainers.preview_settings import PreviewConfig
+from ...trainers.store_settings import ANEW, USE
 from ...trainers.tokens import has_token
+from ...trainers.validation import held_out_places, split
 from . import bridge
 from .apply import changed_weights, trained_modules, weights_bytes
 from .embeddings import embeddings_of
+from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .previews import Previews, film_strip
 from .progress import Reporter
 from .session import device, make_room, training_session
+from .stop import BUTTON
 from .vae import encoder_of
+
+log = logging.getLogger(__name__)
 
 # What the file of each method's result says of it.
 METADATA = {
@@ -50,19 +61,49 @@ class Sockets:
     vae: Any
     dataset: Dataset
     class_dataset: Dataset | None = None
+    preview: PreviewConfig | None = None
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to: its result, the loss of every step, the folder of the run."""
+    """What a training came to: its result, the loss of every step, the folder of the run.
+
+    Attributes:
+        strip: the previews of all steps in one picture, if there are any.
+    """
 
     learned: Adapter
     losses: list[float]
     run: Path
+    strip: Image.Image | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training as it was asked for, and where it is kept."""
+
+    sockets: Sockets
+    config: RunConfig
+    family: Family
+    facts: Mapping[str, Any]
+    folder: RunFolder
+    reporter: Reporter
+
+    @property
+    def class_dataset(self) -> Dataset | None:
+        """The class images, unless they have no weight."""
+        return self.sockets.class_dataset if self.config.objective.prior_weight else None
+
+    @property
+    def captions(self) -> list[str]:
+        """All that prompts say in this run, but for what templates make of it."""
+        datasets = [self.sockets.dataset, *([self.class_dataset] if self.class_dataset else [])]
+        captions = [picture.caption for dataset in datasets for picture in dataset.pictures]
+        return [*captions, self.config.objective.class_prompt]
 
 
 def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Outcome:
-    """Train as `config` says on what `sockets` carry.
+    """Train as `config` says on what `sockets` carry, or take from disk what was trained before.
 
     Raises:
         PersonalizeError: input that cannot be trained on, or a loss that is not finite.
@@ -71,64 +112,164 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
     family = bridge.family_of(sockets.model)
     bridge.check_clip(sockets.clip, family)
     _check_prior(sockets, config)
-    if config.changes_weights:
-        _check_disk(sockets, family, config)
-    with training_session():
-        return _train(sockets, family, config, Reporter(node_id))
+    with torch.inference_mode(False):
+        run = _run(sockets, config, family, Reporter(node_id))
+        if kept := _kept(run):
+            return kept
+        if config.changes_weights:
+            _check_disk(sockets, family, config)
+        with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
+            if kept := _kept(run):
+                return kept
+            with training_session(), BUTTON.watching(node_id, run.folder.path.name):
+                return _train(run)
 
 
-def _train(sockets: Sockets, family: Family, config: RunConfig, reporter: Reporter) -> Outcome:
-    started = time.monotonic()
-    dataset = sockets.dataset
+def _run(sockets: Sockets, config: RunConfig, family: Family, reporter: Reporter) -> Run:
+    reporter.status("comparing with earlier runs")
     class_dataset = sockets.class_dataset if config.objective.prior_weight else None
+    place = device()
+    base = {
+        "model": model_fingerprint(sockets.model),
+        "clip": clip_fingerprint(sockets.clip, family, ()),
+        "vae": vae_fingerprint(sockets.vae),
+        "computes_in": f"{compute_dtype(config.training.precision, place)} on {place.type}",
+        **{f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)},
+    }
+    facts = run_facts(config, family.name, base, sockets.dataset, class_dataset)
+    folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
+    return Run(sockets, config, family, facts, folder, reporter)
+
+
+def _kept(run: Run) -> Outcome | None:
+    """What an earlier run with the same facts learned, if it came to its end."""
+    asked, store = planned_steps(run.sockets.dataset, run.config), run.config.store
+    if store.if_run_exists == ANEW:
+        return None
+    steps = run.folder.stopped().get(asked, asked) if store.if_run_exists == USE else asked
+    result = run.folder.result(steps)
+    if result is None:
+        return None
+    log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
+    run.reporter.status(f"trained before, {steps} steps: taken from disk")
+    return _outcome(run, result)
+
+
+def _outcome(run: Run, result: Result) -> Outcome:
+    needed = _learned_tokens(run, result.tokens)
+    learned = Adapter(result.tensors, result.metadata, needed)
+    losses = [row["loss"] for row in result.metrics]
+    strip = film_strip(run.folder.previews, run.sockets.preview) if run.sockets.preview else None
+    return Outcome(learned, losses, run.folder.path, strip)
+
+
+def _train(run: Run) -> Outcome:
+    folder, config, reporter = run.folder, run.config, run.reporter
+    started = time.monotonic()
+    if config.store.if_run_exists == ANEW:
+        folder.drop_states()
+    stopped = folder.stopped()
+    folder.describe(run.facts, status="training", stopped=stopped)
+    _forget_old_states(run)
+    preview = run.sockets.preview
+    previews = Previews(preview, run.sockets, folder.previews) if preview else None
+    job = _job(run)
+    if config.objective.uses_teacher:
+        job = taught_job(job, reporter.teacher)
+    best, metrics = _steps(run, job, previews)
+    asked, steps = planned_steps(run.sockets.dataset, config), len(metrics)
+    stopped.pop(asked, None)
+    if steps < asked:
+        stopped[asked] = steps
+    gc.collect()  # the optimizer's state goes before the result comes
+    result = _result(run, job, best, metrics, time.monotonic() - started)
+    try:
+        folder.write_result(result)
+        folder.describe(run.facts, status="stopped" if steps < asked else "done", stopped=stopped)
+    except SaveError as error:  # what was learned goes on into the graph all the same
+        log.error("Personalize: the result is in the graph, but it was not kept. %s", error)
+    return _outcome(run, result)
+
+
+def _job(run: Run) -> Job:
+    """Pictures and captions encoded, the model made ready."""
+    sockets, family, reporter = run.sockets, run.family, run.reporter
     encode = encoder_of(sockets.vae)
-    examples = encode_pictures(dataset, encode, family, reporter.pictures)
-    if class_dataset is not None:
+    all_examples = encode_pictures(sockets.dataset, encode, family, reporter.pictures)
+    away = held_out_places(
+        len(sockets.dataset), run.config.validation.held_out, run.config.training.seed
+    )
+    examples, held_out = split(all_examples, away)
+    if run.class_dataset is not None:
         examples = examples.with_class_images(
-            encode_pictures(class_dataset, encode, family, reporter.pictures)
+            encode_pictures(run.class_dataset, encode, family, reporter.pictures)
         )
     make_room()  # the VAE has done its part
     reporter.status("preparing the model")
-    parts, encoded, base = _parts(sockets, family, config, examples)
-    folder = RunFolder.create(
-        runs_folder(),
-        dataset.name,
-        run_facts(config, family.name, base, dataset, class_dataset),
-    )
-    job = make_job(parts, family, examples, encoded, config)
-    if config.objective.uses_teacher:
-        job = taught_job(job, reporter.teacher)
-    rows: list[dict[str, Any]] = []
-    losses = train(job, _recorder(rows, reporter.step))
-    gc.collect()  # the optimizer's state goes before the result comes
-    facts = {"ss_steps": str(len(losses)), "ss_training_time": f"{time.monotonic() - started:.0f}"}
-    learned = _learned(job, sockets, facts)
-    folder.write_result(learned, learned.metadata, rows)
-    return Outcome(learned, losses, folder.path)
+    parts, encoded = _parts(run)
+    return make_job(parts, family, examples, encoded, run.config, held_out)
 
 
-def _learned(job: Job, sockets: Sockets, facts: dict[str, str]) -> Adapter:
-    """What the method exports, with the metadata of its file."""
-    config = job.config
-    needed = _learned_tokens(sockets.clip, job.examples, job.trainable.tokens())
-    metadata = METADATA[config.method](
-        config, job.family, sockets.dataset, job.parts.objective.prediction
-    )
-    tensors = job.trainable.export()
+def _steps(
+    run: Run, job: Job, previews: Previews | None
+) -> tuple[Best | None, list[dict[str, Any]]]:
+    """Train to the end, or until Stop and keep: the best step, and what happened at each."""
+    training = Training(job)
+    metrics: list[dict[str, Any]] = []
+    if found := run.folder.state(at_most=training.total):
+        state, metrics = found
+        training.load_state(state)
+        log.info("Personalize: '%s' goes on from step %d.", run.folder.path.name, training.done)
+    keeper = StateKeeper(run.folder, run.config.store, training)
+    while not training.has_ended and not BUTTON.pressed:
+        progress = training.step()
+        metrics.append(progress.as_row())
+        try:
+            run.reporter.step(progress)
+            keeper.after_step(metrics)
+            if previews is not None:
+                previews.after_step(job, progress, run.reporter.bar)
+        except BaseException:  # Cancel, which is none of Exception's children
+            keeper.save(metrics)
+            raise
+    keeper.save(metrics)
+    return training.best, metrics
+
+
+def _result(
+    run: Run, job: Job, best: Best | None, metrics: list[dict[str, Any]], seconds: float
+) -> Result:
+    """What the method exports, or exported at the best step, with the metadata of its file."""
+    config, sockets = run.config, run.sockets
+    tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
+    if best is not None and best.tensors is not None:
+        tensors, tokens, step = best.tensors, best.tokens or {}, best.step
+    prediction = job.parts.objective.prediction
+    metadata = METADATA[config.method](config, job.family, sockets.dataset, prediction)
+    metadata |= needs_metadata(_learned_tokens(run, tokens))
+    metadata |= {"ss_steps": str(step), "ss_training_time": f"{seconds:.0f}"}
     if config.changes_weights:
         tensors = changed_weights(sockets.model, sockets.clip, tensors)
-    return Adapter(tensors, metadata | needs_metadata(needed) | facts, needed)
+    return Result(len(metrics), tensors, metadata, tokens, metrics)
 
 
-def _learned_tokens(
-    clip: Any, examples: Examples, trained: Mapping[str, Mapping[str, Tensor]]
-) -> tuple[Embedding, ...]:
-    """What `clip` knows of the words in the captions beside its vocabulary, as trained now."""
+def _learned_tokens(run: Run, trained: Mapping[str, Mapping[str, Tensor]]) -> tuple[Embedding, ...]:
+    """What the clip knows of the words in the captions beside its vocabulary, as trained now."""
     return tuple(
         dataclasses.replace(embedding, rows=trained.get(embedding.token, embedding.rows))
-        for embedding in embeddings_of(clip)
-        if any(has_token(caption, embedding.token) for caption in examples.captions)
+        for embedding in embeddings_of(run.sockets.clip)
+        if any(has_token(caption, embedding.token) for caption in run.captions)
     )
+
+
+def _forget_old_states(run: Run) -> None:
+    limit_bytes = run.config.store.old_states_gb * 1e9
+    for folder in make_room_for_states(runs_folder(), limit_bytes, keep=run.folder.path):
+        log.warning(
+            "Personalize: the states of the earlier run '%s' were deleted, since those of all "
+            "runs take more than old_states_gb (%g GB). Its result stays.",
+            folder.name, run.config.store.old_states_gb,
+        )  # fmt: skip
 
 
 def runs_folder() -> Path:
@@ -164,13 +305,12 @@ def _check_disk(sockets: Sockets, family: Family, config: RunConfig) -> None:
         )
 
 
-def _parts(
-    sockets: Sockets, family: Family, config: RunConfig, examples: Examples
-) -> tuple[Parts, dict[str, Text] | None, str]:
-    """Modules to train; encodings of all captions if the text encoder is frozen; a fingerprint.
+def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
+    """Modules to train; encodings of all captions if the text encoder is frozen.
 
     A frozen text encoder encodes every caption once and is let go before the denoiser comes.
     """
+    sockets, family, config = run.sockets, run.family, run.config
     place = device()
     dtypes = {DENOISER: compute_dtype(config.training.precision, place)}
     # The host computes prompts in fp32 whatever their weights are stored in; so does training.
@@ -187,21 +327,8 @@ def _parts(
         return bridge.parts_of(sockets.model, sockets.clip, family, names, dtypes, place, private)
 
     if config.own.trains_text:
-        parts = make(DENOISER, *family.text_encoders)
-        return parts, None, weights_fingerprint(parts.modules)
+        return make(DENOISER, *family.text_encoders), None
     text = make(*family.text_encoders)
-    encoded = encode_captions(text, family, [*examples.captions, config.objective.class_prompt, ""])
-    text_fingerprint = weights_fingerprint(text.modules)
+    encoded = encode_captions(text, family, [*run.captions, ""])
     del text
-    parts = make(DENOISER)
-    return parts, encoded, weights_fingerprint(parts.modules) + text_fingerprint
-
-
-def _recorder(
-    rows: list[dict[str, Any]], report: Callable[[Progress], None]
-) -> Callable[[Progress], None]:
-    def record(progress: Progress) -> None:
-        rows.append(dataclasses.asdict(progress))
-        report(progress)
-
-    return record
+    return make(DENOISER), encoded

@@ -8,11 +8,14 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import pathlib
 import sys
 from types import ModuleType
 from typing import Any
 
 import comfy.model_management
+import folder_paths
+import safetensors.torch
 import torch
 from comfy_api.latest import ComfyExtension, io
 
@@ -205,9 +208,32 @@ class Same(io.ComfyNode):
         })  # fmt: skip
 
 
+class Previewed(io.ComfyNode):
+    """From now on, the latents of all previews are kept in output/previewed.safetensors."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbePreviewed")
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        previews, kept = pack("nodes.host.previews"), {}
+        sample = pack("nodes.host.sampling").sample
+
+        def recording(*args: Any) -> torch.Tensor:
+            latents = sample(*args)
+            kept[f"{len(kept):04}"] = latents.contiguous()
+            path = pathlib.Path(folder_paths.get_output_directory()) / "previewed.safetensors"
+            safetensors.torch.save_file(kept, path)
+            return latents
+
+        previews.sample = recording
+        return shown({})
+
+
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Prediction, Trained, Sharing, Same]
+        return [Prediction, Trained, Sharing, Same, Previewed]
 
 
 async def comfy_entrypoint() -> Probes:

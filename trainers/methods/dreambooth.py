@@ -8,6 +8,8 @@ private copies, since they are changed in place.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -39,34 +41,67 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
     learned = trained_tokens(parts) if own.train_token else {}
     groups += token_groups(learned, own.token_learning_rate)
 
-    place = torch.device("cpu") if own.ema_on_cpu else None
-    average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
-    num_steps = 0
-
-    def after_step() -> None:
-        nonlocal num_steps
-        num_steps += 1
-        if average is not None:
-            average.update()
-        if num_steps == own.text_encoder_stop_step:
-            for name in rates.keys() - {DENOISER}:
-                for parameter in own_weights(parts.modules[name]).values():
-                    parameter.requires_grad_(False)
+    text = [
+        parameter
+        for group in groups
+        if group["name"] in family.text_encoders
+        for parameter in group["params"]
+    ]
+    steps = _Steps(named, text, own)
 
     def export() -> dict[str, Tensor]:
         # No copies where the weights are on the CPU: they are private, and may be gigabytes.
-        chosen = named.values() if average is None else average.values
+        chosen = named.values() if steps.average is None else steps.average.values
         return {key: tensor.detach().cpu() for key, tensor in zip(named, chosen, strict=True)}
 
     return Trainable(
         groups,
         export,
         trains_text=own.trains_text,
-        after_step=after_step,
+        after_step=steps.count,
         autocast=_autocast(parts, config),
         fused_backward=own.fused_backward,
         tokens=lambda: kept(learned),
+        state=steps.state,
+        load_state=steps.load_state,
     )
+
+
+class _Steps:
+    """What happens after each step: the average goes on, the text encoder's training may end.
+
+    Args:
+        named: all trained weights.
+        text: those of the text encoders.
+    """
+
+    def __init__(
+        self, named: Mapping[str, nn.Parameter], text: list[nn.Parameter], own: DreamBoothConfig
+    ) -> None:
+        place = torch.device("cpu") if own.ema_on_cpu else None
+        self.average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
+        self._text, self._stop = text, own.text_encoder_stop_step or math.inf
+        self._done = 0
+
+    def count(self) -> None:
+        self._done += 1
+        if self.average is not None:
+            self.average.update()
+        self._stop_text()
+
+    def state(self) -> dict[str, Any]:
+        return {"done": self._done, "average": self.average.state() if self.average else None}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        self._done = state["done"]
+        if self.average is not None:
+            self.average.load_state(state["average"])
+        self._stop_text()
+
+    def _stop_text(self) -> None:
+        if self._done >= self._stop:
+            for parameter in self._text:
+                parameter.requires_grad_(False)
 
 
 def _autocast(parts: Parts, config: RunConfig) -> torch.dtype | None:

@@ -1,0 +1,67 @@
+"""Stop and keep: a request that the training at work ends here and hands out what it learned.
+
+    POST /personalize/stop      200 {"node": id of the training node}, or 409 where nothing trains
+
+The front end hears of trainings by the event "personalize.training": {"node", "run", "training"}.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import server
+from aiohttp import web
+
+ROUTE, EVENT = "/personalize/stop", "personalize.training"
+
+
+class StopButton:
+    """Pressed by a route in the server's thread, read by the training in the worker's."""
+
+    def __init__(self) -> None:
+        self._pressed = threading.Event()
+        self._node: str | None = None
+        self._at_work = False
+
+    @contextmanager
+    def watching(self, node_id: str | None, run: str) -> Iterator[None]:
+        """While inside, the button can be pressed."""
+        self._pressed.clear()
+        self._node, self._at_work = node_id, True
+        _tell(node_id, run, True)
+        try:
+            yield
+        finally:
+            self._at_work = False
+            _tell(node_id, run, False)
+
+    @property
+    def pressed(self) -> bool:
+        return self._pressed.is_set()
+
+    def press(self) -> bool:
+        """Whether there was a training to stop."""
+        if self._at_work:
+            self._pressed.set()
+        return self._at_work
+
+    async def answer(self, request: web.Request) -> web.Response:
+        """The route."""
+        if self.press():
+            return web.json_response({"node": self._node})
+        return web.json_response({"error": "No training is at work."}, status=409)
+
+
+BUTTON = StopButton()
+
+
+def register_stop() -> None:
+    """Add the route to the host's server."""
+    server.PromptServer.instance.routes.post(ROUTE)(BUTTON.answer)
+
+
+def _tell(node_id: str | None, run: str, training: bool) -> None:
+    facts = {"node": node_id, "run": run, "training": training}
+    server.PromptServer.instance.send_sync(EVENT, facts)

@@ -1,0 +1,64 @@
+"""Previews: what KSampler gives, nothing learned otherwise, no memory no harm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.graphs import Graph, Link
+from tests.host import Host
+from tests.test_host_store import METHODS, run_folders, training
+
+PROMPT = "a photo of sks dog"
+
+
+def recorder() -> Graph:
+    graph = Graph()
+    graph.add("ProbePreviewed")
+    return graph
+
+
+def with_previews(host: Host, method: str, **settings: Any) -> tuple[Graph, list[Link]]:
+    graph, sockets = training(host, method, **settings)
+    preview = graph.add(
+        "PersonalizePreview", prompts=f"{PROMPT}\na photo of a dog", every_steps=2, seed=1,
+        width=64, height=64, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    graph[sockets[0][0]]["inputs"]["preview"] = preview[0]
+    return graph, sockets
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, method: str) -> None:
+    host = fp32_host  # by default the host rounds trained text encoders to fp16
+    settings: dict[str, Any] = {
+        "seed": 60,
+        "steps": 4,
+        "train_text_encoder": method == "dreambooth",
+    }
+    if method == "invert":
+        del settings["train_text_encoder"]
+    host.run(recorder())
+    before = run_folders(host)
+    graph, sockets = with_previews(host, method, **settings)
+    model = sockets[0] if method != "invert" else ["1", 0]
+    graph.sample(model, sockets[0 if method == "invert" else 1], f"preview_{method}", PROMPT)
+    shown = host.run(graph)["outputs"][sockets[0][0]]["images"]
+    assert len(shown) == 1, "the film strip"
+    (run,) = run_folders(host) - before
+    names = sorted(path.name for path in (run / "previews").glob("*.png"))
+    assert names == [f"step_{step:08}_{row}.png" for step in (2, 4) for row in (0, 1)]
+    (sampled,) = (host.base / "output").glob(f"preview_{method}_*")
+    theirs = load_file(sampled)["latent_tensor"]
+    previewed = load_file(host.base / "output" / "previewed.safetensors")
+    assert len(previewed) == 4
+    ours = previewed["0002"]  # the first prompt after the last step
+    assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
+
+    with_them = load_file(run / "result-00000004.safetensors")
+    plain, sockets = training(host, method, **settings, if_run_exists="start anew")
+    host.run(plain)
+    tiny.assert_equal(with_them, load_file(run / "result-00000004.safetensors"))

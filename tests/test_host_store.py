@@ -1,0 +1,231 @@
+"""Runs that survive: a killed host, other prompts between, two at once, Stop and keep."""
+
+from __future__ import annotations
+
+import json
+import random
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.events import Event
+from tests.graphs import Graph, Link
+from tests.host import Host, HostError
+
+STEPS = 12
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"dropout": 0.2, "train_text_encoder": True, "rank": 2},
+    "dreambooth": {"ema_decay": 0.9, "train_text_encoder": True, "text_encoder_stop_step": 6},
+    "invert": {"norm_control": True, "templates": "object"},
+}
+
+
+def pictures(host: Host, name: str = "store") -> str:
+    folder = host.base / "input" / name
+    folder.mkdir(exist_ok=True)
+    for number in range(3):
+        Image.new("RGB", (64, 64), (80 * number, 90, 160)).save(folder / f"{number}.png")
+    return name
+
+
+def training(host: Host, method: str = "lora", **settings: Any) -> tuple[Graph, list[Link]]:
+    graph = Graph()
+    sockets = [*graph.load(), graph.dataset(pictures(host))]
+    train = {"lora": graph.train, "dreambooth": graph.dreambooth, "invert": graph.invert}[method]
+    return graph, train(*sockets, **{"steps": STEPS, **settings})
+
+
+def run_folders(host: Host) -> set[Path]:
+    return {path.parent for path in (host.base / "output" / "personalize").glob("*/run.json")}
+
+
+def facts(run: Path) -> dict[str, Any]:
+    stored: dict[str, Any] = json.loads((run / "run.json").read_text())
+    return stored
+
+
+def follow(host: Host, graph: Graph, trainer: str) -> list[int]:
+    """Run a graph; the steps that its node `trainer` reported."""
+    steps: list[int] = []
+
+    def see(event: Event) -> None:
+        if event.kind == "progress" and event.data["node"] == trainer:
+            steps.append(event.data["value"])
+
+    host.follow(graph, see)
+    return steps
+
+
+def kill_at(host: Host, graph: Graph, trainer: str, step: int) -> None:
+    def see(event: Event) -> None:
+        if event.kind == "progress" and event.data["node"] == trainer:
+            if event.data["value"] >= step:
+                host.kill()
+
+    with pytest.raises((HostError, OSError, EOFError)):
+        host.follow(graph, see)
+
+
+# -- a killed host ------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("method", "settings"), METHODS.items(), ids=METHODS)
+def test_killed_runs_end_as_if_nothing_had_happened(
+    new_host: Host, method: str, settings: dict[str, Any]
+) -> None:
+    host = new_host
+    chosen = random.Random(method)
+    for number in range(5):
+        every = chosen.choice((1, 2, 3))
+        asked = {**settings, "seed": number, "state_every": every}
+        graph, sockets = training(host, method, **asked)
+        before = run_folders(host)
+        kill_at(host, graph, sockets[0][0], chosen.randint(every + 1, STEPS - 1))
+        host.start()
+        (run,) = run_folders(host) - before
+        assert not list(run.glob("result-*"))
+        first = follow(host, graph, sockets[0][0])[0]
+        assert first > 1, "it went on from a state"
+        survived = load_file(run / f"result-{STEPS:08}.safetensors")
+        graph, sockets = training(host, method, **asked, if_run_exists="start anew")
+        assert follow(host, graph, sockets[0][0])[0] == 1
+        tiny.assert_equal(survived, load_file(run / f"result-{STEPS:08}.safetensors"))
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
+
+
+def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
+    graph, sockets = training(host, seed=50)
+
+    def see(event: Event) -> None:
+        if event.kind == "progress" and event.data["value"] >= 4:
+            host.interrupt()
+
+    with pytest.raises(HostError) as failed:
+        host.follow(graph, see)
+    assert failed.value.kind == "interrupted"
+    assert follow(host, graph, sockets[0][0])[0] >= 5
+
+
+# -- a run that is there ------------------------------------------------------
+
+
+def test_result_is_there_after_another_prompt(host: Host) -> None:
+    graph, sockets = training(host, seed=51)
+    assert follow(host, graph, sockets[0][0])
+    other = Graph()
+    blank = other.add("EmptyImage", width=8, height=8, batch_size=1, color=51)
+    other.add("SaveImage", images=blank[0], filename_prefix="between")
+    host.run(other)
+    # Another way to keep the run is another node to the host's own cache, and the same run to us.
+    again, sockets = training(host, seed=51, keep_states=3)
+    started = time.monotonic()
+    assert follow(host, again, sockets[0][0]) == []
+    assert time.monotonic() - started < 2
+
+
+def test_more_steps_go_on_from_fewer(host: Host) -> None:
+    before = run_folders(host)
+    for steps in (4, 9):
+        graph, sockets = training(host, seed=52, steps=steps)
+        reported = follow(host, graph, sockets[0][0])
+        assert reported[0] == (1 if steps == 4 else 5)
+    (run,) = run_folders(host) - before
+    whole, sockets = training(host, seed=52, steps=9, if_run_exists="start anew")
+    continued = load_file(run / "result-00000009.safetensors")
+    assert follow(host, whole, sockets[0][0])[0] == 1
+    tiny.assert_equal(continued, load_file(run / "result-00000009.safetensors"))
+    assert (run / "result-00000004.safetensors").exists()
+
+
+def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
+    before = run_folders(host)
+    graph, sockets = training(host, seed=53, steps=5000)
+    graph.add(
+        "PersonalizeSaveLora", lora=sockets[2], filename_prefix="stopped", format="kohya fp32"
+    )
+
+    def see(event: Event) -> None:
+        if event.kind == "progress" and event.data["value"] >= 5:
+            host.post("/personalize/stop")
+
+    host.follow(graph, see)
+    (run,) = run_folders(host) - before
+    ((asked, step),) = facts(run)["stopped"].items()
+    assert (facts(run)["status"], asked) == ("stopped", "5000")
+    assert 5 <= step < 5000
+    saved = next((host.base / "output").glob("stopped_*.safetensors"))
+    tiny.assert_equal(load_file(saved), load_file(run / f"result-{step:08}.safetensors"))
+    again, sockets = training(host, seed=53, steps=5000, keep_states=3)
+    assert follow(host, again, sockets[0][0]) == []
+
+
+def test_stop_without_a_training_is_told(host: Host) -> None:
+    with pytest.raises(OSError, match="409"):
+        host.post("/personalize/stop")
+
+
+# -- several at once ----------------------------------------------------------
+
+
+def test_two_equal_nodes_train_once(host: Host) -> None:
+    before = run_folders(host)
+    graph, sockets = training(host, seed=54)
+    model, clip, vae = [["1", slot] for slot in range(3)]
+    dataset = graph.dataset(pictures(host), resolution=64)
+    twin = graph.train(model, clip, vae, dataset, steps=STEPS, seed=54, keep_states=3)
+    steps = {node: 0 for node in (sockets[0][0], twin[0][0])}
+
+    def see(event: Event) -> None:
+        if event.kind == "progress" and event.data["node"] in steps:
+            steps[event.data["node"]] += 1
+
+    host.follow(graph, see)
+    assert sorted(bool(count) for count in steps.values()) == [False, True]
+    assert len(run_folders(host) - before) == 1
+
+
+def test_two_hosts_on_one_folder_train_once(
+    new_host: Host, checkpoint_files: dict[str, Path], tmp_path: Path
+) -> None:
+    shared = ("--cpu", "--output-directory", str(new_host.base / "output"))
+    with Host(new_host.comfyui, checkpoints=checkpoint_files, args=shared) as second:
+        reported: dict[str, list[int]] = {}
+
+        def work(name: str, host: Host) -> None:
+            graph, sockets = training(host, seed=55, steps=60)
+            reported[name] = follow(host, graph, sockets[0][0])
+
+        workers = [
+            threading.Thread(target=work, args=pair)
+            for pair in (("first", new_host), ("second", second))
+        ]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    assert sorted(bool(steps) for steps in reported.values()) == [False, True]
+    assert len(run_folders(new_host)) == 1
+
+
+# -- damage -------------------------------------------------------------------
+
+
+def test_damaged_state_and_edited_run_json_cost_no_more_than_a_state(host: Host) -> None:
+    before = run_folders(host)
+    graph, sockets = training(host, seed=56, steps=6, state_every=2)
+    host.run(graph)
+    (run,) = run_folders(host) - before
+    newest = run / "state" / "00000006.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    (run / "run.json").write_text("{ edited")
+    longer, sockets = training(host, seed=56, steps=9, state_every=2)
+    assert follow(host, longer, sockets[0][0])[0] == 5
+    assert "is damaged" in host.log()
+    assert facts(run)["status"] == "done"

@@ -1,0 +1,89 @@
+"""A training that goes on from a state is, bit for bit, one that was never stopped."""
+
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from trainers.config import RunConfig
+from trainers.loop import Job, Training, taught_job
+
+STEPS = 6
+RUNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"dropout": 0.3, "caption_dropout": 0.3, "train_text_encoder": True}),
+    "cosine with restarts": ("lora", {"lr_schedule": "cosine_with_restarts", "warmup_steps": 2}),
+    "accumulation": ("lora", {"gradient_accumulation": 3, "noise_offset": 0.1}),
+    "adafactor": ("lora", {"optimizer": "adafactor"}),
+    "dreambooth": ("dreambooth", {"ema_decay": 0.9, "train_text_encoder": True}),
+    "text encoder stops before": (
+        "dreambooth",
+        {"train_text_encoder": True, "text_encoder_stop_step": 2},
+    ),
+    "text encoder stops after": (
+        "dreambooth",
+        {"train_text_encoder": True, "text_encoder_stop_step": 4},
+    ),
+    "fused": ("dreambooth", {"fused_backward": True}),
+    "bf16 weights": ("dreambooth", {"weights": "bf16", "precision": "auto"}),
+    "teacher": ("dreambooth", {"prior": "teacher", "class_prompt": "a dog", "prior_samples": 3}),
+    "textual inversion": ("textual_inversion", {"norm_control": True, "templates": "object"}),
+}
+
+
+def ready(config: RunConfig) -> Job:
+    dtype = torch.bfloat16 if getattr(config.own, "weights", "") == "bf16" else torch.float32
+    made = tiny.job(config, tiny.parts(dtype=dtype))
+    return taught_job(made) if config.objective.uses_teacher else made
+
+
+def finish(training: Training) -> list[float]:
+    return [training.step().loss for _ in range(training.done, training.total)]
+
+
+def result(job: Job) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in job.trainable.export().items()}
+
+
+def stored(state: dict[str, Any]) -> dict[str, Any]:
+    """The state after a way through a file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded: dict[str, Any] = torch.load(file, weights_only=True)
+    return loaded
+
+
+@pytest.mark.parametrize("stop", [1, 3, 5])
+@pytest.mark.parametrize(("method", "settings"), RUNS.values(), ids=RUNS)
+def test_resumed_run_equals_one_that_was_not_stopped(
+    method: str, settings: dict[str, Any], stop: int
+) -> None:
+    config = tiny.run_config(method, steps=STEPS, batch_size=2, **settings)
+    whole = ready(config)
+    losses = finish(Training(whole))
+
+    first = Training(ready(config))
+    before = [first.step().loss for _ in range(stop)]
+    state = stored(first.state())
+    resumed = ready(config)
+    training = Training(resumed)
+    training.load_state(state)
+    assert training.done == stop
+    assert before + finish(training) == losses
+    tiny.assert_equal(result(resumed), result(whole))
+
+
+def test_a_longer_run_goes_on_from_a_shorter_one() -> None:
+    short, long = (tiny.run_config(steps=steps) for steps in (2, 5))
+    first = Training(ready(short))
+    finish(first)
+    resumed, whole = ready(long), ready(long)
+    training = Training(resumed)
+    training.load_state(stored(first.state()))
+    finish(training), finish(Training(whole))
+    tiny.assert_equal(result(resumed), result(whole))
