@@ -105,7 +105,10 @@ class PlotLoss(io.ComfyNode):
             node_id="PersonalizeLossPlot",
             display_name="Plot Loss",
             category="personalize/results",
-            description="Draws the loss of every step, and a smoothed line through it.",
+            description=(
+                "Draws the loss of every step and a smoothed line through it; also the held-out "
+                "pictures' loss, and where there are previews and states."
+            ),
             search_aliases=["loss graph", "loss curve", "training chart"],
             is_output_node=True,
             inputs=[io.LossMap.Input("loss_map", tooltip="From a training node.")],
@@ -117,8 +120,8 @@ class PlotLoss(io.ComfyNode):
         import numpy as np
         import torch
 
-        from ..trainers.plot import draw_losses
+        from ..trainers.plot import draw_losses, marks_of
 
-        picture = draw_losses(loss_map["loss"])
+        picture = draw_losses(loss_map["loss"], marks=marks_of(loss_map))
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

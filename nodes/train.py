@@ -118,7 +118,7 @@ class TrainLora(io.ComfyNode):
             clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
         return io.NodeOutput(
-            model, clip, outcome.learned, {"loss": outcome.losses}, str(outcome.run),
+            model, clip, outcome.learned, outcome.loss_map, str(outcome.run),
             ui=_shown(outcome.strip, cls),
         )  # fmt: skip
 
@@ -184,7 +184,7 @@ class TrainDreamBooth(io.ComfyNode):
             clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_weights(model, clip, outcome.learned)
         return io.NodeOutput(
-            model, clip, {"loss": outcome.losses}, str(outcome.run),
+            model, clip, outcome.loss_map, str(outcome.run),
             ui=_shown(outcome.strip, cls),
         )  # fmt: skip
 
@@ -256,7 +256,7 @@ class TrainTextualInversion(io.ComfyNode):
         return io.NodeOutput(
             with_embedding(clip, embedding),
             embedding,
-            {"loss": outcome.losses},
+            outcome.loss_map,
             str(outcome.run),
             ui=_shown(outcome.strip, cls),
         )

@@ -12,12 +12,17 @@ from PIL import Image
 from trainers.errors import PersonalizeError
 from trainers.plot import (
     BACKGROUND,
+    PREVIEW,
     RAW,
     SMOOTH,
+    STATE,
+    VALIDATION,
     Axis,
+    Marks,
     draw_losses,
     extremes,
     loss_range,
+    marks_of,
     smooth,
     tick_label,
     tick_step,
@@ -240,3 +245,25 @@ def test_draw_no_losses_is_an_error() -> None:
 def test_draw_losses_that_are_not_finite_are_an_error() -> None:
     with pytest.raises(PersonalizeError, match="2 of 4 losses are not finite, first at step 2"):
         draw_losses([0.1, math.nan, 0.2, math.inf])
+
+
+# -- what else happened -------------------------------------------------------
+
+
+def test_marks_are_drawn_and_named() -> None:
+    marks = Marks({20: 0.2, 60: 0.15, 100: 0.18}, 60, previews=[50, 100], states=[40])
+    plain, marked = (draw_losses(noisy(100), marks=m) for m in (None, marks))
+    for colour in (VALIDATION, PREVIEW, STATE):
+        assert num_pixels(plain, colour) == 0
+        assert num_pixels(marked, colour) > 10
+
+
+def test_marks_of_our_loss_map_and_of_another() -> None:
+    ours = {"loss": [0.1], "validation": [(10, 0.3), (20, 0.2), (30, 0.4)], "previews": [10]}
+    marks = marks_of(ours)
+    assert (marks.best, dict(marks.validation), list(marks.previews)) == (
+        20,
+        {10: 0.3, 20: 0.2, 30: 0.4},
+        [10],
+    )
+    assert marks_of({"loss": [0.1]}) == Marks()

@@ -11,7 +11,8 @@ from torch import Tensor
 from tests import tiny
 from trainers.cache import Examples
 from trainers.families import FAMILIES
-from trainers.loop import Job, taught_job, train
+from trainers.job import Job
+from trainers.loop import taught_job, train
 from trainers.methods import METHODS
 
 TEACHER = {"prior": "teacher", "class_prompt": "a photo of a dog", "prior_samples": 6}

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from tests import tiny
 from trainers.config import RunConfig
-from trainers.loop import Job, Training, taught_job
+from trainers.job import Job
+from trainers.loop import Training, taught_job
 
 STEPS = 6
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers import loop
+from trainers import job, loop
 from trainers.cache import Examples
 from trainers.contracts import DENOISER, Parts, Trainable
 from trainers.errors import DatasetError, SettingsError
@@ -306,14 +306,14 @@ def test_each_prompt_has_its_turn() -> None:
     ready = tiny.job(config(), None, tiny.examples(counts=(1,)))
     seen = set()
     for step in range(400):
-        seen.add(loop._prompt(ready, 0, generator_for(0, step)))
+        seen.add(job._prompt(ready, 0, generator_for(0, step)))
     assert seen == set(ready.prompts[ready.examples.captions[0]])
 
 
 def test_class_images_keep_their_captions() -> None:
     classes = tiny.examples(counts=(1,))
     ready = tiny.job(config(), None, tiny.examples(counts=(1,)).with_class_images(classes))
-    assert loop._prompt(ready, 1, generator_for(0)) == classes.captions[0]
+    assert job._prompt(ready, 1, generator_for(0)) == classes.captions[0]
 
 
 def test_token_in_no_caption() -> None:

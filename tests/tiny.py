@@ -19,7 +19,8 @@ from trainers.config import RunConfig, config_groups
 from trainers.config import run_config as config_of
 from trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
 from trainers.families import FAMILIES
-from trainers.loop import Job, Progress, make_job, train
+from trainers.job import Job
+from trainers.loop import Progress, make_job, train
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
 from trainers.settings import settings_of
 from trainers.tokens import split_at_tokens

@@ -60,10 +60,10 @@ class Examples:
         """Some of these instance images."""
         assert not self.num_class, "class images are joined later"
         return Examples(
-            *(
-                tuple(each[place] for place in places)
-                for each in (self.latents, self.masks, self.captions, self.repeats)
-            )
+            tuple(self.latents[place] for place in places),
+            tuple(self.masks[place] for place in places),
+            tuple(self.captions[place] for place in places),
+            tuple(self.repeats[place] for place in places),
         )
 
     def with_class_images(self, images: Examples) -> Examples:

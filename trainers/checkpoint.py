@@ -281,6 +281,11 @@ class RunFolder:
                 )  # fmt: skip
         return None
 
+    @property
+    def state_steps(self) -> list[int]:
+        """The steps that the run can go on from."""
+        return sorted(int(path.stem) for path in self._states() if path.stem.isdecimal())
+
     def drop_states(self) -> None:
         """Delete every state."""
         shutil.rmtree(self.path / "state", ignore_errors=True)

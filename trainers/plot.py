@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -29,18 +30,23 @@ MOST_X_TICKS, MOST_Y_TICKS = 8, 6
 BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
 PANEL, GRID, SMOOTH = "#18191b", "#2f3236", "#8ab4f8"
 RAW, RAW_DENSE = "#50719c", "#2d3e56"  # a line; a band, where steps share pixels
+VALIDATION, PREVIEW, STATE = "#fdd663", "#81c995", "#c58af9"
 
 FENCE, SLOPE_STEPS = 3.0, 5  # in quartile distances, as Tukey's "far out"; see loss_range
 
 
 def draw_losses(
-    losses: Sequence[float], width_px: int = DESIGN_PX[0], height_px: int = DESIGN_PX[1]
+    losses: Sequence[float],
+    width_px: int = DESIGN_PX[0],
+    height_px: int = DESIGN_PX[1],
+    marks: Marks | None = None,
 ) -> Image.Image:
     """An RGB picture of the loss of steps 1, 2, ...: a faint line and a smoothed one through it.
 
     Raises:
         PersonalizeError: there are no losses, or some are not finite.
     """
+    marks = marks or Marks()
     values = _checked(losses)
     smoothed = smooth(values)
     frame = _frame(values, width_px, height_px)
@@ -50,11 +56,12 @@ def draw_losses(
     _draw_line(lines, frame, values, _raw_colour(frame), RAW_WIDTH_PX)
     _draw_line(lines, frame, smoothed, SMOOTH, SMOOTH_WIDTH_PX)
     _draw_end(lines, frame, smoothed)
+    _draw_marks(lines, frame, marks)
     picture = large.resize((width_px, height_px), Image.Resampling.LANCZOS)
     texts = ImageDraw.Draw(picture)
     _write_axes(texts, frame)
     _write_end(texts, frame, smoothed)
-    _write_legend(texts, frame, values)
+    _write_legend(texts, frame, values, marks)
     return picture
 
 
@@ -121,6 +128,30 @@ def extremes(losses: Array, num_columns: int) -> npt.NDArray[np.intp]:
     columns = itertools.pairwise(bounds.tolist())
     kept = [a + pick(losses[a:b]) for a, b in columns for pick in (np.argmin, np.argmax)]
     return np.unique(kept)
+
+
+@dataclass(frozen=True)
+class Marks:
+    """What else happened in a run, by step.
+
+    Attributes:
+        validation: the held-out pictures' loss where they were looked at.
+        best: the step where that was lowest.
+        previews: steps that have previews.
+        states: steps that the run can go on from.
+    """
+
+    validation: Mapping[int, float] = field(default_factory=dict)
+    best: int | None = None
+    previews: Sequence[int] = ()
+    states: Sequence[int] = ()
+
+
+def marks_of(loss_map: Mapping[str, Any]) -> Marks:
+    """What a loss map of ours has beside the losses; nothing of another's."""
+    validation = {int(step): float(loss) for step, loss in loss_map.get("validation", ())}
+    best = min(validation, key=lambda step: validation[step]) if validation else None
+    return Marks(validation, best, loss_map.get("previews", ()), loss_map.get("states", ()))
 
 
 @dataclass(frozen=True)
@@ -218,6 +249,32 @@ def _draw_end(draw: Draw, frame: Frame, smoothed: Array) -> None:
     draw.ellipse((np.concatenate([end - radius, end + radius]) * SCALE).tolist(), SMOOTH)
 
 
+def _draw_marks(draw: Draw, frame: Frame, marks: Marks) -> None:
+    """Validation as a line of dots, the best with a ring; previews and states below the plot."""
+    radius = DOT_PX * frame.unit
+    places = {
+        step: np.array([float(frame.x.px(float(step))), float(frame.y.px(loss))])
+        for step, loss in sorted(marks.validation.items())
+    }
+    if len(places) > 1:
+        line = np.concatenate(list(places.values())) * SCALE
+        draw.line(line.tolist(), VALIDATION, frame.width(SMOOTH_WIDTH_PX * 0.7), joint="curve")
+    for place in places.values():
+        draw.ellipse(_box(place, 0.8 * radius), VALIDATION)
+    if marks.best in places:
+        width = frame.width(GRID_WIDTH_PX * 2)
+        draw.ellipse(_box(places[marks.best], 2.2 * radius), outline=FOREGROUND, width=width)
+    for steps, colour, row in ((marks.previews, PREVIEW, 1), (marks.states, STATE, 2)):
+        for step in steps:
+            below = np.array([float(frame.x.px(float(step))), frame.y.start_px - row * 2 * radius])
+            draw.rectangle(_box(below, 0.5 * radius), colour)
+
+
+def _box(middle: Array, half: float) -> list[float]:
+    box: list[float] = (np.concatenate([middle - half, middle + half]) * SCALE).tolist()
+    return box
+
+
 def _write_axes(draw: Draw, frame: Frame) -> None:
     x, y, unit, font = frame.x, frame.y, frame.unit, frame.font()
     for place, label in x.ticks():
@@ -235,15 +292,19 @@ def _write_end(draw: Draw, frame: Frame, smoothed: Array) -> None:
     draw.text((x + (DOT_PX + 7) * frame.unit, y), value, SMOOTH, frame.font(), anchor="lm")
 
 
-def _write_legend(draw: Draw, frame: Frame, losses: Array) -> None:
+def _write_legend(draw: Draw, frame: Frame, losses: Array, marks: Marks) -> None:
     """From right to left above the plot; also how many losses lie beyond its edges."""
     right, row, font = frame.x.end_px, frame.y.end_px / 2, frame.font()
     gap, swatch = GAP_PX * frame.unit, SWATCH_PX * frame.unit
-    for name, colour in (("smoothed", SMOOTH), ("loss", _raw_colour(frame))):
-        draw.text((right, row), name, FOREGROUND, font, anchor="rm")
-        right -= draw.textlength(name, font) + gap
-        draw.line((right - swatch, row, right, row), colour, frame.width(SMOOTH_WIDTH_PX, 1))
-        right -= swatch + 2 * gap
+    shown = [("smoothed", SMOOTH, True), ("loss", _raw_colour(frame), True)]
+    shown += [("held out", VALIDATION, bool(marks.validation))]
+    shown += [("preview", PREVIEW, bool(marks.previews)), ("state", STATE, bool(marks.states))]
+    for name, colour, is_there in shown:
+        if is_there:
+            draw.text((right, row), name, FOREGROUND, font, anchor="rm")
+            right -= draw.textlength(name, font) + gap
+            draw.line((right - swatch, row, right, row), colour, frame.width(SMOOTH_WIDTH_PX, 1))
+            right -= swatch + 2 * gap
     if beyond := int(np.count_nonzero((losses < frame.y.low) | (losses > frame.y.high))):
         text = f"{beyond:,} of {len(losses):,} off the scale"
         draw.text((right, row), text, FAINT, font, anchor="rm")

@@ -1,6 +1,6 @@
 """Validation: which pictures are held out, and the noise they are looked at with.
 
-    L_val = mean over held-out pictures and 8 fixed timesteps of the loss, each with noise of its own
+    L_val = mean of the loss over held-out pictures and 8 fixed timesteps, each with its own noise
 
 The noise is the same at every look, so two looks differ by what was learned between them alone.
 """

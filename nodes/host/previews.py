@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from ...trainers.cache import batch_tokens
 from ...trainers.errors import SaveError
 from ...trainers.export import whole_file
-from ...trainers.loop import Job, Progress, evaluating
+from ...trainers.job import Job, evaluating
+from ...trainers.loop import Progress
 from ...trainers.preview_settings import PreviewConfig
 from .sampling import Sampling, conditioning, picture_of, sample
 from .session import make_room
@@ -90,6 +91,11 @@ class Previews:
                 picture.save(file, "PNG", pnginfo=facts)
         except SaveError as error:
             log.warning("Personalize: the preview of step %d was not kept. %s", step, error)
+
+
+def preview_steps(folder: Path) -> list[int]:
+    """The steps that have previews."""
+    return sorted({int(file.stem.split("_")[1]) for file in folder.glob("step_*.png")})
 
 
 def film_strip(folder: Path, config: PreviewConfig) -> Image.Image | None:

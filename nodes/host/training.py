@@ -7,7 +7,7 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,9 @@ from ...trainers.data import Dataset
 from ...trainers.embedding import Embedding, embedding_metadata, needs_metadata
 from ...trainers.errors import DatasetError, SaveError, SettingsError
 from ...trainers.export import Adapter, lora_metadata, model_metadata
+from ...trainers.job import Job
 from ...trainers.keeper import StateKeeper
-from ...trainers.loop import Best, Job, Training, make_job, planned_steps, taught_job
+from ...trainers.loop import Best, Training, make_job, planned_steps, taught_job
 from ...trainers.precision import DTYPES, compute_dtype
 from ...trainers.preview_settings import PreviewConfig
 from ...trainers.store_settings import ANEW, USE
@@ -36,7 +37,7 @@ from . import bridge
 from .apply import changed_weights, trained_modules, weights_bytes
 from .embeddings import embeddings_of
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from .previews import Previews, film_strip
+from .previews import Previews, film_strip, preview_steps
 from .progress import Reporter
 from .session import device, make_room, training_session
 from .stop import BUTTON
@@ -66,14 +67,15 @@ class Sockets:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a training came to: its result, the loss of every step, the folder of the run.
+    """What a training came to.
 
     Attributes:
+        loss_map: the loss of every step, and what else Plot Loss shows.
         strip: the previews of all steps in one picture, if there are any.
     """
 
     learned: Adapter
-    losses: list[float]
+    loss_map: dict[str, list[Any]]
     run: Path
     strip: Image.Image | None = None
 
@@ -158,9 +160,19 @@ def _kept(run: Run) -> Outcome | None:
 def _outcome(run: Run, result: Result) -> Outcome:
     needed = _learned_tokens(run, result.tokens)
     learned = Adapter(result.tensors, result.metadata, needed)
-    losses = [row["loss"] for row in result.metrics]
     strip = film_strip(run.folder.previews, run.sockets.preview) if run.sockets.preview else None
-    return Outcome(learned, losses, run.folder.path, strip)
+    return Outcome(learned, _loss_map(run.folder, result.metrics), run.folder.path, strip)
+
+
+def _loss_map(folder: RunFolder, metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    return {
+        "loss": [row["loss"] for row in metrics],
+        "validation": [
+            (row["step"], row["validation"]) for row in metrics if row.get("validation") is not None
+        ],
+        "previews": preview_steps(folder.previews),
+        "states": folder.state_steps,
+    }
 
 
 def _train(run: Run) -> Outcome:

@@ -1,0 +1,192 @@
+"""Held-out pictures: which, their loss against the formula, the best step, and who ends the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import tiny
+from tests.dataset_files import batch
+from trainers.cache import Examples, encode_captions
+from trainers.config import RunConfig
+from trainers.errors import DatasetError, SettingsError
+from trainers.families import FAMILIES
+from trainers.job import Job, validation_loss
+from trainers.loop import Training, make_job, planned_steps
+from trainers.noise import generator_for
+from trainers.validation import NUM_TIMESTEPS, held_out_places, split
+
+
+def job(config: RunConfig, watched: bool = True) -> Job:
+    """A run on three pictures of five; the other two are watched, or not there at all."""
+    base, family = tiny.parts(), FAMILIES["sd15"]
+    trained, held_out = split(tiny.examples(counts=(3, 2), masked=True), frozenset({1, 4}))
+    encoded = encode_captions(base, family, [*tiny.CAPTIONS, ""])
+    if config.own.trains_text:
+        encoded = None
+    return make_job(base, family, trained, encoded, config, held_out if watched else None)
+
+
+def config(method: str = "lora", **settings: Any) -> RunConfig:
+    watching = {"held_out": 0.4, "validate_every": 2, "batch_size": 2, "steps": 6}
+    return tiny.run_config(method, **watching | settings)
+
+
+def finished(made: Job) -> tuple[Training, list[float | None]]:
+    training, seen = Training(made), []
+    while not training.has_ended:
+        seen.append(training.step().validation)
+    return training, seen
+
+
+# -- which pictures -----------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("num", "share", "count"), [(10, 0.0, 0), (10, 0.2, 2), (10, 0.01, 1), (2, 0.5, 1), (9, 0.9, 8)]
+)
+def test_the_share_that_was_asked_for_is_held_out(num: int, share: float, count: int) -> None:
+    places = held_out_places(num, share, seed=3)
+    assert len(places) == count
+    assert places <= set(range(num))
+    assert places == held_out_places(num, share, seed=3)
+
+
+def test_another_seed_holds_out_others() -> None:
+    assert len({held_out_places(20, 0.3, seed) for seed in range(5)}) > 1
+
+
+@pytest.mark.parametrize("num", [0, 1, 2])
+def test_something_must_be_left_to_train(num: int) -> None:
+    with pytest.raises(DatasetError, match="leaves none to train"):
+        held_out_places(num, 0.9, seed=0)
+
+
+def test_split_parts_every_picture_once() -> None:
+    examples = tiny.examples(counts=(3, 2))
+    trained, held_out = split(examples, frozenset({0, 3}))
+    assert held_out is not None
+    assert [len(part.latents) for part in (trained, held_out)] == [3, 2]
+    assert {id(x) for part in (trained, held_out) for x in part.latents} == {
+        id(x) for x in examples.latents
+    }
+    assert split(examples, frozenset()) == (examples, None)
+
+
+def test_an_epoch_is_of_the_pictures_that_train() -> None:
+    whole = planned_steps(batch(10), tiny.run_config(epochs=2, batch_size=1))
+    assert planned_steps(batch(10), tiny.run_config(epochs=2, batch_size=1, held_out=0.3)) == (
+        whole * 7 // 10
+    )
+
+
+# -- the loss -----------------------------------------------------------------
+
+
+def test_loss_is_that_of_the_formula() -> None:
+    made = job(config())
+    examples, parts = made.held_out, made.parts
+    assert isinstance(examples, Examples)
+    assert made.encoded is not None
+    abar, losses = parts.objective.alphas_cumprod, []
+    for picture, latents in enumerate(examples.latents):
+        generator = generator_for(made.config.training.seed, "validation", picture)
+        for k in range(1, NUM_TIMESTEPS + 1):
+            t = round(999 * k / (NUM_TIMESTEPS + 1))
+            noise = torch.randn(1, *latents.shape, generator=generator)
+            noisy = abar[t].sqrt() * latents[None] + (1 - abar[t]).sqrt() * noise
+            at = torch.tensor([t])
+            text = {"hidden": made.encoded[examples.captions[picture]]["hidden"][None]}
+            with torch.no_grad():
+                predicted = made.family.predict(parts.denoiser.eval(), noisy, at, text)
+            error = (predicted - noise).square()
+            if (mask := examples.masks[picture]) is not None:
+                whole = mask.expand_as(error[0])
+                losses.append(float((error[0] * whole).sum() / whole.sum()))
+            else:
+                losses.append(float(error.mean()))
+    parts.denoiser.train()
+    assert validation_loss(made) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_two_looks_at_the_same_model_are_the_same() -> None:
+    made = job(config(dropout=0.5))
+    assert validation_loss(made) == validation_loss(made)
+    assert made.parts.denoiser.training
+
+
+@pytest.mark.parametrize("method", ["lora", "dreambooth", "textual_inversion"])
+def test_looking_changes_nothing_that_is_learned(method: str) -> None:
+    random: dict[str, Any] = {"caption_dropout": 0.3} | (
+        {"dropout": 0.3} if method == "lora" else {}
+    )
+    with_looks, without = job(config(method, **random)), job(config(method, **random), False)
+    finished(with_looks), finished(without)
+    tiny.assert_equal(with_looks.trainable.export(), without.trainable.export())
+
+
+# -- what follows -------------------------------------------------------------
+
+
+def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
+    ahead = iter(losses)
+    monkeypatch.setattr("trainers.loop.validation_loss", lambda job: next(ahead))
+
+
+def test_looks_come_when_asked_for_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [4.0, 3.0, 2.0, 1.0])
+    _, seen = finished(job(config(steps=7)))
+    assert seen == [None, 4.0, None, 3.0, None, 2.0, 1.0]
+
+
+def test_best_step_is_kept_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [3.0, 1.0, 2.0])
+    made = job(config(hand_out="best step"))
+    training = Training(made)
+    at_best: dict[str, Tensor] = {}
+    while not training.has_ended:
+        if training.step().step == 4:
+            at_best = {name: tensor.clone() for name, tensor in made.trainable.export().items()}
+    assert training.best is not None
+    assert (training.best.step, training.best.loss, training.best.looks) == (4, 1.0, 1)
+    assert training.best.tensors is not None
+    tiny.assert_equal(training.best.tensors, at_best)
+
+
+def test_last_step_needs_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [3.0, 1.0, 2.0])
+    training, _ = finished(job(config()))
+    assert training.best is not None
+    assert training.best.tensors is None
+
+
+def test_patience_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    scripted(monkeypatch, [3.0, 1.0, 2.0, 1.0, 0.5])
+    training, seen = finished(job(config(steps=20, patience=2)))
+    assert len(seen) == training.done == 8
+
+
+@pytest.mark.parametrize("settings", [{"hand_out": "best step"}, {"patience": 3}])
+def test_settings_without_held_out_pictures_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(SettingsError, match="held_out is 0"):
+        tiny.run_config(**settings)
+
+
+def test_resumed_run_has_the_same_best_step() -> None:
+    settings = config(hand_out="best step", validate_every=1, learning_rate=1e-2)
+    whole, _ = finished(job(settings))
+    first, resumed = Training(job(settings)), Training(job(settings))
+    for _ in range(3):
+        first.step()
+    resumed.load_state(first.state())
+    while not resumed.has_ended:
+        resumed.step()
+    assert whole.best is not None
+    assert resumed.best is not None
+    assert (resumed.best.step, resumed.best.loss) == (whole.best.step, whole.best.loss)
+    assert whole.best.tensors is not None
+    assert resumed.best.tensors is not None
+    tiny.assert_equal(resumed.best.tensors, whole.best.tensors)
