@@ -30,9 +30,10 @@ from trainers.config import run_config
 from trainers.contracts import DENOISER, Parts
 from trainers.families import FAMILIES
 from trainers.families.widening import widen
+from trainers.job import Job
 from trainers.loop import make_job, train
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
-from trainers.precision import compute_dtype
+from trainers.precision import DTYPES, compute_dtype
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 0.45  # of plain fp32 AdamW's peak
@@ -82,27 +83,34 @@ def ours(**settings: Any) -> Callable[[Size], None]:
     """The trainer's own loop with these settings."""
 
     def run(size: Size) -> None:
-        config = run_config("dreambooth", {"steps": size.steps, **settings})
-        dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[config.own.weights]
-        family = FAMILIES["sd15"]
-        denoiser = family.build(DENOISER, THIN_FACTS if size.thin else FULL_FACTS)
-        weights = {
-            name: torch.empty(empty.shape, dtype=dtype).normal_(0, 0.02)
-            for name, empty in denoiser.state_dict().items()
-        }
-        denoiser.load_state_dict(weights, assign=True)
-        if dtype != torch.float32 and compute_dtype("auto", CPU) == torch.float32:
-            widen(denoiser, torch.float32)  # as nodes/host/training.py does
-        del weights
-        process = Diffusion("epsilon", scaled_linear_alphas_cumprod())
-        parts = Parts({DENOISER: denoiser}, lambda text: {}, process, CPU)
-        latents = torch.randn(4, size.px // 8, size.px // 8)
-        examples = Examples((latents,), (None,), (CAPTION,), (1,))
-        encoded = {text: {"hidden": torch.randn(77, 768)} for text in (CAPTION, "")}
+        job = job_of("dreambooth", size, **settings)
         count_from_here()
-        train(make_job(parts, family, examples, encoded, config))
+        train(job)
 
     return run
+
+
+def job_of(method: str, size: Size, **settings: Any) -> Job:
+    """A training of a UNet with random weights on one random latent, ready to go."""
+    config = run_config(method, {"steps": size.steps, **settings})
+    dtype = DTYPES[getattr(config.own, "weights", "fp32")]
+    family = FAMILIES["sd15"]
+    denoiser = family.build(DENOISER, THIN_FACTS if size.thin else FULL_FACTS)
+    weights = {
+        name: torch.empty(empty.shape, dtype=dtype).normal_(0, 0.02)
+        for name, empty in denoiser.state_dict().items()
+    }
+    denoiser.load_state_dict(weights, assign=True)
+    del weights
+    denoiser.requires_grad_(False)
+    if dtype != torch.float32 and compute_dtype("auto", CPU) == torch.float32:
+        widen(denoiser, torch.float32)  # as nodes/host/training.py does
+    process = Diffusion("epsilon", scaled_linear_alphas_cumprod())
+    parts = Parts({DENOISER: denoiser}, lambda text, learned: {}, process, CPU)
+    latents = torch.randn(4, size.px // 8, size.px // 8)
+    examples = Examples((latents,), (None,), (CAPTION,), (1,))
+    encoded = {text: {"hidden": torch.randn(77, 768)} for text in (CAPTION, "")}
+    return make_job(parts, family, examples, encoded, config)
 
 
 BF16 = {"weights": "bf16", "precision": "auto"}

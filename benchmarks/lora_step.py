@@ -50,6 +50,7 @@ class Bench:
     """What all contenders train on, and how long."""
 
     comfyui: Path
+    model: str  # as tests.checkpoints names it
     checkpoint: Path
     picture: Path
     thin: bool
@@ -148,10 +149,15 @@ def run_bare(bench: Bench, precision: str) -> Sample:
     )
 
 
-def in_host(bench: Bench, graph: Graph, trainer: str, pack: Path | None) -> Sample:
-    """Runs a graph in a fresh host; the steps and the peak are those of its node `trainer`."""
+def in_host(bench: Bench, graph: Graph, trainer: str, pack: Path | None, *more: str) -> Sample:
+    """Runs a graph in a fresh host; the steps and the peak are those of its node `trainer`.
+
+    Args:
+        more: arguments of the host.
+    """
     ticks: list[tuple[int, float]] = []
-    with Host(bench.comfyui, pack=pack, checkpoints={CHECKPOINT: bench.checkpoint}) as host:
+    offered = {CHECKPOINT: bench.checkpoint}
+    with Host(bench.comfyui, pack=pack, checkpoints=offered, args=("--cpu", *more)) as host:
         host.add_input(bench.picture.parent)
         clock = partial(cpu_seconds, host.pid) if bench.shared else time.perf_counter
 
@@ -314,7 +320,9 @@ def bench_of(asked: argparse.Namespace) -> Iterator[tuple[Bench, int]]:
     with tempfile.TemporaryDirectory() as scratch:
         picture = write_picture(Path(scratch) / "benchmark", size_px)
         yield (
-            Bench(asked.comfyui, checkpoint, picture, asked.quick, size_px, steps, asked.shared),
+            Bench(
+                asked.comfyui, name, checkpoint, picture, asked.quick, size_px, steps, asked.shared
+            ),
             rounds,
         )
 

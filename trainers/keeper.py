@@ -18,7 +18,8 @@ log = logging.getLogger(__name__)
 
 SHARE = 0.01  # of the time that writing may take
 LEAST_SECONDS = 30.0  # between two states: what a crash may cost anyway
-EXPECTED_BYTES_PER_SECOND = 5e8  # of a disk, until the first state was written
+CHEAP_SECONDS = 0.25  # for the state of the last step, whatever share of a short run that is
+EXPECTED_BYTES_PER_SECOND = 2e8  # of a disk, until the first state was written
 
 
 class StateKeeper:
@@ -29,7 +30,7 @@ class StateKeeper:
 
     def __init__(self, folder: RunFolder, store: StoreConfig, training: Training) -> None:
         self._folder, self._store, self._training = folder, store, training
-        self._written_at = time.monotonic()
+        self._began_at = self._written_at = time.monotonic()
         self._written_step = training.done
         self._cost_seconds = _state_bytes(training.parameters) / EXPECTED_BYTES_PER_SECOND
 
@@ -37,6 +38,18 @@ class StateKeeper:
         """Write the state if it is time for it."""
         if self._is_due():
             self.save(metrics)
+
+    def at_end(self, metrics: Sequence[Mapping[str, Any]]) -> None:
+        """Write the last state, for runs that go on with more steps; not if it costs too much."""
+        seconds = time.monotonic() - self._began_at
+        if self._store.state_every or self._cost_seconds <= max(CHEAP_SECONDS, SHARE * seconds):
+            self.save(metrics)
+        elif self._store.keep_states:
+            log.info(
+                "Personalize: no state of the last step was written, since that would take about "
+                "%.0f s; more steps go on from an earlier one. state_every writes it in any case.",
+                self._cost_seconds,
+            )
 
     def save(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the state now, unless it is on disk already or none is wanted."""

@@ -244,7 +244,7 @@ def _steps(
         except BaseException:  # Cancel, which is none of Exception's children
             keeper.save(metrics)
             raise
-    keeper.save(metrics)
+    keeper.at_end(metrics)
     return training.best, metrics
 
 

@@ -1,0 +1,116 @@
+"""When states are written: seldom enough to cost little, often enough to lose little."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests import tiny
+from trainers import keeper
+from trainers.checkpoint import RunFolder
+from trainers.errors import SaveError
+from trainers.keeper import LEAST_SECONDS, SHARE, StateKeeper
+from trainers.loop import Training
+
+
+class Clock:
+    """Time that goes on when it is told to, and while states are written."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+class Folder(RunFolder):
+    """Notes at which steps states are written, and takes its time for each."""
+
+    def __init__(self, path: Path, clock: Clock, seconds: float) -> None:
+        super().__init__(path, "0" * 64)
+        vars(self).update(steps=[], clock=clock, seconds=seconds)
+
+    def write_state(self, state: Any, metrics: Any, keep: int) -> None:
+        vars(self)["clock"].now += vars(self)["seconds"]
+        vars(self)["steps"].append(state["step"])
+
+
+def written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_a_step: float,
+    seconds_a_state: float,
+    steps: int = 200,
+    **store: Any,
+) -> tuple[list[int], float]:
+    """The steps that were written, and the time of the whole run."""
+    clock = Clock()
+    monkeypatch.setattr(keeper, "time", clock)
+    config = tiny.run_config(steps=steps, **store)
+    training = Training(tiny.job(config))
+    folder = Folder(tmp_path, clock, seconds_a_state)
+    at_work = StateKeeper(folder, config.store, training)
+    for step in range(1, steps + 1):
+        training.done = step
+        clock.now += seconds_a_step
+        at_work.after_step([])
+    at_work.at_end([])
+    return vars(folder)["steps"], clock.now
+
+
+@pytest.mark.parametrize("seconds_a_state", [0.0, 0.1, 3.0, 60.0])
+@pytest.mark.parametrize("seconds_a_step", [0.05, 1.0, 10.0])
+def test_states_cost_at_most_a_hundredth_and_one(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    seconds_a_step: float,
+    seconds_a_state: float,
+) -> None:
+    steps, whole = written(tmp_path, monkeypatch, seconds_a_step, seconds_a_state)
+    first = seconds_a_state  # the first one's cost is a guess, the others' are measured
+    assert len(steps) * seconds_a_state <= 2 * SHARE * whole + first
+
+
+def test_cheap_states_come_every_half_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, _ = written(tmp_path, monkeypatch, 1.0, 0.0)
+    gaps = [b - a for a, b in zip(steps, steps[1:], strict=False)]
+    assert set(gaps[:-1]) == {int(LEAST_SECONDS)}
+    assert steps[-1] == 200
+
+
+def test_costly_last_state_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps, _ = written(tmp_path, monkeypatch, 1.0, 10.0)
+    assert steps == [30]
+
+
+def test_asked_for_steps_are_written_and_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, _ = written(tmp_path, monkeypatch, 1.0, 10.0, state_every=60)
+    assert steps == [60, 120, 180, 200]
+
+
+def test_none_are_written_where_none_are_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert written(tmp_path, monkeypatch, 10.0, 0.0, keep_states=0)[0] == []
+
+
+def test_state_that_cannot_be_written_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(*args: Any) -> None:
+        raise SaveError("the disk is full")
+
+    monkeypatch.setattr(RunFolder, "write_state", full)
+    config = tiny.run_config(state_every=1)
+    training = Training(tiny.job(config))
+    at_work = StateKeeper(RunFolder(tmp_path, "0" * 64), config.store, training)
+    training.step()
+    at_work.after_step([])
+    assert "the training goes on" in caplog.text
+    assert "the disk is full" in caplog.text
