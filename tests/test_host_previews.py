@@ -15,9 +15,9 @@ from tests.test_host_store import METHODS, run_folders, training
 PROMPT = "a photo of sks dog"
 
 
-def recorder() -> Graph:
+def recorder(no_memory: bool = False) -> Graph:
     graph = Graph()
-    graph.add("ProbePreviewed")
+    graph.add("ProbePreviewed", no_memory=no_memory)
     return graph
 
 
@@ -62,3 +62,15 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
     plain, sockets = training(host, method, **settings, if_run_exists="start anew")
     host.run(plain)
     tiny.assert_equal(with_them, load_file(run / "result-00000004.safetensors"))
+
+
+def test_preview_without_memory_is_skipped_and_told(host: Host) -> None:
+    host.run(recorder(no_memory=True))
+    before = run_folders(host)
+    graph, _ = with_previews(host, "lora", seed=61, steps=4)
+    host.run(graph)
+    (run,) = run_folders(host) - before
+    assert not list(run.glob("previews/*"))
+    assert (run / "result-00000004.safetensors").exists()
+    assert "too little memory for the preview of step 2" in host.log()
+    host.run(recorder())

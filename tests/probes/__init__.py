@@ -209,18 +209,23 @@ class Same(io.ComfyNode):
 
 
 class Previewed(io.ComfyNode):
-    """From now on, the latents of all previews are kept in output/previewed.safetensors."""
+    """From now on, the latents of all previews are kept in output/previewed.safetensors.
+
+    With `no_memory` there is none for any preview.
+    """
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return probe("ProbePreviewed")
+        return probe("ProbePreviewed", io.Boolean.Input("no_memory", default=False))
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, no_memory: bool) -> io.NodeOutput:
         previews, kept = pack("nodes.host.previews"), {}
         sample = pack("nodes.host.sampling").sample
 
         def recording(*args: Any) -> torch.Tensor:
+            if no_memory:
+                raise torch.OutOfMemoryError("none left")
             latents = sample(*args)
             kept[f"{len(kept):04}"] = latents.contiguous()
             path = pathlib.Path(folder_paths.get_output_directory()) / "previewed.safetensors"
