@@ -45,7 +45,7 @@ PINS = (
 )
 TOOLS = [
     *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0"),
-    *("bitsandbytes==0.50.2", "prodigyopt==1.1.2"),  # optional optimizers
+    *("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboardX==2.6.5"),  # optional in the pack
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
 # Only its module that turns a saved graph into a prompt is used, so without its dependencies.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from .settings import check, setting
 
+NOTHING, TENSORBOARD = LOGS = ("nothing", "tensorboard")
 USE, CONTINUE, ANEW = IF_RUN_EXISTS = ("use it", "continue if stopped", "start anew")
 
 
@@ -42,6 +43,12 @@ class StoreConfig:
         "deleted.",
         min=0.0, max=100_000.0, step=1.0,
     )  # fmt: skip
+    log_with: str = setting(
+        NOTHING,
+        "Also writes loss, learning rate and gradient length for TensorBoard, into the folder of "
+        "the run; needs the package tensorboard.",
+        choices=LOGS,
+    )
 
     def __post_init__(self) -> None:
         check(self)

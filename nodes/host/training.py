@@ -32,6 +32,7 @@ from ...trainers.precision import DTYPES, compute_dtype
 from ...trainers.preview_settings import PreviewConfig
 from ...trainers.store_settings import ANEW, USE
 from ...trainers.tokens import has_token
+from ...trainers.trackers import check_tracker, tracker
 from ...trainers.validation import held_out_places, split
 from . import bridge
 from .apply import changed_weights, trained_modules, weights_bytes
@@ -114,6 +115,7 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
     family = bridge.family_of(sockets.model)
     bridge.check_clip(sockets.clip, family)
     _check_prior(sockets, config)
+    check_tracker(config.store.log_with)
     with torch.inference_mode(False):
         run = _run(sockets, config, family, Reporter(node_id))
         if kept := _kept(run):
@@ -233,17 +235,19 @@ def _steps(
         training.load_state(state)
         log.info("Personalize: '%s' goes on from step %d.", run.folder.path.name, training.done)
     keeper = StateKeeper(run.folder, run.config.store, training)
-    while not training.has_ended and not BUTTON.pressed:
-        progress = training.step()
-        metrics.append(progress.as_row())
-        try:
-            run.reporter.step(progress)
-            keeper.after_step(metrics)
-            if previews is not None:
-                previews.after_step(job, progress, run.reporter.bar)
-        except BaseException:  # Cancel, which is none of Exception's children
-            keeper.save(metrics)
-            raise
+    with tracker(run.config.store.log_with, run.folder.path) as log_row:
+        while not training.has_ended and not BUTTON.pressed:
+            progress = training.step()
+            metrics.append(progress.as_row())
+            log_row(metrics[-1])
+            try:
+                run.reporter.step(progress)
+                keeper.after_step(metrics)
+                if previews is not None:
+                    previews.after_step(job, progress, run.reporter.bar)
+            except BaseException:  # Cancel, which is none of Exception's children
+                keeper.save(metrics)
+                raise
     keeper.at_end(metrics)
     return training.best, metrics
 
