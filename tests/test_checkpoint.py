@@ -140,7 +140,7 @@ def test_result_comes_back_as_it_was(tmp_path: Path) -> None:
     found = folder.result(3)
     assert found is not None
     tiny.assert_equal(found.tensors, TENSORS)
-    assert found.metadata["trigger"] == "sks"
+    assert found.metadata == {"trigger": "sks"}
     assert found.metrics == metrics(3)
     tiny.assert_equal(found.tokens["<sks>"], {"clip_l": torch.ones(2, 4)})
 

@@ -101,6 +101,7 @@ def test_killed_runs_end_as_if_nothing_had_happened(
 
 
 def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
+    before = run_folders(host)
     graph, sockets = training(host, seed=50)
 
     def see(event: Event) -> None:
@@ -110,6 +111,8 @@ def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
     with pytest.raises(HostError) as failed:
         host.follow(graph, see)
     assert failed.value.kind == "interrupted"
+    (run,) = run_folders(host) - before
+    assert facts(run)["status"] == "interrupted"
     assert follow(host, graph, sockets[0][0])[0] >= 5
 
 

@@ -196,7 +196,7 @@ class RunFolder:
         try:
             with safetensors.safe_open(path, "pt") as file:
                 metadata = file.metadata() or {}
-            if metadata.get(MEANT_BY) != self.fingerprint:
+            if metadata.pop(MEANT_BY, None) != self.fingerprint:
                 return None
             tokens_path = self._tokens_path(steps)
             tokens = load_file(tokens_path) if tokens_path.exists() else {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import logging
@@ -125,8 +126,14 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
         with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
             if kept := _kept(run):
                 return kept
-            with training_session(), BUTTON.watching(node_id, run.folder.path.name):
-                return _train(run)
+            try:
+                with training_session(), BUTTON.watching(node_id, run.folder.path.name):
+                    return _train(run)
+            except BaseException:
+                with contextlib.suppress(SaveError):
+                    stopped = run.folder.stopped()
+                    run.folder.describe(run.facts, status="interrupted", stopped=stopped)
+                raise
 
 
 def _run(sockets: Sockets, config: RunConfig, family: Family, reporter: Reporter) -> Run:
@@ -229,14 +236,10 @@ def _steps(
 ) -> tuple[Best | None, list[dict[str, Any]]]:
     """Train to the end, or until Stop and keep: the best step, and what happened at each."""
     training = Training(job)
-    metrics: list[dict[str, Any]] = []
-    if found := run.folder.state(at_most=training.total):
-        state, metrics = found
-        training.load_state(state)
-        log.info("Personalize: '%s' goes on from step %d.", run.folder.path.name, training.done)
+    metrics = _go_on(run, training)
     keeper = StateKeeper(run.folder, run.config.store, training)
     with tracker(run.config.store.log_with, run.folder.path) as log_row:
-        while not training.has_ended and not BUTTON.pressed:
+        while not training.has_ended and not (metrics and BUTTON.pressed):
             progress = training.step()
             metrics.append(progress.as_row())
             log_row(metrics[-1])
@@ -250,6 +253,17 @@ def _steps(
                 raise
     keeper.at_end(metrics)
     return training.best, metrics
+
+
+def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
+    """Put `training` where an earlier one was interrupted; what happened until then."""
+    found = run.folder.state(at_most=training.total)
+    if found is None:
+        return []
+    state, metrics = found
+    training.load_state(state)
+    log.info("Personalize: '%s' goes on from step %d.", run.folder.path.name, training.done)
+    return metrics
 
 
 def _result(
