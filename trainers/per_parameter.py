@@ -82,12 +82,13 @@ class PerParameter(torch.optim.Optimizer):
         if leaf is parameter:
             inner.step()
         else:
-            assert parameter.grad is not None
-            leaf.data, leaf.grad = _widened(parameter), _widened(parameter.grad)
+            # Nothing is held longer than it is used: for the largest kernel each is 0.1 GB.
+            leaf.data, leaf.grad = _widened(parameter), _taken_gradient(parameter)
             inner.step()
+            leaf.grad = None
             generator = self._generator(index, parameter.device)
             parameter.copy_(round_stochastically(leaf.data, generator).view_as(parameter))
-            leaf.data, leaf.grad = _nothing(leaf), None
+            leaf.data = _nothing(leaf)
         parameter.grad = None
 
     def take_norm(self) -> Tensor:
@@ -152,6 +153,14 @@ def _widened(tensor: Tensor) -> Tensor:
     """
     wide = tensor.detach().float()
     return wide.flatten(1) if wide.ndim > 2 else wide
+
+
+def _taken_gradient(parameter: nn.Parameter) -> Tensor:
+    """The gradient, widened; the parameter has none any more."""
+    assert parameter.grad is not None
+    wide = _widened(parameter.grad)
+    parameter.grad = None
+    return wide
 
 
 def _nothing(parameter: Tensor) -> Tensor:
