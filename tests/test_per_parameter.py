@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from trainers import per_parameter
 from trainers.config import TrainingConfig
 from trainers.optim import clip_gradients, make_optimizer, make_schedule
 from trainers.per_parameter import PerParameter, round_stochastically
@@ -110,8 +111,8 @@ def test_fused_clips_each_tensor_and_reports_the_length_of_all() -> None:
     seen: list[Tensor] = []
     optimizer = made(parameters, fused=True, max_grad_norm=0.5)
     assert isinstance(optimizer, PerParameter)
-    for _, inner in optimizer._inner.values():
-        inner.register_step_pre_hook(
+    for piece in optimizer._all_pieces():
+        piece.optimizer.register_step_pre_hook(
             lambda inner, *_: seen.append(inner.param_groups[0]["params"][0].grad.clone())
         )
     lengths = torch.stack([2 * p.detach().norm() for p in parameters])
@@ -189,7 +190,35 @@ def test_factored_state_of_a_bf16_kernel_is_small() -> None:
     assert isinstance(optimizer, PerParameter)
     weight.grad = torch.randn(weight.shape, generator=generator(1)).bfloat16()
     optimizer.step()
-    (state,) = optimizer._inner[weight][1].state.values()
+    ((_, _, inner),) = optimizer._pieces[weight]
+    (state,) = inner.state.values()
     numbers = sum(value.numel() for value in state.values() if isinstance(value, Tensor))
     assert numbers <= 32 + 48 * 9 + 1
     assert weight.shape == (32, 48, 3, 3)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "lion"])
+def test_pieces_of_a_bf16_parameter_learn_as_the_whole(
+    optimizer: str, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With updates as large as bf16's steps the rounding, which differs, hardly counts."""
+    if optimizer != "adamw":
+        pytest.importorskip("bitsandbytes")
+
+    def learned(piece: int) -> Tensor:
+        monkeypatch.setattr(per_parameter, "PIECE", piece)
+        weight = nn.Parameter(torch.ones(7, 3000).bfloat16())
+        groups = [{"name": "a", "params": [weight], "lr": 0.05}]
+        made_optimizer = make_optimizer(groups, TrainingConfig(optimizer=optimizer), fused)
+        assert isinstance(made_optimizer, PerParameter)
+        assert len(made_optimizer._pieces[weight]) == -(-21000 // piece)
+        for step in range(3):
+            (weight * torch.randn(7, 3000, generator=generator(step))).sum().backward()
+            made_optimizer.step()
+        return weight.detach().float()
+
+    whole, pieces = learned(21000), learned(256 * 17)
+    step = 2.0 ** (1 - BF16_BITS)  # of numbers above 1
+    assert (whole - pieces).abs().max() <= 3 * step
+    assert (whole - pieces).mean().abs() < 1e-4

@@ -14,6 +14,7 @@ from .config import TrainingConfig
 from .errors import UnavailableError
 from .per_parameter import PerParameter
 
+ELEMENTWISE = ("adamw", "adamw_8bit", "lion")  # Adafactor looks at rows and columns
 ParamGroups = list[dict[str, Any]]
 
 
@@ -35,7 +36,10 @@ def make_optimizer(
     if not (fused_backward or narrow):
         return make(groups)
     max_norm = config.max_grad_norm or math.inf
-    return PerParameter(groups, make, config.seed, fused=fused_backward, max_norm=max_norm)
+    elementwise = config.optimizer in ELEMENTWISE
+    return PerParameter(
+        groups, make, config.seed, fused=fused_backward, max_norm=max_norm, elementwise=elementwise
+    )
 
 
 def clip_gradients(

@@ -13,20 +13,34 @@ Any optimizer that treats parameters apart from each other can be inside.
 
 from __future__ import annotations
 
+import itertools
 import math
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .noise import generator_for
 
+# Numbers that are widened at once; 8-bit optimizers share a scale between 256 of them.
+PIECE = 256 * 8192
 LOW_BITS = 16  # of fp32, those that bf16 does not have
 
 # (one group with one parameter) -> its optimizer
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+
+
+class _Piece(NamedTuple):
+    """A parameter, or a span of one as a row of numbers, and what updates it.
+
+    Its number is a part of the seed of its rounding.
+    """
+
+    number: int
+    span: slice | None
+    optimizer: torch.optim.Optimizer
 
 
 class PerParameter(torch.optim.Optimizer):
@@ -38,6 +52,8 @@ class PerParameter(torch.optim.Optimizer):
         seed: of the rounding.
         fused: update in the backward pass; `step` then only counts.
         max_norm: if fused, the longest gradient of each tensor.
+        elementwise: the inner optimizer treats numbers apart from each other too, so that a large
+            bf16 parameter can be widened and updated piece by piece.
     """
 
     def __init__(
@@ -48,16 +64,20 @@ class PerParameter(torch.optim.Optimizer):
         *,
         fused: bool = False,
         max_norm: float = math.inf,
+        elementwise: bool = False,
     ) -> None:
         super().__init__(groups, {})
         self.fused = fused
         self._seed, self._max_norm = seed, max_norm
         self._num_steps = 0
         self._squared_norms: list[Tensor] = []
-        self._inner: dict[nn.Parameter, tuple[int, torch.optim.Optimizer]] = {}
-        for index, (group, parameter) in enumerate(self._parameters()):
-            own = {**group, "params": [_leaf(parameter)]}
-            self._inner[parameter] = (index, make_inner([own]))
+        self._pieces: dict[nn.Parameter, list[_Piece]] = {}
+        numbers = itertools.count()
+        for group, parameter in self._parameters():
+            self._pieces[parameter] = [
+                _Piece(next(numbers), span, make_inner([{**group, "params": [_leaf(parameter)]}]))
+                for span in _spans(parameter, elementwise)
+            ]
             if fused:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     _hook(self, group)
@@ -74,22 +94,28 @@ class PerParameter(torch.optim.Optimizer):
     @torch.no_grad()
     def update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
         """Update one parameter by its gradient and drop the gradient."""
-        index, inner = self._inner[parameter]
-        inner.param_groups[0]["lr"] = group["lr"]
         if self.fused:
             self._clip(parameter)
-        (leaf,) = inner.param_groups[0]["params"]
-        if leaf is parameter:
-            inner.step()
-        else:
-            # Nothing is held longer than it is used: for the largest kernel each is 0.1 GB.
-            leaf.data, leaf.grad = _widened(parameter), _taken_gradient(parameter)
+        gradient, parameter.grad = parameter.grad, None
+        assert gradient is not None
+        for number, span, inner in self._pieces[parameter]:
+            inner.param_groups[0]["lr"] = group["lr"]
+            (leaf,) = inner.param_groups[0]["params"]
+            if leaf is parameter:
+                leaf.grad = gradient
+                inner.step()
+                leaf.grad = None
+                continue
+            part: Tensor = parameter
+            its_gradient = gradient
+            if span is not None:
+                part, its_gradient = parameter.view(-1)[span], gradient.reshape(-1)[span]
+            leaf.data, leaf.grad = _widened(part), _widened(its_gradient)
             inner.step()
             leaf.grad = None
-            generator = self._generator(index, parameter.device)
-            parameter.copy_(round_stochastically(leaf.data, generator).view_as(parameter))
+            rounded = round_stochastically(leaf.data, self._generator(number, part.device))
+            part.copy_(rounded.view_as(part))
             leaf.data = _nothing(leaf)
-        parameter.grad = None
 
     def take_norm(self) -> Tensor:
         """Length of all gradients since the last call, before they were shortened. Scalar fp32."""
@@ -101,7 +127,7 @@ class PerParameter(torch.optim.Optimizer):
         return {
             "num_steps": self._num_steps,
             "rates": [group["lr"] for group in self.param_groups],
-            "inner": [inner.state_dict() for _, inner in self._inner.values()],
+            "inner": [piece.optimizer.state_dict() for piece in self._all_pieces()],
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -109,8 +135,11 @@ class PerParameter(torch.optim.Optimizer):
         self._num_steps = state["num_steps"]
         for group, rate in zip(self.param_groups, state["rates"], strict=True):
             group["lr"] = rate
-        for (_, inner), stored in zip(self._inner.values(), state["inner"], strict=True):
-            inner.load_state_dict(stored)
+        for piece, stored in zip(self._all_pieces(), state["inner"], strict=True):
+            piece.optimizer.load_state_dict(stored)
+
+    def _all_pieces(self) -> Iterator[_Piece]:
+        return itertools.chain.from_iterable(self._pieces.values())
 
     def _parameters(self) -> Iterator[tuple[dict[str, Any], nn.Parameter]]:
         return ((group, parameter) for group in self.param_groups for parameter in group["params"])
@@ -123,9 +152,9 @@ class PerParameter(torch.optim.Optimizer):
         if math.isfinite(self._max_norm):
             gradient.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1.0))
 
-    def _generator(self, index: int, device: torch.device) -> torch.Generator:
+    def _generator(self, number: int, device: torch.device) -> torch.Generator:
         # On the parameter's device: drawing a number a weight on the CPU would take seconds.
-        seed = generator_for(self._seed, "rounding", self._num_steps, index).initial_seed()
+        seed = generator_for(self._seed, "rounding", self._num_steps, number).initial_seed()
         return torch.Generator(device).manual_seed(seed)
 
 
@@ -141,6 +170,15 @@ def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
     return bits.view(torch.float32).bfloat16()
 
 
+def _spans(parameter: nn.Parameter, elementwise: bool) -> list[slice | None]:
+    """The pieces in which a parameter is updated; None is all of it."""
+    numel = parameter.numel()
+    whole = parameter.dtype == torch.float32 or numel <= PIECE or not parameter.is_contiguous()
+    if whole or not elementwise:
+        return [None]
+    return [slice(start, start + PIECE) for start in range(0, numel, PIECE)]
+
+
 def _leaf(parameter: nn.Parameter) -> nn.Parameter:
     """What the inner optimizer sees: the parameter, or a place for its fp32 copy."""
     return parameter if parameter.dtype == torch.float32 else nn.Parameter(_nothing(parameter))
@@ -153,14 +191,6 @@ def _widened(tensor: Tensor) -> Tensor:
     """
     wide = tensor.detach().float()
     return wide.flatten(1) if wide.ndim > 2 else wide
-
-
-def _taken_gradient(parameter: nn.Parameter) -> Tensor:
-    """The gradient, widened; the parameter has none any more."""
-    assert parameter.grad is not None
-    wide = _widened(parameter.grad)
-    parameter.grad = None
-    return wide
 
 
 def _nothing(parameter: Tensor) -> Tensor:
