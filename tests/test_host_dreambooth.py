@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors
+import safetensors.torch
 import torch
 
 from tests.graphs import Graph, Link
@@ -171,4 +171,17 @@ def test_clip_that_is_not_wired_is_named(host: Host) -> None:
     trainer = next(n for n in graph.values() if n["class_type"] == "PersonalizeTrainDreamBooth")
     del trainer["inputs"]["clip"]
     with pytest.raises(HostError, match="clip"):
+        host.run(graph)
+
+
+def test_checkpoint_without_a_text_encoder_is_named(
+    host: Host, checkpoint_files: dict[str, Path]
+) -> None:
+    weights = safetensors.torch.load_file(checkpoint_files["thin_sd15_fp16.safetensors"])
+    without = {k: w for k, w in weights.items() if not k.startswith("cond_stage_model")}
+    bare = host.base / "models" / "checkpoints" / "no_clip.safetensors"
+    safetensors.torch.save_file(without, bare)
+    graph = Graph()
+    graph.dreambooth(*graph.load(bare.name), graph.dataset(pictures(host)), **TEXT_ENCODER)
+    with pytest.raises(HostError, match="Input 'clip' is empty"):
         host.run(graph)
