@@ -98,9 +98,10 @@ def report(samples: dict[str, Sample]) -> list[Limit]:
     print("\n                           s/step  peak GB")
     for title, (seconds, peak_gb) in figures.items():
         print(f"{title:25} {seconds:8.2f} {peak_gb:8.1f}")
-    (ours, _), (half, half_gb), (bare, bare_gb) = figures.values()
+    (ours, our_gb), (half, half_gb), (bare, bare_gb) = figures.values()
     return [
         Limit("time, bare loop / Train Textual Inversion", bare / ours, False, FASTER),
+        Limit("peak memory, Train Textual Inversion / bare loop", our_gb / bare_gb, True, SMALLER),
         Limit("time, bare loop / --fp16-unet", bare / half, False, FASTER),
         Limit("peak memory, --fp16-unet / bare loop", half_gb / bare_gb, True, SMALLER),
     ]

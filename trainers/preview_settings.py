@@ -23,7 +23,7 @@ class PreviewConfig:
         advanced=False,
     )
     every_steps: int = setting(
-        100, "Steps between two previews. The last step has one in any case.",
+        100, "Steps between two previews. The last step has one too, if the run gets there.",
         min=1, max=1_000_000, advanced=False,
     )  # fmt: skip
     width: int = setting(

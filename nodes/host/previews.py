@@ -87,21 +87,25 @@ class Previews:
         facts.add_text("step", str(step))
         facts.add_text("seed", str(self._config.seed))
         try:
-            with whole_file(self._folder / f"step_{step:08}_{number}.png") as file:
+            with whole_file(_file(self._folder, step, number)) as file:
                 picture.save(file, "PNG", pnginfo=facts)
         except SaveError as error:
             log.warning("Personalize: the preview of step %d was not kept. %s", step, error)
 
 
-def preview_steps(folder: Path) -> list[int]:
-    """The steps that have previews."""
-    return sorted({int(file.stem.split("_")[1]) for file in folder.glob("step_*.png")})
+def _file(folder: Path, step: int, row: int) -> Path:
+    return folder / f"step_{step:08}_{row}.png"
 
 
-def film_strip(folder: Path, config: PreviewConfig) -> Image.Image | None:
-    """All previews of a run, a column for each step, a row for each prompt; None without any."""
-    files = {file.stem: file for file in sorted(folder.glob("step_*.png"))}
-    steps = list(dict.fromkeys(stem.split("_")[1] for stem in files))
+def preview_steps(folder: Path, last: int) -> list[int]:
+    """The steps up to `last` that have previews; a longer run may have left later ones."""
+    steps = {int(file.stem.split("_")[1]) for file in folder.glob("step_*.png")}
+    return sorted(step for step in steps if step <= last)
+
+
+def film_strip(folder: Path, config: PreviewConfig, last: int) -> Image.Image | None:
+    """All previews up to step `last`, a column for each step, a row for each prompt; or None."""
+    steps = preview_steps(folder, last)
     if not steps:
         return None
     height_px = round(STRIP_PX * config.height / config.width)
@@ -111,9 +115,9 @@ def film_strip(folder: Path, config: PreviewConfig) -> Image.Image | None:
     draw = ImageDraw.Draw(strip)
     for column, step in enumerate(steps):
         left = STRIP_PX * column
-        draw.text((left + 4, 2), f"step {int(step)}", fill="black")
+        draw.text((left + 4, 2), f"step {step}", fill="black")
         for row in range(len(config.lines)):
-            if file := files.get(f"step_{step}_{row}"):
+            if (file := _file(folder, step, row)).exists():
                 with Image.open(file) as picture:
                     small = picture.convert("RGB").resize((STRIP_PX, height_px))
                 strip.paste(small, (left, LABEL_PX + height_px * row))

@@ -8,7 +8,7 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,7 +84,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Run:
-    """One training as it was asked for, and where it is kept."""
+    """One training as it was asked for, and where it is kept.
+
+    Attributes:
+        sockets: without class images where they have no weight.
+    """
 
     sockets: Sockets
     config: RunConfig
@@ -94,14 +98,10 @@ class Run:
     reporter: Reporter
 
     @property
-    def class_dataset(self) -> Dataset | None:
-        """The class images, unless they have no weight."""
-        return self.sockets.class_dataset if self.config.objective.prior_weight else None
-
-    @property
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
-        datasets = [self.sockets.dataset, *([self.class_dataset] if self.class_dataset else [])]
+        classes = self.sockets.class_dataset
+        datasets = [self.sockets.dataset, *([classes] if classes is not None else [])]
         captions = [picture.caption for dataset in datasets for picture in dataset.pictures]
         return [*captions, self.config.objective.class_prompt]
 
@@ -129,7 +129,7 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
             try:
                 with training_session(), BUTTON.watching(node_id, run.folder.path.name):
                     return _train(run)
-            except BaseException:
+            except BaseException:  # Cancel, which is none of Exception's children
                 with contextlib.suppress(SaveError):
                     stopped = run.folder.stopped()
                     run.folder.describe(run.facts, status="interrupted", stopped=stopped)
@@ -138,7 +138,8 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
 
 def _run(sockets: Sockets, config: RunConfig, family: Family, reporter: Reporter) -> Run:
     reporter.status("comparing with earlier runs")
-    class_dataset = sockets.class_dataset if config.objective.prior_weight else None
+    if not config.objective.prior_weight:
+        sockets = dataclasses.replace(sockets, class_dataset=None)
     place = device()
     base = {
         "model": model_fingerprint(sockets.model),
@@ -147,7 +148,7 @@ def _run(sockets: Sockets, config: RunConfig, family: Family, reporter: Reporter
         "computes_in": f"{compute_dtype(config.training.precision, place)} on {place.type}",
         **{f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)},
     }
-    facts = run_facts(config, family.name, base, sockets.dataset, class_dataset)
+    facts = run_facts(config, family.name, base, sockets.dataset, sockets.class_dataset)
     folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
     return Run(sockets, config, family, facts, folder, reporter)
 
@@ -169,18 +170,19 @@ def _kept(run: Run) -> Outcome | None:
 def _outcome(run: Run, result: Result) -> Outcome:
     needed = _learned_tokens(run, result.tokens)
     learned = Adapter(result.tensors, result.metadata, needed)
-    strip = film_strip(run.folder.previews, run.sockets.preview) if run.sockets.preview else None
-    return Outcome(learned, _loss_map(run.folder, result.metrics), run.folder.path, strip)
+    preview, folder = run.sockets.preview, run.folder
+    strip = film_strip(folder.previews, preview, result.steps) if preview else None
+    return Outcome(learned, _loss_map(folder, result), folder.path, strip)
 
 
-def _loss_map(folder: RunFolder, metrics: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
     return {
-        "loss": [row["loss"] for row in metrics],
+        "loss": [row["loss"] for row in result.metrics],
         "validation": [
-            (row["step"], row["validation"]) for row in metrics if row.get("validation") is not None
+            (row["step"], row["validation"]) for row in result.metrics if "validation" in row
         ],
-        "previews": preview_steps(folder.previews),
-        "states": folder.state_steps,
+        "previews": preview_steps(folder.previews, result.steps),
+        "states": [step for step in folder.state_steps if step <= result.steps],
     }
 
 
@@ -221,9 +223,9 @@ def _job(run: Run) -> Job:
         len(sockets.dataset), run.config.validation.held_out, run.config.training.seed
     )
     examples, held_out = split(all_examples, away)
-    if run.class_dataset is not None:
+    if sockets.class_dataset is not None:
         examples = examples.with_class_images(
-            encode_pictures(run.class_dataset, encode, family, reporter.pictures)
+            encode_pictures(sockets.class_dataset, encode, family, reporter.pictures)
         )
     make_room()  # the VAE has done its part
     reporter.status("preparing the model")
