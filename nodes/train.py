@@ -33,6 +33,17 @@ def _class_dataset() -> io.Input:
     )
 
 
+def _validation_dataset() -> io.Input:
+    return PersonalizeDataset.Input(
+        "validation_dataset",
+        optional=True,
+        tooltip=(
+            "Pictures that are never trained but watched, instead of a share of dataset "
+            "(held_out). From a Training Images node, at the same resolution."
+        ),
+    )
+
+
 def _preview() -> io.Input:
     return PersonalizePreview.Input(
         "preview", optional=True, tooltip="From Preview Settings: pictures while it trains."
@@ -83,6 +94,7 @@ class TrainLora(io.ComfyNode):
                 *_sockets_in(),
                 *settings_inputs("lora", first),
                 _class_dataset(),
+                _validation_dataset(),
                 _preview(),
             ],
             outputs=[
@@ -104,6 +116,7 @@ class TrainLora(io.ComfyNode):
         vae: Any,
         dataset: Any,
         class_dataset: Any = None,
+        validation_dataset: Any = None,
         preview: Any = None,
         **values: Any,
     ) -> io.NodeOutput:
@@ -112,7 +125,7 @@ class TrainLora(io.ComfyNode):
         from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, class_dataset, preview)
+        sockets = Sockets(model, clip, vae, dataset, class_dataset, validation_dataset, preview)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
         if config.own.train_token:
             clip = with_embeddings(clip, outcome.learned.needs)
@@ -149,6 +162,7 @@ class TrainDreamBooth(io.ComfyNode):
                 _preset(),
                 *settings_inputs("dreambooth", first),
                 _class_dataset(),
+                _validation_dataset(),
                 _preview(),
             ],
             outputs=[
@@ -169,6 +183,7 @@ class TrainDreamBooth(io.ComfyNode):
         vae: Any,
         dataset: Any,
         class_dataset: Any = None,
+        validation_dataset: Any = None,
         preview: Any = None,
         preset: str = CUSTOM,  # fills the widgets in the editor; a run takes the widgets
         **values: Any,
@@ -178,7 +193,7 @@ class TrainDreamBooth(io.ComfyNode):
         from .host.embeddings import with_embeddings
         from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, class_dataset, preview)
+        sockets = Sockets(model, clip, vae, dataset, class_dataset, validation_dataset, preview)
         outcome = run_training(sockets, config, cls.hidden.unique_id)
         if config.own.train_token:
             clip = with_embeddings(clip, outcome.learned.needs)
@@ -227,6 +242,7 @@ class TrainTextualInversion(io.ComfyNode):
             inputs=[
                 *_sockets_in(),
                 *settings_inputs("textual_inversion", first, without),
+                _validation_dataset(),
                 _preview(),
             ],
             outputs=[
@@ -244,13 +260,22 @@ class TrainTextualInversion(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, dataset: Any, preview: Any = None, **values: Any
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        dataset: Any,
+        validation_dataset: Any = None,
+        preview: Any = None,
+        **values: Any,
     ) -> io.NodeOutput:
         config = run_config("textual_inversion", values)
         from .host.embeddings import embedding_of, with_embedding
         from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, preview=preview)
+        sockets = Sockets(
+            model, clip, vae, dataset, validation_dataset=validation_dataset, preview=preview
+        )
         outcome = run_training(sockets, config, cls.hidden.unique_id)
         embedding = embedding_of(outcome.learned, config.own.token, clip)
         return io.NodeOutput(

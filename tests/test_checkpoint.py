@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import json
 import os
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
@@ -26,6 +29,7 @@ from trainers.checkpoint import (
 )
 from trainers.errors import SaveError
 
+NOBODY = 65534  # the user id that owns nothing
 BASE = {"model": "0f0f", "clip": "1e1e"}
 TENSORS = {"a.lora_up.weight": torch.arange(6.0).reshape(2, 3), "a.alpha": torch.tensor(4.0)}
 
@@ -302,6 +306,48 @@ def test_parent_that_is_a_file_is_said(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="was not saved"), folder.locked(lambda: None):
         pass
     assert (tmp_path / "runs").read_text() == "not a folder"
+
+
+@contextmanager
+def without_privileges() -> Iterator[None]:
+    """Root may write anywhere; whoever else runs this is kept out as it is."""
+    is_root = os.geteuid() == 0
+    if is_root:
+        os.seteuid(NOBODY)
+    try:
+        yield
+    finally:
+        if is_root:
+            os.seteuid(0)
+
+
+def test_read_only_folder_is_told_and_what_it_holds_is_found() -> None:
+    with tempfile.TemporaryDirectory() as made:  # pytest's own folder is closed to others
+        parent = Path(made)
+        folder = folder_of(parent)
+        folder.describe(facts())
+        folder.write_state(state(2), metrics(2), keep=2)
+        folder.write_result(result())
+        inside = [path for path in parent.rglob("*") if path.is_dir()]
+        for path in (parent, *inside):
+            path.chmod(0o555)
+        before = {path: path.stat().st_mtime_ns for path in parent.rglob("*")}
+        with without_privileges():
+            for write in (
+                lambda: folder.describe(facts()),
+                lambda: folder.write_state(state(4), metrics(4), keep=2),
+                lambda: folder.write_result(result(5)),
+                lambda: folder_of(parent, seed=9).locked(lambda: None).__enter__(),
+            ):
+                with pytest.raises(SaveError, match=r"Permission denied\.\nMake its folder"):
+                    write()
+            assert folder.result(3) is not None
+            found = folder.state(9)
+            assert found is not None
+            assert found[0]["step"] == 2
+        assert {path: path.stat().st_mtime_ns for path in parent.rglob("*")} == before
+        for path in (parent, *inside):
+            path.chmod(0o755)
 
 
 # -- several at once ----------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Iterator
@@ -74,6 +75,27 @@ def test_memory_comes_back_over_ten_runs(new_host: Host) -> None:
         time.sleep(1)  # the host collects its garbage between prompts
         memory.append(host.rss_bytes())
     assert memory[9] <= 1.05 * memory[1], " ".join(f"{m / 1e6:.0f}" for m in memory)
+
+
+def test_pictures_of_their_own_are_watched_and_not_trained(host: Host) -> None:
+    folder_of(host, "dog", (80, 72), (72, 80))
+    folder_of(host, "others", (64, 64), (72, 72), (80, 80))
+    runs = []
+    for watched in (False, True):
+        graph = Graph()
+        sockets = [*graph.load(), graph.dataset("dog")]
+        extra: dict[str, Any] = {}
+        if watched:
+            extra = {"validation_dataset": graph.dataset("others", prompt="a cat")}
+            extra |= {"validate_every": 2, "hand_out": "best step"}
+        graph.train(*sockets, seed=70, **extra)
+        before = set((host.base / "output" / "personalize").glob("*"))
+        host.run(graph)
+        (run,) = set((host.base / "output" / "personalize").glob("*")) - before
+        runs.append([json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()])
+    without, with_watched = runs
+    assert [row["step"] for row in with_watched if "validation" in row] == [2, 4]
+    assert [row["loss"] for row in with_watched] == [row["loss"] for row in without]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -17,7 +18,13 @@ from trainers.families import FAMILIES
 from trainers.job import Job, validation_loss
 from trainers.loop import Training, make_job, planned_steps
 from trainers.noise import generator_for
-from trainers.validation import NUM_TIMESTEPS, held_out_places, split
+from trainers.validation import (
+    NUM_TIMESTEPS,
+    check_watched,
+    held_out_places,
+    seen_twice,
+    split,
+)
 
 
 def job(config: RunConfig, watched: bool = True) -> Job:
@@ -170,9 +177,36 @@ def test_patience_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("settings", [{"hand_out": "best step"}, {"patience": 3}])
-def test_settings_without_held_out_pictures_are_refused(settings: dict[str, Any]) -> None:
+def test_settings_that_look_at_pictures_need_some(settings: dict[str, Any]) -> None:
+    asked = config(held_out=0.0, **settings)
     with pytest.raises(SettingsError, match="held_out is 0"):
-        tiny.run_config(**settings)
+        check_watched(asked.validation, has_dataset=False)
+    with pytest.raises(SettingsError, match="held_out is 0"):
+        job(asked, watched=False)
+    check_watched(asked.validation, has_dataset=True)
+    assert finished(job(asked))[0].best is not None
+
+
+def test_a_share_and_a_dataset_are_two_answers() -> None:
+    with pytest.raises(SettingsError, match="held_out is 0.4, but a validation_dataset"):
+        check_watched(config().validation, has_dataset=True)
+
+
+def test_pictures_that_are_trained_and_watched_are_named() -> None:
+    pictures = [torch.full((128, 128, 3), value / 4) for value in range(4)]
+    trained = batch(images=pictures[:3])
+    assert seen_twice(trained, batch(images=pictures[2:])) == ["image 1"]
+    assert seen_twice(trained, batch(images=pictures[3:])) == []
+
+
+def test_a_token_in_watched_captions_alone_is_not_learned() -> None:
+    base, family = tiny.parts(), FAMILIES["sd15"]
+    settings = config("textual_inversion", held_out=0.0, templates="captions only")
+    trained, watched = split(tiny.examples(counts=(3, 2)), frozenset({1, 4}))
+    assert watched is not None
+    watched = dataclasses.replace(watched, captions=("a photo of <sks>",) * 2)
+    with pytest.raises(DatasetError, match="in none of the captions"):
+        make_job(base, family, trained, None, settings, watched)
 
 
 def test_resumed_run_has_the_same_best_step() -> None:

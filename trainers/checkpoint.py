@@ -49,6 +49,7 @@ def run_facts(
     base: Mapping[str, str],
     dataset: Dataset,
     class_dataset: Dataset | None = None,
+    validation_dataset: Dataset | None = None,
 ) -> dict[str, Any]:
     """All that decides a run's result, as run.json stores it.
 
@@ -62,6 +63,7 @@ def run_facts(
         "base_model": dict(base),
         "dataset": _listing(dataset),
         "class_dataset": _listing(class_dataset) if class_dataset else None,
+        "validation_dataset": _listing(validation_dataset) if validation_dataset else None,
         # Patch releases change no numbers; those of torch and peft between them may.
         "made_with": {name: _release(version) for name, version in _versions().items()},
     }

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -83,15 +83,24 @@ class Dataset:
             DatasetError: a file is gone since the dataset was made.
         """
         digest = hashlib.sha256()
-        for picture in self.pictures:
-            try:
-                digest.update(picture.source.digest())
-            except OSError as error:
-                raise self._changed(picture) from error
+        for picture, own in zip(self.pictures, self.digests(), strict=True):
+            digest.update(own)
             digest.update(
                 json.dumps([picture.caption, picture.bucket_px, picture.repeats]).encode()
             )
         return digest.hexdigest()
+
+    def digests(self) -> Iterator[bytes]:
+        """A hash of each picture and its mask.
+
+        Raises:
+            DatasetError: a file is gone since the dataset was made.
+        """
+        for picture in self.pictures:
+            try:
+                yield picture.source.digest()
+            except OSError as error:
+                raise self._changed(picture) from error
 
     def _changed(self, picture: Picture) -> DatasetError:
         return DatasetError(

@@ -189,5 +189,5 @@ def save_error(path: Path, num_bytes: int, error: OSError) -> SaveError:
         )
     return SaveError(
         f"'{path}' was not saved: {error.strerror}.\n"
-        "Make its folder writable, or choose another filename prefix."
+        "Make its folder writable, or let ComfyUI write elsewhere (--output-directory)."
     )

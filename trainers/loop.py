@@ -28,7 +28,7 @@ from .methods import METHODS
 from .optim import clip_gradients, make_optimizer, make_schedule
 from .precision import computes_in, gradient_scaler
 from .prior import teach
-from .validation import held_out_places
+from .validation import check_watched, held_out_places
 from .validation_settings import BEST
 
 
@@ -77,14 +77,21 @@ def make_job(
     config: RunConfig,
     held_out: Examples | None = None,
 ) -> Job:
-    """Let the run's method prepare `parts` for training; see Job."""
+    """Let the run's method prepare `parts` for training; see Job.
+
+    Raises:
+        SettingsError: the run asks for the best step, but no picture is watched.
+    """
+    check_watched(config.validation, held_out is not None and not config.validation.held_out)
     trainable = METHODS[config.method](parts, family, config)
     for module in parts.modules.values():
         module.train()
         if config.training.gradient_checkpointing:
             family.checkpoint(module)
-    watched = held_out.captions if held_out else ()
-    prompts = trainable.prompts([*examples.captions[: examples.num_instances], *watched])
+    instances = examples.captions[: examples.num_instances]
+    prompts = trainable.prompts(instances)  # which must be able to train without those watched
+    if held_out is not None:
+        prompts = trainable.prompts([*instances, *held_out.captions])
     return Job(parts, family, trainable, examples, encoded, config, prompts, held_out)
 
 

@@ -1,8 +1,9 @@
-"""Validation: which pictures are held out, and the noise they are looked at with.
+"""Validation: which pictures are watched, and the noise they are looked at with.
 
-    L_val = mean of the loss over held-out pictures and 8 fixed timesteps, each with its own noise
+    L_val = mean of the loss over watched pictures and 8 fixed timesteps, each with its own noise
 
-The noise is the same at every look, so two looks differ by what was learned between them alone.
+They are a share of the dataset that is held out, or a dataset of their own. The noise is the same
+at every look, so two looks differ by what was learned between them alone.
 """
 
 from __future__ import annotations
@@ -13,10 +14,43 @@ import torch
 from torch import Tensor
 
 from .cache import Examples
+from .data import Dataset
 from .errors import DatasetError
 from .noise import draw_noise, generator_for
+from .settings import raise_problems
+from .validation_settings import BEST, ValidationConfig
 
 NUM_TIMESTEPS = 8
+
+
+def check_watched(settings: ValidationConfig, has_dataset: bool) -> None:
+    """See that there is one answer to which pictures are watched.
+
+    Args:
+        has_dataset: whether they are a dataset of their own.
+
+    Raises:
+        SettingsError: two answers, or none where hand_out or patience ask for one.
+    """
+    if settings.held_out and has_dataset:
+        raise_problems(
+            [f"held_out is {settings.held_out:g}, but a validation_dataset is given too; allowed: "
+             "held_out 0, or no validation_dataset"]
+        )  # fmt: skip
+    asked = settings.hand_out == BEST or settings.patience
+    if asked and not (settings.held_out or has_dataset):
+        raise_problems(
+            ["held_out is 0, but hand_out 'best step' and patience look at held-out pictures; "
+             "allowed: held_out above 0, a validation_dataset, or hand_out 'last step' and "
+             "patience 0"]
+        )  # fmt: skip
+
+
+def seen_twice(trained: Dataset, watched: Dataset) -> list[str]:
+    """Names of watched pictures that are trained too: their loss says nothing of others."""
+    known = set(trained.digests())
+    pairs = zip(watched.pictures, watched.digests(), strict=True)
+    return [picture.name for picture, digest in pairs if digest in known]
 
 
 def held_out_places(num_pictures: int, share: float, seed: int) -> frozenset[int]:

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...trainers.cache import encode_captions, encode_pictures
+from ...trainers.cache import Examples, encode_captions, encode_pictures
 from ...trainers.checkpoint import Result, RunFolder, make_room_for_states, run_facts
 from ...trainers.config import RunConfig
 from ...trainers.contracts import DENOISER, Family, Parts, Text
@@ -34,7 +34,7 @@ from ...trainers.preview_settings import PreviewConfig
 from ...trainers.store_settings import ANEW, USE
 from ...trainers.tokens import has_token
 from ...trainers.trackers import check_tracker, tracker
-from ...trainers.validation import held_out_places, split
+from ...trainers.validation import check_watched, held_out_places, seen_twice, split
 from . import bridge
 from .apply import changed_weights, trained_modules, weights_bytes
 from .embeddings import embeddings_of
@@ -64,6 +64,7 @@ class Sockets:
     vae: Any
     dataset: Dataset
     class_dataset: Dataset | None = None
+    validation_dataset: Dataset | None = None
     preview: PreviewConfig | None = None
 
 
@@ -116,6 +117,7 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
     family = bridge.family_of(sockets.model)
     bridge.check_clip(sockets.clip, family)
     _check_prior(sockets, config)
+    _check_validation(sockets, config)
     check_tracker(config.store.log_with)
     with torch.inference_mode(False):
         run = _run(sockets, config, family, Reporter(node_id))
@@ -148,7 +150,8 @@ def _run(sockets: Sockets, config: RunConfig, family: Family, reporter: Reporter
         "computes_in": f"{compute_dtype(config.training.precision, place)} on {place.type}",
         **{f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)},
     }
-    facts = run_facts(config, family.name, base, sockets.dataset, sockets.class_dataset)
+    datasets = sockets.dataset, sockets.class_dataset, sockets.validation_dataset
+    facts = run_facts(config, family.name, base, *datasets)
     folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
     return Run(sockets, config, family, facts, folder, reporter)
 
@@ -218,19 +221,22 @@ def _job(run: Run) -> Job:
     """Pictures and captions encoded, the model made ready."""
     sockets, family, reporter = run.sockets, run.family, run.reporter
     encode = encoder_of(sockets.vae)
-    all_examples = encode_pictures(sockets.dataset, encode, family, reporter.pictures)
+
+    def encoded_pictures(dataset: Dataset) -> Examples:
+        return encode_pictures(dataset, encode, family, reporter.pictures)
+
     away = held_out_places(
         len(sockets.dataset), run.config.validation.held_out, run.config.training.seed
     )
-    examples, held_out = split(all_examples, away)
+    examples, watched = split(encoded_pictures(sockets.dataset), away)
+    if sockets.validation_dataset is not None:
+        watched = encoded_pictures(sockets.validation_dataset)
     if sockets.class_dataset is not None:
-        examples = examples.with_class_images(
-            encode_pictures(sockets.class_dataset, encode, family, reporter.pictures)
-        )
+        examples = examples.with_class_images(encoded_pictures(sockets.class_dataset))
     make_room()  # the VAE has done its part
     reporter.status("preparing the model")
     parts, encoded = _parts(run)
-    return make_job(parts, family, examples, encoded, run.config, held_out)
+    return make_job(parts, family, examples, encoded, run.config, watched)
 
 
 def _steps(
@@ -316,9 +322,28 @@ def _check_prior(sockets: Sockets, config: RunConfig) -> None:
             ("prior is 'teacher', which takes no class_dataset, but one is wired; "
              "allowed: 'class images', or no class_dataset",)
         )  # fmt: skip
-    if classes is not None and classes.resolution_px != instance.resolution_px:
+    if classes is not None:
+        _check_resolution("class_dataset", classes, instance)
+
+
+def _check_validation(sockets: Sockets, config: RunConfig) -> None:
+    instance, watched = sockets.dataset, sockets.validation_dataset
+    check_watched(config.validation, watched is not None)
+    if watched is None:
+        return
+    _check_resolution("validation_dataset", watched, instance)
+    if twice := seen_twice(instance, watched):
+        log.warning(
+            "Personalize: validation_dataset ('%s') has pictures that are trained too, so their "
+            "loss does not show whether others are learned by heart: %s.",
+            watched.name, ", ".join(twice),
+        )  # fmt: skip
+
+
+def _check_resolution(socket: str, dataset: Dataset, instance: Dataset) -> None:
+    if dataset.resolution_px != instance.resolution_px:
         raise DatasetError(
-            f"Input 'class_dataset' ('{classes.name}') has resolution {classes.resolution_px}, "
+            f"Input '{socket}' ('{dataset.name}') has resolution {dataset.resolution_px}, "
             f"but 'dataset' ('{instance.name}') has {instance.resolution_px}.\n"
             "Set the same resolution on both nodes."
         )
@@ -361,6 +386,8 @@ def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
     if config.own.trains_text:
         return make(DENOISER, *family.text_encoders), None
     text = make(*family.text_encoders)
-    encoded = encode_captions(text, family, [*run.captions, ""])
+    watched = sockets.validation_dataset
+    watched_captions = [picture.caption for picture in watched.pictures] if watched else []
+    encoded = encode_captions(text, family, [*run.captions, *watched_captions, ""])
     del text
     return make(DENOISER), encoded
