@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..trainers.config import run_config
+from ..trainers.config import RunConfig, run_config
 from ..trainers.dreambooth_settings import CUSTOM, PRESETS
 from .schema import settings_inputs
 from .sockets import PersonalizeDataset, PersonalizeEmbedding, PersonalizePreview
 
+if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
+    from .host.training import Outcome
+    from .host.wiring import Sockets
+
 
 def _sockets_in() -> list[io.Input]:
+    # Lazy: a run that is on disk may do without them; see host/sources.py.
     return [
-        io.Model.Input("model", tooltip="The base model. LoRAs wired in before are kept."),
-        io.Clip.Input("clip", tooltip="The text encoder of the same checkpoint."),
-        io.Vae.Input("vae", tooltip="Encodes the pictures, once each."),
+        io.Model.Input(
+            "model", lazy=True, tooltip="The base model. LoRAs wired in before are kept."
+        ),
+        io.Clip.Input("clip", lazy=True, tooltip="The text encoder of the same checkpoint."),
+        io.Vae.Input("vae", lazy=True, tooltip="Encodes the pictures, once each."),
         PersonalizeDataset.Input("dataset", tooltip="From a Training Images node."),
     ]
 
@@ -70,6 +79,45 @@ def _records() -> list[io.Output]:
     ]
 
 
+# -- what the three nodes share -----------------------------------------------
+
+LAZY = ("model", "clip", "vae")
+# Places of the outputs that are made of the base, so that it must be there.
+MADE_OF_BASE = {"lora": (0, 1), "dreambooth": (0, 1), "textual_inversion": (0,)}
+
+
+def _train(cls: type[io.ComfyNode], config: RunConfig, **given: Any) -> Outcome:
+    from .host.sources import Spot
+    from .host.training import run_training
+
+    return run_training(_sockets(given), config, Spot.of(cls.hidden))
+
+
+def _sockets(given: Mapping[str, Any]) -> Sockets:
+    from .host.wiring import Sockets
+
+    names = [field.name for field in dataclasses.fields(Sockets)]
+    return Sockets(**{name: given[name] for name in names if name in given})
+
+
+def _missing(cls: type[io.ComfyNode], method: str, given: Mapping[str, Any]) -> list[str]:
+    """Which of the lazy inputs the host must evaluate before the node can run."""
+    from .host.run import needs_base
+    from .host.sources import Spot
+
+    missing = [name for name in LAZY if given.get(name) is None]
+    if not missing:
+        return []
+    config, spot = run_config(method, given), Spot.of(cls.hidden)
+    return missing if needs_base(_sockets(given), config, spot, MADE_OF_BASE[method]) else []
+
+
+def _must_run_again(cls: type[io.ComfyNode], method: str) -> bool:
+    from .host.sources import must_run_again
+
+    return must_run_again(cls.hidden.unique_id, MADE_OF_BASE[method])
+
+
 class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -89,7 +137,7 @@ class TrainLora(io.ComfyNode):
                 "kohya", "personalize",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 *_sockets_in(),
                 *settings_inputs("lora", first),
@@ -109,24 +157,20 @@ class TrainLora(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        clip: Any,
-        vae: Any,
-        dataset: Any,
-        class_dataset: Any = None,
-        validation_dataset: Any = None,
-        preview: Any = None,
-        **values: Any,
-    ) -> io.NodeOutput:
-        config = run_config("lora", values)
+    def check_lazy_status(cls, **given: Any) -> list[str]:
+        return _missing(cls, "lora", given)
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> bool:
+        return _must_run_again(cls, "lora")
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
         from .host.apply import apply_lora
         from .host.embeddings import with_embeddings
-        from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, class_dataset, validation_dataset, preview)
-        outcome = run_training(sockets, config, cls.hidden.unique_id)
+        config = run_config("lora", others)
+        outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
         if config.own.train_token:
             clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
@@ -156,7 +200,7 @@ class TrainDreamBooth(io.ComfyNode):
                 "prior preservation", "regularization images", "personalize",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 *_sockets_in(),
                 _preset(),
@@ -176,25 +220,28 @@ class TrainDreamBooth(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def check_lazy_status(cls, **given: Any) -> list[str]:
+        return _missing(cls, "dreambooth", given)
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> bool:
+        return _must_run_again(cls, "dreambooth")
+
+    @classmethod
     def execute(
         cls,
         model: Any,
         clip: Any,
         vae: Any,
         dataset: Any,
-        class_dataset: Any = None,
-        validation_dataset: Any = None,
-        preview: Any = None,
         preset: str = CUSTOM,  # fills the widgets in the editor; a run takes the widgets
-        **values: Any,
+        **others: Any,
     ) -> io.NodeOutput:
-        config = run_config("dreambooth", values)
         from .host.apply import apply_weights
         from .host.embeddings import with_embeddings
-        from .host.training import Sockets, run_training
 
-        sockets = Sockets(model, clip, vae, dataset, class_dataset, validation_dataset, preview)
-        outcome = run_training(sockets, config, cls.hidden.unique_id)
+        config = run_config("dreambooth", others)
+        outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
         if config.own.train_token:
             clip = with_embeddings(clip, outcome.learned.needs)
         model, clip = apply_weights(model, clip, outcome.learned)
@@ -238,7 +285,7 @@ class TrainTextualInversion(io.ComfyNode):
                 "ti", "finetune", "personalize",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
                 *_sockets_in(),
                 *settings_inputs("textual_inversion", first, without),
@@ -259,27 +306,24 @@ class TrainTextualInversion(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        clip: Any,
-        vae: Any,
-        dataset: Any,
-        validation_dataset: Any = None,
-        preview: Any = None,
-        **values: Any,
-    ) -> io.NodeOutput:
-        config = run_config("textual_inversion", values)
-        from .host.embeddings import embedding_of, with_embedding
-        from .host.training import Sockets, run_training
+    def check_lazy_status(cls, **given: Any) -> list[str]:
+        return _missing(cls, "textual_inversion", given)
 
-        sockets = Sockets(
-            model, clip, vae, dataset, validation_dataset=validation_dataset, preview=preview
-        )
-        outcome = run_training(sockets, config, cls.hidden.unique_id)
-        embedding = embedding_of(outcome.learned, config.own.token, clip)
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> bool:
+        return _must_run_again(cls, "textual_inversion")
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
+        from ..trainers.embedding import Embedding, read
+        from .host.embeddings import with_embedding
+
+        config = run_config("textual_inversion", others)
+        outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
+        learned, token = outcome.learned, config.own.token
+        embedding = Embedding(token, read(learned, outcome.text_encoders), learned.metadata)
         return io.NodeOutput(
-            with_embedding(clip, embedding),
+            None if clip is None else with_embedding(clip, embedding),
             embedding,
             outcome.loss_map,
             str(outcome.run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import threading
@@ -19,6 +20,7 @@ from tests.graphs import Graph, Link
 from tests.host import Host, HostError
 
 STEPS = 12
+COLOURS = itertools.count(100)
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"dropout": 0.2, "rank": 2},
     "dreambooth": {"ema_decay": 0.9},
@@ -126,6 +128,83 @@ def test_result_is_there_after_another_prompt(host: Host) -> None:
     started = time.monotonic()
     assert follow(host, again, sockets[0][0]) == []
     assert time.monotonic() - started < 2
+
+
+# -- a run that is there, and its base is not -----------------------------------
+
+
+def forget(host: Host) -> None:
+    """Run another graph, so that the host keeps nothing of the ones before."""
+    other = Graph()
+    blank = other.add("EmptyImage", width=8, height=8, batch_size=1, color=next(COLOURS))
+    other.add("SaveImage", images=blank[0], filename_prefix="between")
+    host.run(other)
+
+
+def nodes_run(host: Host, graph: Graph) -> list[str]:
+    """Run a graph; the kinds of its nodes that were not in the host's cache."""
+    started: list[str] = []
+
+    def see(event: Event) -> None:
+        if event.kind == "executing" and event.data["node"]:
+            started.append(graph[event.data["node"]]["class_type"])
+
+    host.follow(graph, see)
+    return started
+
+
+@pytest.mark.parametrize("which", ["host", "old_host"])
+@pytest.mark.parametrize(
+    ("method", "saver", "settings", "made"),
+    [
+        ("lora", "PersonalizeSaveLora", {"format": "kohya fp32"}, 2),
+        ("invert", "PersonalizeSaveEmbedding", {}, 1),
+    ],
+)
+def test_base_is_not_loaded_for_a_result_that_is_there(
+    which: str,
+    method: str,
+    saver: str,
+    settings: dict[str, str],
+    made: int,
+    request: pytest.FixtureRequest,
+) -> None:
+    host: Host = request.getfixturevalue(which)
+    loader, prefix = "CheckpointLoaderSimple", f"kept {method}"
+    graph, sockets = training(host, method, seed=60)
+    socket = "lora" if method == "lora" else "embedding"
+    graph.add(saver, **{socket: sockets[made]}, filename_prefix=prefix, **settings)
+    forget(host)
+    assert loader in nodes_run(host, graph)
+    forget(host)
+    started = nodes_run(host, graph)
+    assert loader not in started
+    assert saver in started
+    saved = [load_file(path) for path in sorted((host.base / "output").rglob(f"{prefix}*"))]
+    assert len(saved) == 2
+    tiny.assert_equal(*saved)
+    # Asked for now: the node's inputs are the same, and it must not hand out what it has not got.
+    model, clip = (sockets[0], sockets[1]) if method == "lora" else (["1", 0], sockets[0])
+    graph.sample(model, clip, f"asked {method}")
+    assert loader in nodes_run(host, graph)
+    assert nodes_run(host, graph) == []
+    assert list((host.base / "output").rglob(f"asked {method}*"))
+
+
+def test_base_is_loaded_if_its_file_changed(new_host: Host) -> None:
+    host = new_host
+    graph, sockets = training(host, seed=61)
+    graph.add(
+        "PersonalizeSaveLora", lora=sockets[2], filename_prefix="changed", format="kohya fp32"
+    )
+    host.run(graph)
+    forget(host)
+    (file,) = (host.base / "models" / "checkpoints").glob("thin_sd15.safetensors")
+    content = file.read_bytes()
+    file.unlink()  # it may be a link to what other hosts use
+    file.write_bytes(content)
+    assert "CheckpointLoaderSimple" in nodes_run(host, graph)
+    assert len(run_folders(host)) == 1
 
 
 def test_more_steps_go_on_from_fewer(host: Host) -> None:

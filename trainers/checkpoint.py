@@ -196,8 +196,7 @@ class RunFolder:
         """What this run learned in so many steps, if it has been that far."""
         path = self._result_path(steps)
         try:
-            with safetensors.safe_open(path, "pt") as file:
-                metadata = file.metadata() or {}
+            metadata = self._metadata(path)
             if metadata.pop(MEANT_BY, None) != self.fingerprint:
                 return None
             tokens_path = self._tokens_path(steps)
@@ -208,6 +207,12 @@ class RunFolder:
         except (OSError, safetensors.SafetensorError) as error:
             log.warning("Personalize: '%s' cannot be read (%s); it is made again.", path, error)
             return None
+
+    def has_result(self, steps: int) -> bool:
+        """Whether there is such a file of this run; its tensors are not read."""
+        with contextlib.suppress(OSError, safetensors.SafetensorError):
+            return self._metadata(self._result_path(steps)).get(MEANT_BY) == self.fingerprint
+        return False
 
     def write_result(self, result: Result) -> None:
         """Store what was learned, in the dtypes it has, and the record of every step.
@@ -238,6 +243,11 @@ class RunFolder:
                 if row["step"] <= steps:
                     rows.append(row)
         return rows
+
+    @staticmethod
+    def _metadata(path: Path) -> dict[str, str]:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
 
     def _result_path(self, steps: int) -> Path:
         return self.path / f"result-{steps:08}.safetensors"

@@ -24,13 +24,15 @@ def apply_lora(
 
 
 def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
-    """(MODEL, CLIP) with `weights` in the place of their own.
+    """(MODEL, CLIP) with `weights` in the place of their own; None stays None.
 
     They are patches like any other: what is patched in later works on top of them.
 
     Args:
         weights: by module and the module's own key, as `changed_weights` gives them.
     """
+    if model is None:
+        return None, None
     by_module = _by_module(weights)
     trained_model, trained_clip = model.clone(), clip.clone()
     for name, tensors in by_module.items():

@@ -12,10 +12,10 @@ from torch import Tensor
 from ...trainers.class_images import ClassFolder, ClassImagesConfig
 from ...trainers.data import Dataset
 from .bridge import check_clip, family_of
+from .folders import runs_folder
 from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .sampling import Sampling, conditioning, picture_of, sample
 from .session import check_interrupt
-from .training import runs_folder
 
 
 @dataclass(frozen=True)

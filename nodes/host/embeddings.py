@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from ...trainers.contracts import LearnedIds
-from ...trainers.embedding import Embedding, read
+from ...trainers.embedding import Embedding
 from ...trainers.errors import UnsupportedModelError
-from ...trainers.export import Adapter
 from ...trainers.tokens import find_tokens
 
 FIRST_NAME = 0xE000  # of the private use area, which no prompt uses
@@ -54,11 +53,6 @@ def with_embeddings(clip: Any, embeddings: Iterable[Embedding]) -> Any:
     for embedding in embeddings:
         clip = with_embedding(clip, embedding)
     return clip
-
-
-def embedding_of(result: Adapter, token: str, clip: Any) -> Embedding:
-    """What a training of `token` on the text encoders of `clip` came to."""
-    return Embedding(token, read(result, _widths(clip.tokenizer)), result.metadata)
 
 
 def embeddings_of(clip: Any) -> tuple[Embedding, ...]:

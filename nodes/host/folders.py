@@ -1,4 +1,4 @@
-"""The host's folders: which of the input folder can be datasets; where embeddings are looked up."""
+"""The host's folders: which of the input folder can be datasets; where runs and embeddings lie."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def register_embeddings() -> None:
     folder_paths.add_model_folder_path(
         "embeddings", str(Path(folder_paths.get_output_directory()) / "embeddings")
     )
+
+
+def runs_folder() -> Path:
+    """Where every run has its folder."""
+    return Path(folder_paths.get_output_directory()) / "personalize"
 
 
 def dataset_folders() -> list[str]:

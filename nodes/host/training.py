@@ -19,31 +19,32 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.cache import Examples, encode_captions, encode_pictures
-from ...trainers.checkpoint import Result, RunFolder, make_room_for_states, run_facts
+from ...trainers.checkpoint import Result, RunFolder, make_room_for_states
 from ...trainers.config import RunConfig
 from ...trainers.contracts import DENOISER, Family, Parts, Text
 from ...trainers.data import Dataset
 from ...trainers.embedding import Embedding, embedding_metadata, needs_metadata
-from ...trainers.errors import DatasetError, SaveError, SettingsError
+from ...trainers.errors import SaveError
 from ...trainers.export import Adapter, lora_metadata, model_metadata
 from ...trainers.job import Job
 from ...trainers.keeper import StateKeeper
-from ...trainers.loop import Best, Training, make_job, planned_steps, taught_job
+from ...trainers.loop import Best, Training, make_job, taught_job
 from ...trainers.precision import DTYPES, compute_dtype
-from ...trainers.preview_settings import PreviewConfig
-from ...trainers.store_settings import ANEW, USE
+from ...trainers.store_settings import ANEW
 from ...trainers.tokens import has_token
 from ...trainers.trackers import check_tracker, tracker
-from ...trainers.validation import check_watched, held_out_places, seen_twice, split
+from ...trainers.validation import held_out_places, split
 from . import bridge
 from .apply import changed_weights, trained_modules, weights_bytes
 from .embeddings import embeddings_of
-from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .folders import runs_folder
 from .previews import Previews, film_strip, preview_steps
-from .progress import Reporter
+from .run import Run, make_run
 from .session import device, make_room, training_session
+from .sources import Spot
 from .stop import BUTTON
 from .vae import encoder_of
+from .wiring import Sockets
 
 log = logging.getLogger(__name__)
 
@@ -56,80 +57,41 @@ METADATA = {
 
 
 @dataclass(frozen=True)
-class Sockets:
-    """What is wired into a training node."""
-
-    model: Any
-    clip: Any
-    vae: Any
-    dataset: Dataset
-    class_dataset: Dataset | None = None
-    validation_dataset: Dataset | None = None
-    preview: PreviewConfig | None = None
-
-
-@dataclass(frozen=True)
 class Outcome:
     """What a training came to.
 
     Attributes:
+        text_encoders: those of the base's family.
         loss_map: the loss of every step, and what else Plot Loss shows.
         strip: the previews of all steps in one picture, if there are any.
     """
 
     learned: Adapter
+    text_encoders: tuple[str, ...]
     loss_map: dict[str, list[Any]]
     run: Path
     strip: Image.Image | None = None
 
 
-@dataclass(frozen=True)
-class Run:
-    """One training as it was asked for, and where it is kept.
-
-    Attributes:
-        sockets: without class images where they have no weight.
-    """
-
-    sockets: Sockets
-    config: RunConfig
-    family: Family
-    facts: Mapping[str, Any]
-    folder: RunFolder
-    reporter: Reporter
-
-    @property
-    def captions(self) -> list[str]:
-        """All that prompts say in this run, but for what templates make of it."""
-        classes = self.sockets.class_dataset
-        datasets = [self.sockets.dataset, *([classes] if classes is not None else [])]
-        captions = [picture.caption for dataset in datasets for picture in dataset.pictures]
-        return [*captions, self.config.objective.class_prompt]
-
-
-def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Outcome:
+def run_training(sockets: Sockets, config: RunConfig, spot: Spot) -> Outcome:
     """Train as `config` says on what `sockets` carry, or take from disk what was trained before.
 
     Raises:
         PersonalizeError: input that cannot be trained on, or a loss that is not finite.
         torch.OutOfMemoryError: with advice.
     """
-    family = bridge.family_of(sockets.model)
-    bridge.check_clip(sockets.clip, family)
-    _check_prior(sockets, config)
-    _check_validation(sockets, config)
     check_tracker(config.store.log_with)
     with torch.inference_mode(False):
-        run = _run(sockets, config, family, Reporter(node_id))
+        run = make_run(sockets, config, spot)
         if kept := _kept(run):
             return kept
         if config.changes_weights:
-            _check_disk(sockets, family, config)
+            _check_disk(sockets, run.family, config)
         with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
             if kept := _kept(run):
                 return kept
             try:
-                with training_session(), BUTTON.watching(node_id, run.folder.path.name):
+                with training_session(), BUTTON.watching(spot.node_id, run.folder.path.name):
                     return _train(run)
             except BaseException:  # Cancel, which is none of Exception's children
                 with contextlib.suppress(SaveError):
@@ -138,31 +100,10 @@ def run_training(sockets: Sockets, config: RunConfig, node_id: str | None) -> Ou
                 raise
 
 
-def _run(sockets: Sockets, config: RunConfig, family: Family, reporter: Reporter) -> Run:
-    reporter.status("comparing with earlier runs")
-    if not config.objective.prior_weight:
-        sockets = dataclasses.replace(sockets, class_dataset=None)
-    place = device()
-    base = {
-        "model": model_fingerprint(sockets.model),
-        "clip": clip_fingerprint(sockets.clip, family, ()),
-        "vae": vae_fingerprint(sockets.vae),
-        "computes_in": f"{compute_dtype(config.training.precision, place)} on {place.type}",
-        **{f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)},
-    }
-    datasets = sockets.dataset, sockets.class_dataset, sockets.validation_dataset
-    facts = run_facts(config, family.name, base, *datasets)
-    folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
-    return Run(sockets, config, family, facts, folder, reporter)
-
-
 def _kept(run: Run) -> Outcome | None:
     """What an earlier run with the same facts learned, if it came to its end."""
-    asked, store = planned_steps(run.sockets.dataset, run.config), run.config.store
-    if store.if_run_exists == ANEW:
-        return None
-    steps = run.folder.stopped().get(asked, asked) if store.if_run_exists == USE else asked
-    result = run.folder.result(steps)
+    steps = run.kept_steps
+    result = None if steps is None else run.folder.result(steps)
     if result is None:
         return None
     log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
@@ -175,7 +116,8 @@ def _outcome(run: Run, result: Result) -> Outcome:
     learned = Adapter(result.tensors, result.metadata, needed)
     preview, folder = run.sockets.preview, run.folder
     strip = film_strip(folder.previews, preview, result.steps) if preview else None
-    return Outcome(learned, _loss_map(folder, result), folder.path, strip)
+    encoders = run.family.text_encoders
+    return Outcome(learned, encoders, _loss_map(folder, result), folder.path, strip)
 
 
 def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
@@ -203,7 +145,7 @@ def _train(run: Run) -> Outcome:
     if config.objective.uses_teacher:
         job = taught_job(job, reporter.teacher)
     best, metrics = _steps(run, job, previews)
-    asked, steps = planned_steps(run.sockets.dataset, config), len(metrics)
+    asked, steps = run.asked_steps, len(metrics)
     stopped.pop(asked, None)
     if steps < asked:
         stopped[asked] = steps
@@ -293,9 +235,10 @@ def _result(
 
 def _learned_tokens(run: Run, trained: Mapping[str, Mapping[str, Tensor]]) -> tuple[Embedding, ...]:
     """What the clip knows of the words in the captions beside its vocabulary, as trained now."""
+    clip = run.sockets.clip  # one that is not loaded comes from a file and knows no more than that
     return tuple(
         dataclasses.replace(embedding, rows=trained.get(embedding.token, embedding.rows))
-        for embedding in embeddings_of(run.sockets.clip)
+        for embedding in (embeddings_of(clip) if clip is not None else ())
         if any(has_token(caption, embedding.token) for caption in run.captions)
     )
 
@@ -308,45 +251,6 @@ def _forget_old_states(run: Run) -> None:
             "runs take more than old_states_gb (%g GB). Its result stays.",
             folder.name, run.config.store.old_states_gb,
         )  # fmt: skip
-
-
-def runs_folder() -> Path:
-    """Where every run has its folder."""
-    return Path(folder_paths.get_output_directory()) / "personalize"
-
-
-def _check_prior(sockets: Sockets, config: RunConfig) -> None:
-    instance, classes = sockets.dataset, sockets.class_dataset
-    if classes is not None and config.objective.uses_teacher:
-        raise SettingsError(
-            ("prior is 'teacher', which takes no class_dataset, but one is wired; "
-             "allowed: 'class images', or no class_dataset",)
-        )  # fmt: skip
-    if classes is not None:
-        _check_resolution("class_dataset", classes, instance)
-
-
-def _check_validation(sockets: Sockets, config: RunConfig) -> None:
-    instance, watched = sockets.dataset, sockets.validation_dataset
-    check_watched(config.validation, watched is not None)
-    if watched is None:
-        return
-    _check_resolution("validation_dataset", watched, instance)
-    if twice := seen_twice(instance, watched):
-        log.warning(
-            "Personalize: validation_dataset ('%s') has pictures that are trained too, so their "
-            "loss does not show whether others are learned by heart: %s.",
-            watched.name, ", ".join(twice),
-        )  # fmt: skip
-
-
-def _check_resolution(socket: str, dataset: Dataset, instance: Dataset) -> None:
-    if dataset.resolution_px != instance.resolution_px:
-        raise DatasetError(
-            f"Input '{socket}' ('{dataset.name}') has resolution {dataset.resolution_px}, "
-            f"but 'dataset' ('{instance.name}') has {instance.resolution_px}.\n"
-            "Set the same resolution on both nodes."
-        )
 
 
 def _check_disk(sockets: Sockets, family: Family, config: RunConfig) -> None:
