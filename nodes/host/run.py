@@ -92,14 +92,14 @@ def needs_base(
 
 def _base(sockets: Sockets, spot: Spot) -> dict[str, str]:
     """The family, and fingerprints of all that is wired in beside the pictures."""
+    known = _base_on_disk(spot)
     if sockets.vae is None:
-        base = _base_on_disk(spot)
-        assert base is not None, "needs_base said so a moment ago"
+        assert known is not None, "needs_base said so a moment ago"
         served_without_base(spot)
-        return base
+        return known
     family = bridge.family_of(sockets.model)
     bridge.check_clip(sockets.clip, family)
-    base = {
+    base = known or {
         "family": family.name,
         "model": model_fingerprint(sockets.model),
         "clip": clip_fingerprint(sockets.clip, family, ()),
@@ -111,6 +111,7 @@ def _base(sockets: Sockets, spot: Spot) -> dict[str, str]:
 
 
 def _base_on_disk(spot: Spot) -> dict[str, str] | None:
+    """What the base's files are known to hash to; see sources.py."""
     source = spot.base_source()
     return remembered(source) if source else None
 
