@@ -22,20 +22,23 @@ from trainers.config import (
 )
 from trainers.dreambooth_settings import DreamBoothConfig
 from trainers.inversion_settings import TextualInversionConfig
+from trainers.preview_settings import PreviewConfig
 from trainers.settings import settings_of
+from trainers.store_settings import StoreConfig
+from trainers.validation_settings import ValidationConfig
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
 HELP_PAGES = ROOT / "js" / "docs"
+OF_EVERY_METHOD = (TrainingConfig, ObjectiveConfig, ValidationConfig, StoreConfig)
 SHOWN_SETTINGS = {
     "PersonalizeFolderDataset": (DatasetConfig,),
-    "PersonalizeTrainLora": (TrainingConfig, LoraConfig, ObjectiveConfig),
-    "PersonalizeTrainDreamBooth": (TrainingConfig, DreamBoothConfig, ObjectiveConfig),
-    "PersonalizeTrainTextualInversion": (
-        TrainingConfig, TextualInversionConfig, ObjectiveConfig,
-    ),
-}  # fmt: skip
+    "PersonalizeTrainLora": (LoraConfig, *OF_EVERY_METHOD),
+    "PersonalizeTrainDreamBooth": (DreamBoothConfig, *OF_EVERY_METHOD),
+    "PersonalizeTrainTextualInversion": (TextualInversionConfig, *OF_EVERY_METHOD),
+    "PersonalizePreview": (PreviewConfig,),
+}
 METHOD_OF = {
     "PersonalizeTrainDreamBooth": "dreambooth",
     "PersonalizeTrainTextualInversion": "textual_inversion",
