@@ -2,7 +2,7 @@
 
     python -m pip install playwright    # and Chromium: --chromium names its program
     python -m docs.screenshot --comfyui DIR [--graph TITLE]
-                              [--base FILE --images DIR --prompt TEXT --steps N]
+                              [--base FILE --images DIR --prompt TEXT --steps N --cfg N ...]
 
 Without a base model a graph is shown as it opens. With one the first graph is run before, on those
 pictures, so that its results are in the picture.
@@ -64,7 +64,9 @@ def run_graph(page: Page, host: Host, asked: argparse.Namespace) -> None:
         ("PersonalizeFolderDataset", "prompt", asked.prompt),
         ("PersonalizeFolderDataset", "resolution", asked.resolution),
         ("PersonalizeTrainLora", "steps", asked.steps),
+        ("PersonalizeTrainLora", "learning_rate", asked.learning_rate),
         ("CLIPTextEncode", "text", asked.prompt),  # the first is the positive one
+        ("KSampler", "cfg", asked.cfg),
         ("EmptyLatentImage", "width", asked.resolution),
         ("EmptyLatentImage", "height", asked.resolution),
     ]
@@ -122,6 +124,8 @@ def main() -> None:
     parser.add_argument("--prompt", default="a photo of a sks star")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--steps", type=int, default=500)
+    parser.add_argument("--learning-rate", type=float, default=1e-4)
+    parser.add_argument("--cfg", type=float, default=7.0)
     asked = parser.parse_args()
     if (asked.base is None) != (asked.images is None):
         parser.error("--base and --images go together")

@@ -174,14 +174,31 @@ def test_clip_that_is_not_wired_is_named(host: Host) -> None:
         host.run(graph)
 
 
-def test_checkpoint_without_a_text_encoder_is_named(
-    host: Host, checkpoint_files: dict[str, Path]
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [("cond_stage_model", "Input 'clip' is empty"), ("first_stage_model", "Input 'vae' is empty")],
+)
+def test_checkpoint_without_a_part_is_named(
+    any_host: Host, checkpoint_files: dict[str, Path], part: str, words: str
 ) -> None:
+    host = any_host
     weights = safetensors.torch.load_file(checkpoint_files["thin_sd15_fp16.safetensors"])
-    without = {k: w for k, w in weights.items() if not k.startswith("cond_stage_model")}
-    bare = host.base / "models" / "checkpoints" / "no_clip.safetensors"
+    without = {k: w for k, w in weights.items() if not k.startswith(part)}
+    bare = host.base / "models" / "checkpoints" / f"no_{part}.safetensors"
     safetensors.torch.save_file(without, bare)
     graph = Graph()
     graph.dreambooth(*graph.load(bare.name), graph.dataset(pictures(host)), **TEXT_ENCODER)
-    with pytest.raises(HostError, match="Input 'clip' is empty"):
+    with pytest.raises(HostError, match=words):
         host.run(graph)
+
+
+def test_disk_that_cannot_hold_the_weights_is_told_before_the_training(host: Host) -> None:
+    small = Graph()
+    small.add("ProbeDisk", free_bytes=1000)
+    host.run(small)
+    try:
+        with pytest.raises(HostError, match=r"has 0\.0 GB left; the trained weights need 0\.1 GB"):
+            host.run(failing(host, {"seed": 90}, None))
+    finally:
+        small["1"]["inputs"]["free_bytes"] = 0
+        host.run(small)

@@ -21,6 +21,7 @@ from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from .progress import Reporter
 from .session import device
 from .sources import Spot, remember, remembered, served_without_base
+from .vae import check_vae
 from .wiring import Sockets, check_wiring
 
 
@@ -93,12 +94,12 @@ def needs_base(
 def _base(sockets: Sockets, spot: Spot) -> dict[str, str]:
     """The family, and fingerprints of all that is wired in beside the pictures."""
     known = _base_on_disk(spot)
-    if sockets.vae is None:
-        assert known is not None, "needs_base said so a moment ago"
+    if known is not None and sockets.without_base:
         served_without_base(spot)
         return known
     family = bridge.family_of(sockets.model)
     bridge.check_clip(sockets.clip, family)
+    check_vae(sockets.vae)
     base = known or {
         "family": family.name,
         "model": model_fingerprint(sockets.model),

@@ -10,9 +10,19 @@ import torch
 from torch import Tensor
 
 from ...trainers.cache import EncodePicture
+from ...trainers.errors import UnsupportedModelError
 from .bridge import alias
 
 log = logging.getLogger(__name__)
+
+
+def check_vae(vae: Any) -> None:
+    """Raise UnsupportedModelError if the host found no weights for `vae`."""
+    if vae is None or vae.first_stage_model is None:
+        raise UnsupportedModelError(
+            "Input 'vae' is empty: the checkpoint holds no VAE.\n"
+            "Wire the vae of a checkpoint that has one, or of Load VAE."
+        )
 
 
 def encoder_of(vae: Any) -> EncodePicture:

@@ -32,6 +32,11 @@ class Sockets:
     validation_dataset: Dataset | None = None
     preview: PreviewConfig | None = None
 
+    @property
+    def without_base(self) -> bool:
+        """Whether the host has not loaded the base."""
+        return self.model is None and self.clip is None and self.vae is None
+
 
 def check_wiring(sockets: Sockets, config: RunConfig) -> None:
     """See that the datasets go together, and with the settings.

@@ -9,7 +9,9 @@ import contextlib
 import importlib
 import json
 import pathlib
+import shutil
 import sys
+import types
 from types import ModuleType
 from typing import Any
 
@@ -236,9 +238,25 @@ class Previewed(io.ComfyNode):
         return shown({})
 
 
+class Disk(io.ComfyNode):
+    """From now on, the pack finds so much room on every disk; 0 is what there is."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeDisk", io.Int.Input("free_bytes"))
+
+    @classmethod
+    def execute(cls, free_bytes: int) -> io.NodeOutput:
+        faked = types.SimpleNamespace(
+            disk_usage=lambda path: types.SimpleNamespace(free=free_bytes)
+        )
+        pack("nodes.host.training").shutil = faked if free_bytes else shutil
+        return shown({})
+
+
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Prediction, Trained, Sharing, Same, Previewed]
+        return [Prediction, Trained, Sharing, Same, Previewed, Disk]
 
 
 async def comfy_entrypoint() -> Probes:
