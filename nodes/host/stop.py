@@ -2,7 +2,8 @@
 
     POST /personalize/stop      200 {"node": id of the training node}, or 409 where nothing trains
 
-The front end hears of trainings by the event "personalize.training": {"node", "run", "training"}.
+The front end (js/stop.js) hears of trainings by the event "personalize.training", whose data are
+{"node", "run", "training"}.
 """
 
 from __future__ import annotations

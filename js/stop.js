@@ -1,0 +1,44 @@
+// A training node has a button while it trains, which ends the run and keeps what was learned.
+// The server says when, and does it: nodes/host/stop.py.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+
+const EVENT = "personalize.training";
+const ROUTE = "/personalize/stop";
+const LABEL = "stop and keep";
+
+// "3", or "7:3" for node 3 of the subgraph that node 7 is.
+function find(id) {
+  let graph = app.graph.rootGraph ?? app.graph;
+  let node;
+  for (const step of String(id).split(":")) {
+    node = graph?.getNodeById(Number(step));
+    graph = node?.subgraph;
+  }
+  return node;
+}
+
+function show(node) {
+  const stop = () => api.fetchApi(ROUTE, { method: "POST" });
+  const button = node.addWidget("button", LABEL, null, stop, { serialize: false });
+  button.serialize = false; // a saved graph has a value for each widget but this one
+}
+
+function hide(node) {
+  const place = node.widgets.findIndex((widget) => widget.name === LABEL);
+  if (place >= 0) node.widgets.splice(place, 1);
+}
+
+app.registerExtension({
+  name: "personalize.stop",
+  setup() {
+    api.addEventListener(EVENT, ({ detail }) => {
+      const node = find(detail.node);
+      if (!node) return;
+      hide(node);
+      if (detail.training) show(node);
+      node.setDirtyCanvas(true, true);
+    });
+  },
+});

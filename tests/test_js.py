@@ -1,0 +1,143 @@
+"""The front-end extensions, in Node.js with stand-ins for the host's app and api."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.host import ROOT
+
+APP = """
+export const app = {
+  registerExtension: (extension) => (globalThis.extension = extension),
+  get graph() { return globalThis.graph; },
+};
+"""
+API = """
+export const api = Object.assign(new EventTarget(), {
+  fetched: [],
+  fetchApi(route, options) { this.fetched.push([route, options.method]); },
+});
+"""
+PRESETS = """
+import "./extensions/personalize/presets.js";
+const presets = {
+  object: { steps: 400, train_text_encoder: false },
+  face: { steps: 1200, train_text_encoder: true },
+};
+class Node {
+  constructor() {
+    this.widgets = [
+      { name: "preset", value: "custom" },
+      { name: "steps", value: 7, callback() { this.seen = true; } },
+      { name: "train_text_encoder", value: false },
+      { name: "seed", value: 3 },
+    ];
+    this.onNodeCreated?.();
+  }
+  setDirtyCanvas() {}
+}
+globalThis.extension.beforeRegisterNodeDef(class {}, { input: { required: {} } });
+globalThis.extension.beforeRegisterNodeDef(
+  Node, { input: { required: { preset: [["custom"], { presets }] } } },
+);
+const node = new Node();
+const [preset, steps, text, seed] = node.widgets;
+const states = [];
+function set(widget, value) {
+  widget.value = value;
+  widget.callback(value);
+  states.push(node.widgets.map((one) => one.value));
+}
+set(preset, "face");
+set(text, true);
+set(steps, 900);
+set(preset, "object");
+set(preset, "custom");
+console.log(JSON.stringify({ states, seen: steps.seen }));
+"""
+
+
+STOP = """
+import "./extensions/personalize/stop.js";
+import { api } from "./scripts/api.js";
+class Node {
+  constructor() { this.widgets = [{ name: "steps", value: 7 }]; }
+  addWidget(type, name, value, callback, options) {
+    this.widgets.push({ type, name, value, callback, options });
+    return this.widgets.at(-1);
+  }
+  setDirtyCanvas() {}
+}
+const trainer = new Node(), nested = new Node();
+const inside = { getNodeById: (id) => (id === 3 ? nested : undefined) };
+const nodes = { 3: trainer, 7: { subgraph: inside } };
+globalThis.graph = { getNodeById: (id) => nodes[id] };
+globalThis.extension.setup();
+const states = [];
+function tell(node, training) {
+  const event = new Event("personalize.training");
+  event.detail = { node, run: "lora-dog", training };
+  api.dispatchEvent(event);
+  states.push([trainer, nested].map((one) => one.widgets.map((widget) => widget.name)));
+}
+tell("3", true);
+trainer.widgets[1].callback();
+const kept = trainer.widgets.filter((widget) => widget.serialize !== false).length;
+tell("3", true);
+tell("3", false);
+tell("7:3", true);
+tell("7:3", false);
+tell("99", true);
+console.log(JSON.stringify({ states, fetched: api.fetched, kept }));
+"""
+
+
+def run(folder: Path, script: str, driver: str) -> dict[str, Any]:
+    """What `driver` prints with that script of ours beside it."""
+    node = shutil.which("node")
+    if node is None:
+        pytest.skip("needs Node.js")
+    ours = folder / "extensions" / "personalize"
+    ours.mkdir(parents=True)
+    shutil.copy(ROOT / "js" / script, ours)
+    for name, text in {"scripts/app.js": APP, "scripts/api.js": API, "driver.js": driver}.items():
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(text)
+    (folder / "package.json").write_text('{"type": "module"}')
+    done = subprocess.run([node, "driver.js"], cwd=folder, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    state: dict[str, Any] = json.loads(done.stdout)
+    return state
+
+
+def test_preset_fills_the_widgets_and_editing_makes_it_custom(tmp_path: Path) -> None:
+    found = run(tmp_path, "presets.js", PRESETS)
+    assert found["states"] == [
+        ["face", 1200, True, 3],  # chosen
+        ["face", 1200, True, 3],  # set to what it is
+        ["custom", 900, True, 3],  # edited
+        ["object", 400, False, 3],
+        ["custom", 400, False, 3],  # custom changes nothing
+    ]
+    assert found["seen"] is True
+
+
+def test_stop_button_is_there_while_its_node_trains(tmp_path: Path) -> None:
+    found = run(tmp_path, "stop.js", STOP)
+    without, button = ["steps"], ["steps", "stop and keep"]
+    assert found["states"] == [
+        [button, without],
+        [button, without],  # told twice, as after a restart of the server
+        [without, without],
+        [without, button],  # in a subgraph
+        [without, without],
+        [without, without],  # a node that this page does not show
+    ]
+    assert found["fetched"] == [["/personalize/stop", "POST"]]
+    assert found["kept"] == 1, "the button is not saved with the graph"
