@@ -44,7 +44,7 @@ PINS = (
     "accelerate==1.15.0",
 )
 TOOLS = [
-    *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0"),
+    *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0", "pytest-xdist==3.8.0"),
     *("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboardX==2.6.5"),  # optional in the pack
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
@@ -114,7 +114,9 @@ def test(asked_of_pytest: Sequence[str]) -> int:
         "PERSONALIZE_COMFYUI": str(newest),
         "PERSONALIZE_COMFYUI_OLD": str(oldest),
     }
-    return call([PYTHON, "-m", "pytest", *asked_of_pytest]) or bool(failed)
+    # Two at a time: a host alone leaves a core idle half of the time. `-n 0` is one after another.
+    apart = ["-n", "2", "--dist", "loadfile"]
+    return call([PYTHON, "-m", "pytest", *apart, *asked_of_pytest]) or bool(failed)
 
 
 def checks() -> dict[str, list[str]]:

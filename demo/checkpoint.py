@@ -24,5 +24,7 @@ def compose(path: Path, base: Path = BASE_FILES) -> Path:
     }
     whole = {prefix + name: t for prefix, part in parts.items() for name, t in part.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file(whole, path, metadata={"title": "Personalize demo base"})
+    part = path.with_suffix(".part")  # a host may stand on the file of before
+    save_file(whole, part, metadata={"title": "Personalize demo base"})
+    part.replace(path)
     return path

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from demo.checkpoint import DEMO_CHECKPOINT, compose
 from tests import checkpoints
@@ -27,10 +28,13 @@ CHECKPOINTS = {
 def checkpoint_files() -> dict[str, Path]:
     """The base models by the names under which the hosts offer them."""
     folder = DEV_DIR / "checkpoints"
-    made = {
-        file: checkpoints.cached(name, folder, dtype) for file, (name, dtype) in CHECKPOINTS.items()
-    }
-    return made | {DEMO_CHECKPOINT: compose(folder / DEMO_CHECKPOINT)}
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):  # the tests may run in several processes
+        made = {
+            file: checkpoints.cached(name, folder, dtype)
+            for file, (name, dtype) in CHECKPOINTS.items()
+        }
+        return made | {DEMO_CHECKPOINT: compose(folder / DEMO_CHECKPOINT)}
 
 
 @pytest.fixture(scope="session")
