@@ -147,6 +147,7 @@ CLAIMS = (
             PLAIN,
         ),
         (Expectation("fidelity", "LoRA", "rank 2"),),
+        "A striped shape in two colours has little detail: rank 2 learns nearly all of it.",
     ),
     Claim(
         "The strength of a LoRA is set when sampling: less of it, less of the subject.",
@@ -164,6 +165,10 @@ CLAIMS = (
         "Several LoRAs work at once, each with its own subject.",
         (BASE, PLAIN, Recipe("a second LoRA on top", beside="cross")),
         (Expectation("fidelity", "a second LoRA on top", "base"),),
+        "At full strength the second LoRA, of the cross, takes away most of what the first one "
+        "gives, 0.25 instead of 0.47, and other classes suffer. Both were trained apart, on all "
+        "layers and at a rate that changes this small model a lot, and their changes add up. "
+        "Lower strengths for both were not measured.",
     ),
     Claim(
         "More steps (400, 800, 1200) bring more likeness, then overfitting.",
@@ -178,6 +183,10 @@ CLAIMS = (
             Expectation("others", "LoRA", "1200 steps"),
             Expectation("class_fidelity", "1200 steps", "LoRA"),
         ),
+        "Likeness ends at 800 steps. What comes after shows in the plain class, which turns into "
+        "the subject (0.26, 0.55, 0.59) and becomes uniform (a diversity of 70, 53, 49). Other "
+        "classes begin to fail at 1200 steps, 0.95 instead of 1.00, which six trainings do not "
+        "tell from chance.",
     ),
     Claim(
         "Training the text encoder as well gives the best likeness and follows prompts best.",
