@@ -86,7 +86,6 @@ def needs_base(
     base = _base_on_disk(spot)
     if base is None or spot.is_wired(made_of_base):
         return True
-    check_wiring(sockets, config)
     run = _run(sockets, config, base, Reporter(spot.node_id))
     return run.kept_steps is None or not run.folder.has_result(run.kept_steps)
 
