@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ PROBES = ROOT / "tests" / "probes"  # a node pack that asserts inside the host
 DEV_DIR = Path(os.environ.get("PERSONALIZE_DEV_DIR") or ROOT / ".dev")
 # Models this small gain nothing from threads, and lose much where other processes want the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+SHARED: list[Host] = []  # the hosts that run now for all tests
 CHECKPOINTS = {
     "thin_sd15.safetensors": ("thin_sd15", "fp32"),
     "thin_sd15_fp16.safetensors": ("thin_sd15", "fp16"),
@@ -46,21 +48,21 @@ def checkpoint(checkpoint_files: dict[str, Path]) -> Path:
 @pytest.fixture(scope="session")
 def host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
     """The newest supported ComfyUI, shared by all tests."""
-    with _host("PERSONALIZE_COMFYUI", checkpoint_files) as running:
+    with _shared("PERSONALIZE_COMFYUI", checkpoint_files) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def old_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
     """The oldest supported ComfyUI, shared by all tests."""
-    with _host("PERSONALIZE_COMFYUI_OLD", checkpoint_files) as running:
+    with _shared("PERSONALIZE_COMFYUI_OLD", checkpoint_files) as running:
         yield running
 
 
 @pytest.fixture(scope="session")
 def fp32_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
     """A ComfyUI that keeps text encoders in fp32; by default it rounds patched ones to fp16."""
-    with _host("PERSONALIZE_COMFYUI", checkpoint_files, "--fp32-text-enc") as running:
+    with _shared("PERSONALIZE_COMFYUI", checkpoint_files, "--fp32-text-enc") as running:
         yield running
 
 
@@ -69,6 +71,22 @@ def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
     """A ComfyUI of the test's own, to measure memory or to break."""
     with _host("PERSONALIZE_COMFYUI", checkpoint_files) as running:
         yield running
+
+
+@pytest.fixture(autouse=True)
+def little_on_disk() -> Iterator[None]:
+    """Deletes the weights that a test has made, or the suite would leave tens of GB."""
+    yield
+    for running in SHARED:
+        running.delete_large_files()
+
+
+@contextmanager
+def _shared(variable: str, checkpoint_files: dict[str, Path], *args: str) -> Iterator[Host]:
+    with _host(variable, checkpoint_files, *args) as running:
+        SHARED.append(running)
+        yield running
+        SHARED.remove(running)
 
 
 def _host(variable: str, checkpoint_files: dict[str, Path], *args: str) -> Host:

@@ -180,7 +180,7 @@ class Host:
     # -- files ------------------------------------------------------------
 
     def add_model(self, kind: str, path: Path, name: str | None = None) -> str:
-        """Offers a model file without a copy; returns the name it has in pickers."""
+        """Offers a model file without a copy, in place of what has that name; returns the name."""
         name = name or Path(path).name
         folder = self.base / "models" / kind
         folder.mkdir(parents=True, exist_ok=True)
@@ -197,6 +197,12 @@ class Host:
         else:
             shutil.copyfile(path, target)
         return name
+
+    def delete_large_files(self, num_bytes: int = 10**7) -> None:
+        """Deletes the weights that graphs have written: results, states, checkpoints."""
+        for path in (self.base / "output").rglob("*"):
+            if path.is_file() and path.stat().st_size > num_bytes:
+                path.unlink()
 
     def images(self, entry: Mapping[str, Any]) -> list[Path]:
         """Paths of the picture files that a finished prompt's nodes showed, in node order."""
@@ -387,7 +393,7 @@ def _free_port() -> int:
 
 def _link(source: Path, target: Path) -> None:
     """Symlinks, or copies where the system forbids symlinks (Windows without developer mode)."""
-    if target.is_symlink():
+    if target.is_symlink() or target.is_file():
         target.unlink()
     if target.exists():
         return

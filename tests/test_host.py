@@ -63,6 +63,16 @@ def test_run_broken_checkpoint_carries_the_exception(host: Host, tmp_path: Path)
     assert error.value.details["traceback"]
 
 
+def test_add_model_replaces_a_file_of_that_name(tmp_path: Path) -> None:
+    model = tmp_path / "a.safetensors"
+    model.write_bytes(b"new")
+    host = Host(tmp_path, base=tmp_path, pack=None)
+    there = tmp_path / "models" / "checkpoints" / "a.safetensors"
+    there.write_bytes(b"old")
+    host.add_model("checkpoints", model)
+    assert there.read_bytes() == b"new"
+
+
 def test_start_dying_host_raises_with_its_log(tmp_path: Path) -> None:
     (tmp_path / "main.py").write_text("raise SystemExit('no such luck')")
     with pytest.raises(HostError, match="no such luck"):

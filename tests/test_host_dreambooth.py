@@ -179,15 +179,15 @@ def test_clip_that_is_not_wired_is_named(host: Host) -> None:
     [("cond_stage_model", "Input 'clip' is empty"), ("first_stage_model", "Input 'vae' is empty")],
 )
 def test_checkpoint_without_a_part_is_named(
-    any_host: Host, checkpoint_files: dict[str, Path], part: str, words: str
+    any_host: Host, checkpoint_files: dict[str, Path], tmp_path: Path, part: str, words: str
 ) -> None:
     host = any_host
     weights = safetensors.torch.load_file(checkpoint_files["thin_sd15_fp16.safetensors"])
     without = {k: w for k, w in weights.items() if not k.startswith(part)}
-    bare = host.base / "models" / "checkpoints" / f"no_{part}.safetensors"
-    safetensors.torch.save_file(without, bare)
+    safetensors.torch.save_file(without, tmp_path / f"no_{part}.safetensors")
+    bare = host.add_model("checkpoints", tmp_path / f"no_{part}.safetensors")
     graph = Graph()
-    graph.dreambooth(*graph.load(bare.name), graph.dataset(pictures(host)), **TEXT_ENCODER)
+    graph.dreambooth(*graph.load(bare), graph.dataset(pictures(host)), **TEXT_ENCODER)
     with pytest.raises(HostError, match=words):
         host.run(graph)
 

@@ -116,16 +116,16 @@ def test_bad_settings_are_named(host: Host, settings: dict[str, Any], words: str
 
 
 def test_loss_that_is_not_finite_stops_the_run_at_its_step(
-    host: Host, checkpoint_files: dict[str, Path]
+    host: Host, checkpoint_files: dict[str, Path], tmp_path: Path
 ) -> None:
     folder_of(host, "cat", (64, 64))
     weights = safetensors.torch.load_file(checkpoint_files["thin_sd15_fp16.safetensors"])
     weights["model.diffusion_model.out.2.bias"][:] = torch.nan
-    broken = host.base / "models" / "checkpoints" / "broken.safetensors"
-    safetensors.torch.save_file(weights, broken)
+    safetensors.torch.save_file(weights, tmp_path / "diverging.safetensors")
+    diverging = host.add_model("checkpoints", tmp_path / "diverging.safetensors")
     runs = finished_runs(host)
     with pytest.raises(HostError, match="the loss is nan at step 1"):
-        host.run(training("cat", checkpoint=broken.name))
+        host.run(training("cat", checkpoint=diverging))
     assert finished_runs(host) == runs
 
 
