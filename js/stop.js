@@ -30,15 +30,22 @@ function hide(node) {
   if (place >= 0) node.widgets.splice(place, 1);
 }
 
+function update({ node: id, training }) {
+  const node = find(id);
+  if (!node) return;
+  hide(node);
+  if (training) show(node);
+  node.setDirtyCanvas(true, true);
+}
+
 app.registerExtension({
   name: "personalize.stop",
   setup() {
-    api.addEventListener(EVENT, ({ detail }) => {
-      const node = find(detail.node);
-      if (!node) return;
-      hide(node);
-      if (detail.training) show(node);
-      node.setDirtyCanvas(true, true);
-    });
+    api.addEventListener(EVENT, ({ detail }) => update(detail));
+  },
+  // A page that is loaded, or a graph that is opened, while a node trains.
+  async afterConfigureGraph() {
+    const { node } = await (await api.fetchApi(ROUTE)).json();
+    if (node !== null) update({ node, training: true });
   },
 });

@@ -145,7 +145,7 @@ class Host:
         while time.monotonic() < deadline:
             self._check_alive()
             try:
-                self._get("/system_stats")
+                self.get("/system_stats")
             except OSError:
                 time.sleep(0.2)
             else:
@@ -214,8 +214,8 @@ class Host:
     def object_info(self, node: str | None = None) -> dict[str, Any]:
         """All nodes' schemas by class, or the schema of one."""
         if node is None:
-            return self._get("/object_info")
-        schema: dict[str, Any] = self._get(f"/object_info/{urllib.parse.quote(node)}")[node]
+            return self.get("/object_info")
+        schema: dict[str, Any] = self.get(f"/object_info/{urllib.parse.quote(node)}")[node]
         return schema
 
     def queue(self, prompt: Prompt, client_id: str | None = None) -> str:
@@ -236,7 +236,7 @@ class Host:
         deadline = time.monotonic() + timeout
         while time.monotonic() < deadline:
             self._check_alive()
-            entry = self._get(f"/history/{prompt_id}").get(prompt_id)
+            entry = self.get(f"/history/{prompt_id}").get(prompt_id)
             if entry is not None:
                 return _succeeded(entry)
             time.sleep(0.1)
@@ -275,6 +275,11 @@ class Host:
         """Asks for something that takes no words; OSError with the status if it is refused."""
         self._post(path, {})
 
+    def get(self, path: str) -> dict[str, Any]:
+        """What the host answers to a question; OSError with the status if it refuses."""
+        with urllib.request.urlopen(self.url + path, timeout=120) as reply:
+            return _object(reply.read())
+
     def free(self) -> None:
         """Asks the host to unload all models and drop its cache before the next prompt."""
         self._post("/free", {"unload_models": True, "free_memory": True})
@@ -304,10 +309,6 @@ class Host:
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
     # -- wire -------------------------------------------------------------
-
-    def _get(self, path: str) -> dict[str, Any]:
-        with urllib.request.urlopen(self.url + path, timeout=120) as reply:
-            return _object(reply.read())
 
     def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
         headers = {"Content-Type": "application/json"}

@@ -228,11 +228,15 @@ def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
         "PersonalizeSaveLora", lora=sockets[2], filename_prefix="stopped", format="kohya fp32"
     )
 
+    at_work: set[str | None] = {host.get("/personalize/stop")["node"]}
+
     def see(event: Event) -> None:
         if event.kind == "progress" and event.data["value"] >= 5:
+            at_work.add(host.get("/personalize/stop")["node"])
             host.post("/personalize/stop")
 
     host.follow(graph, see)
+    assert at_work == {None, sockets[0][0]}
     (run,) = run_folders(host) - before
     ((asked, step),) = facts(run)["stopped"].items()
     assert (facts(run)["status"], asked) == ("stopped", "5000")

@@ -21,7 +21,10 @@ export const app = {
 API = """
 export const api = Object.assign(new EventTarget(), {
   fetched: [],
-  fetchApi(route, options) { this.fetched.push([route, options.method]); },
+  fetchApi(route, options) {
+    this.fetched.push([route, options?.method ?? "GET"]);
+    return { json: () => this.answer };
+  },
 });
 """
 PRESETS = """
@@ -94,7 +97,14 @@ tell("3", false);
 tell("7:3", true);
 tell("7:3", false);
 tell("99", true);
-console.log(JSON.stringify({ states, fetched: api.fetched, kept }));
+const fetched = [...api.fetched];
+const opened = [];
+for (const node of [null, "3"]) {
+  api.answer = { node };
+  await globalThis.extension.afterConfigureGraph();
+  opened.push(trainer.widgets.map((widget) => widget.name));
+}
+console.log(JSON.stringify({ states, fetched, kept, opened }));
 """
 
 
@@ -141,3 +151,4 @@ def test_stop_button_is_there_while_its_node_trains(tmp_path: Path) -> None:
     ]
     assert found["fetched"] == [["/personalize/stop", "POST"]]
     assert found["kept"] == 1, "the button is not saved with the graph"
+    assert found["opened"] == [without, button], "a page that opens while nothing, or 3, trains"

@@ -1,9 +1,10 @@
 """Stop and keep: a request that the training at work ends here and hands out what it learned.
 
     POST /personalize/stop      200 {"node": id of the training node}, or 409 where nothing trains
+    GET /personalize/stop       200 {"node": the same, or null where nothing trains}
 
 The front end (js/stop.js) hears of trainings by the event "personalize.training", whose data are
-{"node", "run", "training"}.
+{"node", "run", "training"}, and asks when a page opens in the middle of one.
 """
 
 from __future__ import annotations
@@ -48,8 +49,12 @@ class StopButton:
             self._pressed.set()
         return self._at_work
 
+    async def at_work(self, request: web.Request) -> web.Response:
+        """The route's GET."""
+        return web.json_response({"node": self._node if self._at_work else None})
+
     async def answer(self, request: web.Request) -> web.Response:
-        """The route."""
+        """The route's POST."""
         if self.press():
             return web.json_response({"node": self._node})
         return web.json_response({"error": "No training is at work."}, status=409)
@@ -60,7 +65,9 @@ BUTTON = StopButton()
 
 def register_stop() -> None:
     """Add the route to the host's server."""
-    server.PromptServer.instance.routes.post(ROUTE)(BUTTON.answer)
+    routes = server.PromptServer.instance.routes
+    routes.get(ROUTE)(BUTTON.at_work)
+    routes.post(ROUTE)(BUTTON.answer)
 
 
 def _tell(node_id: str | None, run: str, training: bool) -> None:
