@@ -36,7 +36,7 @@ PINS = (
     "accelerate==1.15.0",
 )
 TOOLS = [
-    *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0"),
+    *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0", "pytest-xdist==3.8.0"),
     *("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboardX==2.6.5"),  # optional in the pack
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
