@@ -5,8 +5,10 @@ It is kept in the work folder, so a stopped command goes on where it was.
 """
 
 import dataclasses
+import itertools
 import json
 import queue
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -62,11 +64,13 @@ class Laboratory:
 
     def __init__(self, work: Path, reader: meters.Reader) -> None:
         self.work, self.reader = work, reader
+        self._preparing = threading.Lock()  # a host must not copy what another one's thread writes
 
     def prepare(self, host: Host) -> None:
         """Give a host, before or after its start, the subjects' pictures with their captions."""
-        for name in world.SUBJECTS:
-            for called in ("identifier", "class", "token"):
+        wanted = itertools.product(world.SUBJECTS, ("identifier", "class", "token"))
+        with self._preparing:
+            for name, called in wanted:
                 folder = self.work / "subjects" / folder_name(name, called)
                 world.write_subject(name, folder, name_in_prompts(name, called))
                 host.add_input(folder, folder.name)

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
 import pytest
 
 from demo import report
 from demo.claims import CLAIMS, Claim, Verdict, judge
+from demo.evidence import Laboratory
 from demo.report import COLUMNS, METHODS, groups
 
 
@@ -50,3 +56,21 @@ def test_recipes_that_train_differently_have_different_keys() -> None:
     recipes = {repr(recipe) for claim in CLAIMS for recipe in claim.recipes}
     keys = {recipe.key("star", 0) for claim in CLAIMS for recipe in claim.recipes}
     assert len(keys) == len(recipes)
+
+
+def test_hosts_are_prepared_one_after_another(tmp_path: Path) -> None:
+    copying, overlaps = threading.Semaphore(1), []
+
+    class Copying:
+        def add_input(self, folder: Path, name: str) -> None:
+            alone = copying.acquire(blocking=False)
+            overlaps.append(not alone)
+            time.sleep(0.002)
+            if alone:
+                copying.release()
+
+    laboratory = Laboratory(tmp_path, None)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(laboratory.prepare, [Copying(), Copying()]))
+    assert overlaps
+    assert not any(overlaps)
