@@ -211,6 +211,7 @@ CLAIMS = (
         (
             Expectation("fidelity", "with text encoder", "LoRA"),
             Expectation("fidelity", "with text encoder at 5e-4", "LoRA"),
+            Expectation("background", "with text encoder", "LoRA"),
             Expectation("background", "with text encoder at 5e-4", "LoRA"),
         ),
         "At the node's default of 1e-5, a hundredth of the UNet's rate, it makes no difference "

@@ -222,12 +222,12 @@ class Host:
         """Queues a prompt in API form and returns its id; HostError if it is invalid."""
         body = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
         try:
-            reply = self._post("/prompt", body)
+            reply = self.post("/prompt", body)
         except urllib.error.HTTPError as error:
             raise _refused(json.loads(error.read())) from None
         if reply["node_errors"]:
             # The host runs the output nodes that are valid and leaves out the others.
-            self._post("/queue", {"clear": True})
+            self.post("/queue", {"clear": True})
             raise _refused(reply)
         return str(reply["prompt_id"])
 
@@ -271,18 +271,21 @@ class Host:
         """Cancels the running prompt, as the Cancel button does."""
         self.post("/interrupt")
 
-    def post(self, path: str) -> None:
-        """Asks for something that takes no words; OSError with the status if it is refused."""
-        self._post(path, {})
-
     def get(self, path: str) -> dict[str, Any]:
         """What the host answers to a question; OSError with the status if it refuses."""
         with urllib.request.urlopen(self.url + path, timeout=120) as reply:
             return _object(reply.read())
 
+    def post(self, path: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What the host answers to a request; OSError with the status if it refuses."""
+        headers = {"Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body or {}).encode(), headers)
+        with urllib.request.urlopen(request, timeout=120) as reply:
+            return _object(reply.read())
+
     def free(self) -> None:
         """Asks the host to unload all models and drop its cache before the next prompt."""
-        self._post("/free", {"unload_models": True, "free_memory": True})
+        self.post("/free", {"unload_models": True, "free_memory": True})
 
     # -- what it did ------------------------------------------------------
 
@@ -308,13 +311,7 @@ class Host:
         lines = Path(f"/proc/{self.pid}/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field + ":"))
 
-    # -- wire -------------------------------------------------------------
-
-    def _post(self, path: str, body: Mapping[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json"}
-        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
-        with urllib.request.urlopen(request, timeout=120) as reply:
-            return _object(reply.read())
+    # -- is it alive ------------------------------------------------------
 
     def _check_alive(self) -> None:
         if self._process is None or self._process.poll() is not None:
@@ -372,12 +369,8 @@ def _refused(reply: Mapping[str, Any]) -> HostError:
     error = reply.get("error", {"message": "A part of the prompt is invalid."})
     lines = [f"{error['message']} {error.get('details', '')}".strip()]
     for node in reply.get("node_errors", {}).values():
-        lines += [_refusal(node["class_type"], error) for error in node["errors"]]
+        lines += [f"{node['class_type']}: {e['message']}: {e['details']}" for e in node["errors"]]
     return HostError("\n".join(lines), kind="invalid prompt", details=reply)
-
-
-def _refusal(node: str, error: Mapping[str, str]) -> str:
-    return f"{node}: {error['message']}: {error['details']}"
 
 
 def _object(body: bytes) -> dict[str, Any]:
