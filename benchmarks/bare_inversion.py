@@ -24,7 +24,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from benchmarks.bare_loop import peak_bytes
 from tests.checkpoints import SD15_UNET, THIN_SD15_UNET
-from trainers.families.sd15 import CLIP_L_FACTS
+from trainers.models.sd15 import CLIP_L_FACTS
 
 VOCABULARY = CLIP_L_FACTS["vocab_size"]
 START, END = 49406, 49407

@@ -25,15 +25,15 @@ from torch import nn
 
 from benchmarks.bare_loop import peak_bytes
 from tests.checkpoints import SD15_UNET, THIN_SD15_UNET
-from trainers.cache import Examples
-from trainers.config import run_config
 from trainers.contracts import DENOISER, Parts
-from trainers.families import FAMILIES
-from trainers.families.widening import widen
-from trainers.job import Job
+from trainers.data.examples import Examples
 from trainers.loop import make_job, train
+from trainers.models import FAMILIES
+from trainers.models.precision import DTYPES, compute_dtype
+from trainers.models.widening import widen
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
-from trainers.precision import DTYPES, compute_dtype
+from trainers.settings.run import run_config
+from trainers.step import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 0.45  # of plain fp32 AdamW's peak

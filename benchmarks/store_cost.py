@@ -20,11 +20,11 @@ from typing import Any
 import torch
 
 from benchmarks.dreambooth_memory import Size, job_of
-from trainers.checkpoint import RunFolder
 from trainers.contracts import DENOISER
-from trainers.fingerprint import weights_fingerprint
-from trainers.keeper import StateKeeper
 from trainers.loop import Training
+from trainers.runs.fingerprint import weights_fingerprint
+from trainers.runs.folder import RunFolder
+from trainers.runs.states import StateKeeper
 
 MOST = 0.02
 METHODS: dict[str, dict[str, Any]] = {

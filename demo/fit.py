@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from trainers.precision import compute_dtype
+from trainers.models.precision import compute_dtype
 
 from .muon import Muon
 

@@ -1,5 +1,5 @@
 // Choosing a preset fills the node's other widgets; changing one of those makes it "custom" again.
-// The values come with the node's definition, from trainers/dreambooth_settings.py.
+// The values come with the node's definition, from trainers/settings/dreambooth.py.
 
 import { app } from "../../scripts/app.js";
 

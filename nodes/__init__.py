@@ -30,7 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
 class Personalize(ComfyExtension):
     async def on_load(self) -> None:
         from .host.folders import register_embeddings
-        from .host.stop import register_stop
+        from .host.runs.stop import register_stop
 
         register_embeddings()
         register_stop()

@@ -43,7 +43,7 @@ class ApplyLora(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, lora: Any, strength_model: float, strength_clip: float
     ) -> io.NodeOutput:
-        from .host.apply import apply_lora
+        from .host.models.weights import apply_lora
 
         return io.NodeOutput(*apply_lora(model, clip, lora, strength_model, strength_clip))
 
@@ -71,6 +71,6 @@ class ApplyEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, embedding: Any) -> io.NodeOutput:
-        from .host.embeddings import with_embedding
+        from .host.models.tokenizer import with_embedding
 
         return io.NodeOutput(with_embedding(clip, embedding))

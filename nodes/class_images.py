@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.class_images import ClassImagesConfig
-from ..trainers.settings import from_values
+from ..trainers.settings.class_images import ClassImagesConfig
+from ..trainers.settings.field import from_values
 from .host.sampling import SAMPLERS, SCHEDULERS
 from .schema import inputs_of
 from .sockets import PersonalizeDataset

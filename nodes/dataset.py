@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import DatasetConfig
+from ..trainers.data.listing import folder_state
 from ..trainers.errors import DatasetError
-from ..trainers.listing import folder_state
-from ..trainers.settings import from_values
+from ..trainers.settings.dataset import DatasetConfig
+from ..trainers.settings.field import from_values
 from .host.folders import dataset_folder, dataset_folders, folder_problem
 from .schema import inputs_of
 from .sockets import PersonalizeDataset
@@ -64,7 +64,7 @@ class FolderDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
-        from ..trainers.data import folder_dataset
+        from ..trainers.data.dataset import folder_dataset
         from .host.overview import reading_progress, show_dataset
 
         config = from_values(DatasetConfig, settings)
@@ -114,7 +114,7 @@ class ImageDataset(io.ComfyNode):
         masks: list[Any] | None = None,
         **settings: list[Any],
     ) -> io.NodeOutput:
-        from ..trainers.data import batch_dataset
+        from ..trainers.data.dataset import batch_dataset
         from .host.overview import show_dataset
 
         config = from_values(DatasetConfig, {n: _single(n, v) for n, v in settings.items()})

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.preview_settings import PreviewConfig
+from ..trainers.settings.preview import PreviewConfig
 from .host.sampling import SAMPLERS, SCHEDULERS
 from .schema import inputs_of
 from .sockets import PersonalizePreview

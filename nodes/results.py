@@ -120,7 +120,7 @@ class PlotLoss(io.ComfyNode):
         import numpy as np
         import torch
 
-        from ..trainers.plot import draw_losses, marks_of
+        from ..trainers.runs.plot import draw_losses, marks_of
 
         picture = draw_losses(loss_map["loss"], marks=marks_of(loss_map))
         image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]

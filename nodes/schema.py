@@ -8,8 +8,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.config import METHOD_DEFAULTS, config_groups
-from ..trainers.settings import Setting, settings_of
+from ..trainers.settings.field import Setting, settings_of
+from ..trainers.settings.run import METHOD_DEFAULTS, config_groups
 
 MULTILINE = {"prompt", "prompts"}
 
@@ -37,7 +37,7 @@ def inputs_of(
     """One input per settings field, by name, in the order of the class.
 
     Args:
-        config_class: a dataclass of trainers.config.
+        config_class: a dataclass of trainers.settings.
         only: limits the result to these names.
         defaults: values that replace the class's own defaults.
     """

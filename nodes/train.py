@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..trainers.config import RunConfig, run_config
-from ..trainers.dreambooth_settings import CUSTOM, PRESETS
+from ..trainers.settings.dreambooth import CUSTOM, PRESETS
+from ..trainers.settings.run import RunConfig, run_config
 from .schema import settings_inputs
 from .sockets import PersonalizeDataset, PersonalizeEmbedding, PersonalizePreview
 
 if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
-    from .host.training import Outcome
-    from .host.wiring import Sockets
+    from .host.runs.inputs import Sockets
+    from .host.runs.training import Outcome
 
 
 def _sockets_in() -> list[io.Input]:
@@ -87,14 +87,14 @@ MADE_OF_BASE = {"lora": (0, 1), "dreambooth": (0, 1), "textual_inversion": (0,)}
 
 
 def _train(cls: type[io.ComfyNode], config: RunConfig, **given: Any) -> Outcome:
-    from .host.sources import Spot
-    from .host.training import run_training
+    from .host.runs.base import Spot
+    from .host.runs.training import run_training
 
     return run_training(_sockets(given), config, Spot.of(cls.hidden))
 
 
 def _sockets(given: Mapping[str, Any]) -> Sockets:
-    from .host.wiring import Sockets
+    from .host.runs.inputs import Sockets
 
     names = [field.name for field in dataclasses.fields(Sockets)]
     return Sockets(**{name: given[name] for name in names if name in given})
@@ -102,8 +102,8 @@ def _sockets(given: Mapping[str, Any]) -> Sockets:
 
 def _missing(cls: type[io.ComfyNode], method: str, given: Mapping[str, Any]) -> list[str]:
     """Which of the lazy inputs the host must evaluate before the node can run."""
-    from .host.run import needs_base
-    from .host.sources import Spot
+    from .host.runs.base import Spot
+    from .host.runs.run import needs_base
 
     missing = [name for name in LAZY if given.get(name) is None]
     if not missing:
@@ -113,7 +113,7 @@ def _missing(cls: type[io.ComfyNode], method: str, given: Mapping[str, Any]) -> 
 
 
 def _must_run_again(cls: type[io.ComfyNode], method: str) -> bool:
-    from .host.sources import must_run_again
+    from .host.runs.base import must_run_again
 
     return must_run_again(cls.hidden.unique_id, MADE_OF_BASE[method])
 
@@ -166,8 +166,8 @@ class TrainLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
-        from .host.apply import apply_lora
-        from .host.embeddings import with_embeddings
+        from .host.models.tokenizer import with_embeddings
+        from .host.models.weights import apply_lora
 
         config = run_config("lora", others)
         outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
@@ -237,8 +237,8 @@ class TrainDreamBooth(io.ComfyNode):
         preset: str = CUSTOM,  # fills the widgets in the editor; a run takes the widgets
         **others: Any,
     ) -> io.NodeOutput:
-        from .host.apply import apply_weights
-        from .host.embeddings import with_embeddings
+        from .host.models.tokenizer import with_embeddings
+        from .host.models.weights import apply_weights
 
         config = run_config("dreambooth", others)
         outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
@@ -315,8 +315,8 @@ class TrainTextualInversion(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
-        from ..trainers.embedding import Embedding, read
-        from .host.embeddings import with_embedding
+        from ..trainers.methods.results import Embedding, read
+        from .host.models.tokenizer import with_embedding
 
         config = run_config("textual_inversion", others)
         outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)

@@ -25,8 +25,8 @@ from demo.recipes import IDENTIFIER, LORA
 from demo.world import SIZE_PX, write_subject
 from tests.events import Event
 from tests.host import ROOT, Host, HostError, Prompt, convert, nodes_of
+from trainers.data.listing import has_pictures
 from trainers.errors import DatasetError
-from trainers.listing import has_pictures
 
 WORKFLOW = ROOT / "workflows" / "Train a LoRA and sample.json"
 SUBJECT = "star"

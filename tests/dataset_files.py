@@ -10,9 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
-from trainers.config import DatasetConfig
-from trainers.data import Dataset, batch_dataset, folder_dataset
+from trainers.data.dataset import Dataset, batch_dataset, folder_dataset
 from trainers.errors import DatasetError
+from trainers.settings.dataset import DatasetConfig
 
 RED, WHITE = (255, 0, 0), (255, 255, 255)
 

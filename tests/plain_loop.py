@@ -13,10 +13,11 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers.batches import BatchPlan, by_shape
-from trainers.cache import Examples
-from trainers.config import ObjectiveConfig, RunConfig
+from trainers.data.batches import BatchPlan, by_shape
+from trainers.data.examples import Examples
 from trainers.noise import generator_for, scaled_linear_alphas_cumprod
+from trainers.settings.objective import ObjectiveConfig
+from trainers.settings.run import RunConfig
 
 
 def plain_run(

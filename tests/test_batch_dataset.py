@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.dataset_files import batch, dataset_of, save
+from trainers.data.summary import contact_sheet, summary
 from trainers.errors import DatasetError
-from trainers.summary import contact_sheet, summary
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from collections import Counter
 import pytest
 import torch
 
-from trainers.batches import BatchPlan
+from trainers.data.batches import BatchPlan
 
 Shape = tuple[int, int, int]
 SQUARE, WIDE, TALL = (4, 8, 8), (4, 8, 12), (4, 12, 8)

@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from trainers.buckets import bucket_of, crop_box, cropped_share, overhang_px, size_problem
-from trainers.config import DatasetConfig
+from trainers.data.buckets import bucket_of, crop_box, cropped_share, overhang_px, size_problem
+from trainers.settings.dataset import DatasetConfig
 
 RESOLUTIONS = (256, 512, 768, 1024)
 

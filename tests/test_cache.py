@@ -10,7 +10,7 @@ from torch import Tensor
 
 from tests import tiny
 from tests.dataset_files import batch
-from trainers.cache import (
+from trainers.data.examples import (
     batch_text,
     batch_tokens,
     encode_captions,
@@ -18,7 +18,7 @@ from trainers.cache import (
     stack_masks,
 )
 from trainers.errors import DatasetError
-from trainers.families import FAMILIES
+from trainers.models import FAMILIES
 
 FAMILY = FAMILIES["sd15"]
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers.captions import Captions, find_captions, part_cut, words_of
-from trainers.config import DatasetConfig
+from trainers.data.captions import Captions, find_captions, part_cut, words_of
+from trainers.data.listing import list_folder
 from trainers.errors import DatasetError
-from trainers.listing import list_folder
+from trainers.settings.dataset import DatasetConfig
 
 
 def folder_with(root: Path, files: dict[str, str | bytes]) -> Path:

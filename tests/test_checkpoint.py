@@ -16,15 +16,15 @@ import torch
 
 from tests import tiny
 from tests.dataset_files import batch
-from trainers import checkpoint, export
-from trainers.checkpoint import (
+from trainers.errors import SaveError
+from trainers.runs import folder as run_folder
+from trainers.runs.folder import (
     PACKAGES,
     Result,
     RunFolder,
     fingerprint_of,
     run_facts,
 )
-from trainers.errors import SaveError
 
 NOBODY = 65534  # the user id that owns nothing
 BASE = {"model": "0f0f", "clip": "1e1e"}
@@ -279,14 +279,14 @@ def test_full_disk_keeps_the_states_before(
 ) -> None:
     folder = folder_of(tmp_path)
     folder.write_state(state(2), metrics(2), keep=1)
-    whole_file = checkpoint.whole_file
+    whole_file = run_folder.whole_file
 
-    @export.contextmanager
+    @contextmanager
     def full(path: Path, num_bytes: int = 0) -> Any:
         with whole_file(path, num_bytes) as file:
             yield FullDisk(file, room)
 
-    monkeypatch.setattr(checkpoint, "whole_file", full)
+    monkeypatch.setattr(run_folder, "whole_file", full)
     with pytest.raises(SaveError, match="the disk is full"):
         folder.write_state(state(4), metrics(4), keep=1)
     found = folder.state(at_most=9)

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from trainers.class_images import ClassFolder, ClassImagesConfig
 from trainers.errors import SettingsError
+from trainers.runs.class_images import ClassFolder
+from trainers.settings.class_images import ClassImagesConfig
 
 KEY = {"model": "a", "prompt": "a photo of a dog"}
 

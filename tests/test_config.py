@@ -12,17 +12,15 @@ from typing import Any
 import pytest
 
 from tests.host import ROOT
-from trainers import config
-from trainers.config import (
-    DatasetConfig,
-    LoraConfig,
-    ObjectiveConfig,
-    TrainingConfig,
-)
-from trainers.dreambooth_settings import DreamBoothConfig
 from trainers.errors import SettingsError
-from trainers.inversion_settings import TextualInversionConfig
-from trainers.settings import Setting, from_values, settings_of
+from trainers.settings import run
+from trainers.settings.dataset import CAPTION_SOURCES, MASK_SOURCES, DatasetConfig
+from trainers.settings.dreambooth import DreamBoothConfig
+from trainers.settings.field import Setting, from_values, settings_of
+from trainers.settings.lora import LORA_TARGETS, LORA_VARIANTS, LoraConfig
+from trainers.settings.objective import ObjectiveConfig
+from trainers.settings.textual_inversion import TextualInversionConfig
+from trainers.settings.training import LR_SCHEDULES, OPTIMIZERS, PRECISIONS, TrainingConfig
 
 KINDS = (
     DatasetConfig,
@@ -119,13 +117,13 @@ def test_setting_almost_right(kind: type[Any], name: str, wrong: Any) -> None:
 @pytest.mark.parametrize(
     ("kind", "name", "allowed"),
     [
-        (DatasetConfig, "captions", config.CAPTION_SOURCES),
-        (DatasetConfig, "masks", config.MASK_SOURCES),
-        (TrainingConfig, "lr_schedule", config.LR_SCHEDULES),
-        (TrainingConfig, "optimizer", config.OPTIMIZERS),
-        (TrainingConfig, "precision", config.PRECISIONS),
-        (LoraConfig, "targets", config.LORA_TARGETS),
-        (LoraConfig, "variant", config.LORA_VARIANTS),
+        (DatasetConfig, "captions", CAPTION_SOURCES),
+        (DatasetConfig, "masks", MASK_SOURCES),
+        (TrainingConfig, "lr_schedule", LR_SCHEDULES),
+        (TrainingConfig, "optimizer", OPTIMIZERS),
+        (TrainingConfig, "precision", PRECISIONS),
+        (LoraConfig, "targets", LORA_TARGETS),
+        (LoraConfig, "variant", LORA_VARIANTS),
     ],
 )
 def test_choice_not_offered(kind: type[Any], name: str, allowed: tuple[str, ...]) -> None:
@@ -172,15 +170,15 @@ def test_from_values_refuses_what_the_class_refuses() -> None:
         from_values(LoraConfig, {"rank": 0})
 
 
-@pytest.mark.parametrize("method", config.METHOD_CONFIGS)
+@pytest.mark.parametrize("method", run.METHOD_CONFIGS)
 def test_setting_names_differ_between_parts_of_a_run(method: str) -> None:
     # A node has all of them side by side.
-    names = [n for kind in config.config_groups(method).values() for n in settings_of(kind)]
+    names = [n for kind in run.config_groups(method).values() for n in settings_of(kind)]
     assert len(names) == len(set(names))
 
 
 def test_run_config_as_dict_holds_every_setting() -> None:
-    made = config.RunConfig("lora", TrainingConfig(steps=7), ObjectiveConfig(), LoraConfig())
+    made = run.RunConfig("lora", TrainingConfig(steps=7), ObjectiveConfig(), LoraConfig())
     stored = made.as_dict()
     assert stored["method"] == "lora"
     assert stored["training"]["steps"] == 7
@@ -189,13 +187,13 @@ def test_run_config_as_dict_holds_every_setting() -> None:
 
 
 def test_config_imports_no_torch() -> None:
-    check = "import sys, trainers.config; sys.exit('torch' in sys.modules)"
+    check = "import sys, trainers.settings.run; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, check=False).returncode == 0
 
 
 def test_run_config_lists_the_problems_of_all_groups() -> None:
     with pytest.raises(SettingsError) as raised:
-        config.run_config("lora", {"steps": 0, "rank": 0, "noise_offset": 2.0})
+        run.run_config("lora", {"steps": 0, "rank": 0, "noise_offset": 2.0})
     assert [problem.split()[0] for problem in raised.value.problems] == [
         "steps", "noise_offset", "rank",
     ]  # fmt: skip

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.families.convolution import SmallMapConv2d, use_small_map_convolutions
+from trainers.models.convolution import SmallMapConv2d, use_small_map_convolutions
 
 
 def pair() -> tuple[nn.Module, nn.Module]:

@@ -9,10 +9,10 @@ import pytest
 from PIL import Image, ImageFile
 
 from tests.dataset_files import WHITE, dataset_of, half_white, noise, refusal, save
-from trainers.config import DatasetConfig
-from trainers.data import folder_dataset
+from trainers.data.dataset import folder_dataset
+from trainers.data.listing import folder_state, has_pictures
 from trainers.errors import DatasetError
-from trainers.listing import folder_state, has_pictures
+from trainers.settings.dataset import DatasetConfig
 
 
 @pytest.fixture
@@ -133,7 +133,7 @@ def test_absurd_shapes_are_listed_with_what_is_allowed(folder: Path) -> None:
 
 def test_too_many_pixels_are_refused_unread(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(folder / "a.png", (200, 100))
-    monkeypatch.setattr("trainers.pictures.LARGEST_PX", 19_999)
+    monkeypatch.setattr("trainers.data.pictures.LARGEST_PX", 19_999)
     assert "1 of 1 images have more than 178 megapixels: a.png" in refusal(folder)
     monkeypatch.undo()
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 9_999)

@@ -12,16 +12,16 @@ from torch import Tensor
 from tests import tiny
 from tests.plain_loop import plain_loss
 from trainers import loop
-from trainers.cache import Examples
-from trainers.config import config_groups, run_config
 from trainers.contracts import DENOISER
-from trainers.dreambooth_settings import CUSTOM, DREAMBOOTH_DEFAULTS, PRESETS
+from trainers.data.examples import Examples
 from trainers.errors import NonFiniteLossError, SettingsError, UnavailableError
-from trainers.families import FAMILIES
-from trainers.families.widening import widen
 from trainers.loop import train
 from trainers.methods.dreambooth import prepare
-from trainers.settings import settings_of
+from trainers.models import FAMILIES
+from trainers.models.widening import widen
+from trainers.settings.dreambooth import CUSTOM, DREAMBOOTH_DEFAULTS, PRESETS
+from trainers.settings.field import settings_of
+from trainers.settings.run import config_groups, run_config
 
 # -- one step is that of L_instance + lambda L_prior --------------------------------------
 

@@ -17,13 +17,14 @@ from transformers import CLIPTokenizer
 from tests import tiny
 from tests.dataset_files import batch
 from trainers.contracts import LearnedIds, Parts, Tokens
-from trainers.embedding import Embedding, embedding_metadata, needs_metadata, read, spelled
-from trainers.export import save_tensors
-from trainers.families import FAMILIES
-from trainers.families.clip import build_clip
+from trainers.data.tokens import split_at_tokens
+from trainers.methods.results import Embedding, read, spelled
 from trainers.methods.textual_inversion import prepare
+from trainers.models import FAMILIES
+from trainers.models.clip import build_clip
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
-from trainers.tokens import split_at_tokens
+from trainers.runs.files import save_tensors
+from trainers.runs.metadata import embedding_metadata, needs_metadata
 
 FAMILY = FAMILIES["sd15"]
 PROMPT = "a photo of <sks>, on a beach"

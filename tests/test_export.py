@@ -17,8 +17,11 @@ from safetensors import safe_open
 from tests import tiny
 from tests.dataset_files import batch
 from trainers.errors import SaveError
-from trainers.export import Adapter, kohya_layer_name, lora_metadata, save_tensors, write_whole
-from trainers.families import FAMILIES
+from trainers.methods.lora import kohya_layer_name
+from trainers.methods.results import Adapter
+from trainers.models import FAMILIES
+from trainers.runs.files import save_tensors, write_whole
+from trainers.runs.metadata import lora_metadata
 
 UNET, TEXT = "lora_unet", "lora_te_text_model"
 LAYERS = [

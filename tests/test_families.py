@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers.config import LORA_TARGETS
 from trainers.contracts import DENOISER
-from trainers.families import FAMILIES
-from trainers.families.clip import build_clip
-from trainers.families.sd15 import CLIP_L_FACTS
-from trainers.families.unet import build_unet, diffusers_config
+from trainers.models import FAMILIES
+from trainers.models.clip import build_clip
+from trainers.models.sd15 import CLIP_L_FACTS
+from trainers.models.unet import build_unet, diffusers_config
+from trainers.settings.lora import LORA_TARGETS
 
 families = pytest.mark.parametrize("family", FAMILIES)
 BUILT = {

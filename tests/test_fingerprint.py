@@ -7,7 +7,7 @@ import torch
 
 from tests import tiny
 from trainers.contracts import DENOISER
-from trainers.fingerprint import tensors_fingerprint, weights_fingerprint
+from trainers.runs.fingerprint import tensors_fingerprint, weights_fingerprint
 
 
 def test_weights_fingerprint_same_weights() -> None:

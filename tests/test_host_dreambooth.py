@@ -14,7 +14,7 @@ from tests.graphs import Graph, Link
 from tests.host import Host, HostError
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
 from tests.test_host_runs import folder_of
-from trainers.dreambooth_settings import PRESETS
+from trainers.settings.dreambooth import PRESETS
 
 __all__ = ["any_host"]  # a fixture
 

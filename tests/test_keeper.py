@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from tests import tiny
-from trainers import keeper
-from trainers.checkpoint import RunFolder
 from trainers.errors import SaveError
-from trainers.keeper import LEAST_SECONDS, SHARE, StateKeeper
 from trainers.loop import Training
+from trainers.runs import states
+from trainers.runs.folder import RunFolder
+from trainers.runs.states import LEAST_SECONDS, SHARE, StateKeeper
 
 
 class Clock:
@@ -47,7 +47,7 @@ def written(
 ) -> tuple[list[int], float]:
     """The steps that were written, and the time of the whole run."""
     clock = Clock()
-    monkeypatch.setattr(keeper, "time", clock)
+    monkeypatch.setattr(states, "time", clock)
     config = tiny.run_config(steps=steps, **store)
     training = Training(tiny.job(config))
     folder = Folder(tmp_path, clock, seconds_a_state)

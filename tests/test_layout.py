@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import graphlib
 import io
 import tokenize
 from collections.abc import Iterator
@@ -19,21 +20,13 @@ HOST_MODULES += ("latent_preview", "node_helpers", "server")
 FUNCTION_LINES, FILE_LINES = 60, 400
 DOCS, WORKFLOWS = ROOT / "js" / "docs", ROOT / "workflows"
 
-# A part of trainers/, and what it may never import.
-WALLS = {
-    "families": ("trainers.methods", "trainers.loop"),
-    "methods": ("trainers.families", "trainers.loop"),
-    "the rest": ("trainers.methods", "trainers.families", "trainers.loop"),
-}
-TOP = {"loop", "keeper", "__main__"}  # these bring methods and families together
+MOST_ENTRIES = 12  # of a folder, beside __init__.py
 
 
-def part_of(file: Path) -> str | None:
-    """Which wall a file of trainers/ is behind; None for those at the top."""
-    first = file.relative_to(ROOT / "trainers").parts[0]
-    if first in WALLS:
-        return first
-    return None if file.stem in TOP else "the rest"
+def part_of(name: str) -> str:
+    """The room or front module of trainers/ that a dotted name belongs to; "" for others."""
+    parts = name.split(".")
+    return parts[1] if parts[0] == "trainers" and len(parts) > 1 else ""
 
 
 def imports(file: Path) -> set[str]:
@@ -97,11 +90,21 @@ def test_trainers_never_import_the_host_or_its_nodes(file: Path) -> None:
     assert {name for name in imports(file) if inside(name, host)} == set()
 
 
-@pytest.mark.parametrize("file", TRAINERS, ids=named)
-def test_trainers_import_downwards_only(file: Path) -> None:
-    part = part_of(file)
-    walls = WALLS[part] if part else ()
-    assert {name for name in imports(file) if inside(name, walls)} == set()
+def test_parts_of_trainers_import_each_other_in_no_circle() -> None:
+    below: dict[str, set[str]] = {}
+    for file in TRAINERS:
+        name = ".".join(file.relative_to(ROOT).with_suffix("").parts)
+        own = part_of(name.removesuffix(".__init__"))
+        below.setdefault(own, set()).update({part_of(one) for one in imports(file)} - {own, ""})
+    list(graphlib.TopologicalSorter(below).static_order())  # CycleError names the circle
+
+
+@pytest.mark.parametrize("root", ["trainers", "nodes"])
+def test_folders_have_few_entries_and_say_what_lives_there(root: str) -> None:
+    for init in (ROOT / root).rglob("__init__.py"):
+        entries = {path.name for path in init.parent.iterdir()} - {"__init__.py", "__pycache__"}
+        assert len(entries) <= MOST_ENTRIES, f"{init.parent}: {sorted(entries)}"
+        assert ast.get_docstring(ast.parse(init.read_text(encoding="utf-8"))), init
 
 
 @pytest.mark.parametrize("file", NODES, ids=named)
@@ -119,12 +122,11 @@ def test_pack_imports_itself_relatively(file: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "module", ["config", "dreambooth_settings", "errors", "inversion_settings"]
+    "file", [ROOT / "trainers/errors.py", *(ROOT / "trainers/settings").glob("*.py")], ids=named
 )
-def test_settings_are_known_without_torch(module: str) -> None:
+def test_settings_are_known_without_torch(file: Path) -> None:
     heavy = ("torch", "diffusers", "transformers", "peft")
-    names = imports(ROOT / "trainers" / f"{module}.py")
-    assert {name for name in names if inside(name, heavy)} == set()
+    assert {name for name in imports(file) if inside(name, heavy)} == set()
 
 
 @pytest.mark.parametrize("file", TRAINERS + NODES, ids=named)

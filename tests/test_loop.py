@@ -12,13 +12,14 @@ from torch import Tensor
 
 from tests import tiny
 from tests.plain_loop import plain_run
-from trainers import job, loop
-from trainers.cache import Examples
+from trainers import loop
+from trainers import step as step_module
 from trainers.contracts import DENOISER
+from trainers.data.examples import Examples
 from trainers.errors import NonFiniteLossError
-from trainers.families import FAMILIES
 from trainers.loop import Progress, batch_plan, num_steps, train
 from trainers.methods import METHODS
+from trainers.models import FAMILIES
 from trainers.noise import PREDICTIONS
 
 # -- equal to a plain loop ----------------------------------------------------------------
@@ -168,8 +169,8 @@ def gradients(
 def test_accumulated_gradient_is_that_of_the_large_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     # Micro-batches draw noise of their own: here every sample gets the same.
     noise = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-    monkeypatch.setattr(job, "draw_noise", lambda shape, *_: noise.expand(shape))
-    monkeypatch.setattr(job, "draw_timesteps", lambda num, *_: torch.full((num,), 300))
+    monkeypatch.setattr(step_module, "draw_noise", lambda shape, *_: noise.expand(shape))
+    monkeypatch.setattr(step_module, "draw_timesteps", lambda num, *_: torch.full((num,), 300))
     pictures = tiny.examples(counts=(2,))
     whole = gradients(pictures, batch_size=2)
     parts = gradients(pictures, batch_size=1, gradient_accumulation=2)

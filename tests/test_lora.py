@@ -13,10 +13,10 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers.config import LORA_TARGETS, LORA_VARIANTS
 from trainers.contracts import DENOISER, Parts, Trainable
-from trainers.families import FAMILIES
 from trainers.methods.lora import prepare
+from trainers.models import FAMILIES
+from trainers.settings.lora import LORA_TARGETS, LORA_VARIANTS
 
 FAMILY = FAMILIES["sd15"]
 ATTENTION, FEED_FORWARD, EVERYTHING = LORA_TARGETS

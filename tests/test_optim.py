@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers.config import LR_SCHEDULES, OPTIMIZERS, TrainingConfig
 from trainers.errors import UnavailableError
-from trainers.optim import make_optimizer, make_schedule
+from trainers.optimizers.factory import make_optimizer, make_schedule
+from trainers.settings.training import LR_SCHEDULES, OPTIMIZERS, TrainingConfig
 
 PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt", "lion": "bitsandbytes"}
 # a rate that suits each optimizer

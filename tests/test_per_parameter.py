@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from trainers import per_parameter
-from trainers.config import TrainingConfig
-from trainers.optim import clip_gradients, make_optimizer, make_schedule
-from trainers.per_parameter import PerParameter, round_stochastically
+from trainers.optimizers import per_parameter
+from trainers.optimizers.factory import clip_gradients, make_optimizer, make_schedule
+from trainers.optimizers.per_parameter import PerParameter, round_stochastically
+from trainers.settings.training import TrainingConfig
 
 BF16_BITS = 8  # of the significand, the hidden one counted
 

@@ -11,9 +11,9 @@ import torch
 from tests import tiny
 from trainers.contracts import DENOISER, Parts, Trainable
 from trainers.errors import SettingsError
-from trainers.families import FAMILIES
 from trainers.methods import METHODS
-from trainers.table import add_token, rows_of, table_of
+from trainers.methods.table import add_token, rows_of, table_of
+from trainers.models import FAMILIES
 
 FAMILY = FAMILIES["sd15"]
 TOKENS = {"<one>": 2, "<two>": 1}

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from trainers.errors import PersonalizeError
-from trainers.plot import (
+from trainers.runs.plot import (
     BACKGROUND,
     PREVIEW,
     RAW,

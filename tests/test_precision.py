@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from trainers import precision
-from trainers.config import PRECISIONS
 from trainers.errors import UnavailableError
-from trainers.precision import compute_dtype, gradient_scaler
+from trainers.models import precision
+from trainers.models.precision import compute_dtype, gradient_scaler
+from trainers.settings.training import PRECISIONS
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
 

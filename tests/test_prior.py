@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from trainers.cache import Examples
-from trainers.families import FAMILIES
-from trainers.job import Job
+from trainers.data.examples import Examples
 from trainers.loop import taught_job, train
 from trainers.methods import METHODS
+from trainers.models import FAMILIES
+from trainers.step import Job
 
 TEACHER = {"prior": "teacher", "class_prompt": "a photo of a dog", "prior_samples": 6}
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from trainers.config import RunConfig
-from trainers.job import Job
 from trainers.loop import Training, taught_job
+from trainers.settings.run import RunConfig
+from trainers.step import Job
 
 STEPS = 6
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -10,16 +10,17 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers import job, loop
-from trainers.cache import Examples
+from trainers import loop
+from trainers import step as step_module
 from trainers.contracts import DENOISER, Parts, Trainable
+from trainers.data.examples import Examples
 from trainers.errors import DatasetError, SettingsError
-from trainers.families import FAMILIES
 from trainers.loop import batch_plan, train
 from trainers.losses import sample_losses
+from trainers.methods.table import LongerTable, add_token, table_of
 from trainers.methods.textual_inversion import prepare
+from trainers.models import FAMILIES
 from trainers.noise import generator_for
-from trainers.table import LongerTable, add_token, table_of
 
 METHOD = "textual_inversion"
 FAMILY = FAMILIES["sd15"]
@@ -306,14 +307,14 @@ def test_each_prompt_has_its_turn() -> None:
     ready = tiny.job(config(), None, tiny.examples(counts=(1,)))
     seen = set()
     for step in range(400):
-        seen.add(job._prompt(ready, 0, generator_for(0, step)))
+        seen.add(step_module._prompt(ready, 0, generator_for(0, step)))
     assert seen == set(ready.prompts[ready.examples.captions[0]])
 
 
 def test_class_images_keep_their_captions() -> None:
     classes = tiny.examples(counts=(1,))
     ready = tiny.job(config(), None, tiny.examples(counts=(1,)).with_class_images(classes))
-    assert job._prompt(ready, 1, generator_for(0)) == classes.captions[0]
+    assert step_module._prompt(ready, 1, generator_for(0)) == classes.captions[0]
 
 
 def test_token_in_no_caption() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.tokens import has_token, put_in, split_at_tokens
+from trainers.data.tokens import has_token, put_in, split_at_tokens
 
 
 @pytest.mark.parametrize(

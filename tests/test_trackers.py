@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from trainers import trackers
 from trainers.errors import UnavailableError
-from trainers.store_settings import TENSORBOARD
-from trainers.trackers import check_tracker, tracker
+from trainers.runs import trackers
+from trainers.runs.trackers import check_tracker, tracker
+from trainers.settings.store import TENSORBOARD
 
 
 def test_each_row_is_logged_at_its_step(tmp_path: Path) -> None:

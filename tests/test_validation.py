@@ -11,20 +11,20 @@ from torch import Tensor
 
 from tests import tiny
 from tests.dataset_files import batch
-from trainers.cache import Examples, encode_captions
-from trainers.config import RunConfig
-from trainers.errors import DatasetError, SettingsError
-from trainers.families import FAMILIES
-from trainers.job import Job, validation_loss
-from trainers.loop import Training, make_job, planned_steps
-from trainers.noise import generator_for
-from trainers.validation import (
+from trainers.data.examples import Examples, encode_captions
+from trainers.data.validation import (
     NUM_TIMESTEPS,
     check_watched,
     held_out_places,
     seen_twice,
     split,
 )
+from trainers.errors import DatasetError, SettingsError
+from trainers.loop import Training, make_job, planned_steps
+from trainers.models import FAMILIES
+from trainers.noise import generator_for
+from trainers.settings.run import RunConfig
+from trainers.step import Job, validation_loss
 
 
 def job(config: RunConfig, watched: bool = True) -> Job:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers.families.convolution import SmallMapConv2d
-from trainers.families.widening import widen
 from trainers.loop import train
-from trainers.precision import computes_in
+from trainers.models.convolution import SmallMapConv2d
+from trainers.models.precision import computes_in
+from trainers.models.widening import widen
 
 LAYERS: dict[str, tuple[nn.Module, tuple[int, ...]]] = {
     "linear": (nn.Linear(6, 5), (2, 3, 6)),

@@ -13,19 +13,17 @@ import pytest
 
 from tests.dataset_files import save
 from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
-from trainers.config import (
-    METHOD_DEFAULTS,
-    DatasetConfig,
-    LoraConfig,
-    ObjectiveConfig,
-    TrainingConfig,
-)
-from trainers.dreambooth_settings import DreamBoothConfig
-from trainers.inversion_settings import TextualInversionConfig
-from trainers.preview_settings import PreviewConfig
-from trainers.settings import settings_of
-from trainers.store_settings import StoreConfig
-from trainers.validation_settings import ValidationConfig
+from trainers.settings.dataset import DatasetConfig
+from trainers.settings.dreambooth import DreamBoothConfig
+from trainers.settings.field import settings_of
+from trainers.settings.lora import LoraConfig
+from trainers.settings.objective import ObjectiveConfig
+from trainers.settings.preview import PreviewConfig
+from trainers.settings.run import METHOD_DEFAULTS
+from trainers.settings.store import StoreConfig
+from trainers.settings.textual_inversion import TextualInversionConfig
+from trainers.settings.training import TrainingConfig
+from trainers.settings.validation import ValidationConfig
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainers.cache import Examples, encode_captions
-from trainers.config import RunConfig, config_groups
-from trainers.config import run_config as config_of
 from trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
-from trainers.families import FAMILIES
-from trainers.job import Job
+from trainers.data.examples import Examples, encode_captions
+from trainers.data.tokens import split_at_tokens
 from trainers.loop import Progress, make_job, train
+from trainers.models import FAMILIES
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
-from trainers.settings import settings_of
-from trainers.tokens import split_at_tokens
+from trainers.settings.field import settings_of
+from trainers.settings.run import RunConfig, config_groups
+from trainers.settings.run import run_config as config_of
+from trainers.step import Job
 
 torch.set_num_threads(1)  # such small operations spend their time waiting for each other
 

@@ -1,0 +1,1 @@
+"""The training itself; knows nothing of ComfyUI."""

@@ -127,7 +127,7 @@ class Trainable:
         trains_text: whether prompts must be encoded anew at every step.
         after_step: called after each optimizer step.
         autocast: what the modules compute in where that is not the dtype of their weights.
-        fused_backward: update each parameter in the backward pass; see trainers.per_parameter.
+        fused_backward: update each parameter in the backward pass.
         prompts: the captions of all instance images -> for each, the prompts that train it; each
             sample takes one of them at random.
         state: what a run that goes on later needs of the method, beside parameters and optimizer.

@@ -16,20 +16,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .batches import BatchPlan
-from .cache import Examples
-from .config import RunConfig, TrainingConfig
 from .contracts import Family, Parts, Text
-from .data import Dataset
+from .data.batches import BatchPlan
+from .data.dataset import Dataset
+from .data.examples import Examples
+from .data.prior import teach
+from .data.validation import check_watched, held_out_places
 from .errors import NonFiniteLossError
-from .job import Job, losses_and_weights, predict, validation_loss
 from .losses import batch_loss
 from .methods import METHODS
-from .optim import clip_gradients, make_optimizer, make_schedule
-from .precision import computes_in, gradient_scaler
-from .prior import teach
-from .validation import check_watched, held_out_places
-from .validation_settings import BEST
+from .models.precision import computes_in, gradient_scaler
+from .optimizers.factory import clip_gradients, make_optimizer, make_schedule
+from .settings.run import RunConfig
+from .settings.training import TrainingConfig
+from .settings.validation import BEST
+from .step import Job, losses_and_weights, predict, validation_loss
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def make_job(
 
 
 def taught_job(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
-    """The job with class samples from its own, still untrained model; see trainers.prior.
+    """The job with class samples from its own, still untrained model; see trainers.data.prior.
 
     Args:
         report: called after each sample with how many are done, of how many.

@@ -1,0 +1,1 @@
+"""The bridge to ComfyUI: the only place that names its modules."""

@@ -9,13 +9,14 @@ import comfy.utils
 import latent_preview
 from torch import Tensor
 
-from ...trainers.class_images import ClassFolder, ClassImagesConfig
-from ...trainers.data import Dataset
-from .bridge import check_clip, family_of
+from ...trainers.data.dataset import Dataset
+from ...trainers.runs.class_images import ClassFolder
+from ...trainers.settings.class_images import ClassImagesConfig
 from .folders import runs_folder
-from .identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .memory import check_interrupt
+from .models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from .models.twin import check_clip, family_of
 from .sampling import Sampling, conditioning, picture_of, sample
-from .session import check_interrupt
 
 
 @dataclass(frozen=True)

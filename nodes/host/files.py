@@ -10,16 +10,16 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ...trainers.embedding import Embedding, spelled
 from ...trainers.errors import SaveError, SettingsError
-from ...trainers.export import Adapter, save_tensors
-from ...trainers.precision import DTYPES
+from ...trainers.methods.results import Adapter, Embedding, spelled
+from ...trainers.models.precision import DTYPES
+from ...trainers.runs.files import save_tensors
 
 
 def save_lora(
     lora: Mapping[str, Tensor], filename_prefix: str, dtype: str, bundle: bool = False
 ) -> Path:
-    """Save under the next free number; see trainers.export.save_tensors for errors.
+    """Save under the next free number; see trainers.runs.files.save_tensors for errors.
 
     Args:
         filename_prefix: as in the host's own save nodes; may name sub-folders of output/.
@@ -44,7 +44,7 @@ def save_lora(
 
 
 def save_embedding(embedding: Embedding, filename_prefix: str) -> Path:
-    """Save in fp32 under the next free number; see trainers.export.save_tensors for errors.
+    """Save in fp32 under the next free number; see trainers.runs.files.save_tensors for errors.
 
     Args:
         filename_prefix: as for save_lora; %token% becomes the token as a file's name.

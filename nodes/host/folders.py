@@ -7,8 +7,8 @@ from pathlib import Path
 
 import folder_paths
 
+from ...trainers.data.listing import has_pictures, list_folder
 from ...trainers.errors import DatasetError
-from ...trainers.listing import has_pictures, list_folder
 
 
 def register_embeddings() -> None:

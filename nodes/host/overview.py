@@ -13,10 +13,10 @@ from comfy_api.latest import ui
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ...trainers.data import Dataset
-from ...trainers.summary import contact_sheet, summary
-from .session import check_interrupt
-from .tokens import count_tokens
+from ...trainers.data.dataset import Dataset
+from ...trainers.data.summary import contact_sheet, summary
+from .memory import check_interrupt
+from .models.tokens import count_tokens
 
 
 def show_dataset(dataset: Dataset) -> dict[str, Any]:

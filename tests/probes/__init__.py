@@ -47,12 +47,12 @@ def probe(node_id: str, *inputs: io.Input) -> io.Schema:
 @contextlib.contextmanager
 def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
     """The trainer's twins of both sockets."""
-    family = pack("nodes.host.bridge").family_of(model)
+    family = pack("nodes.host.models.twin").family_of(model)
     names = ("denoiser", *family.text_encoders)
     with torch.inference_mode(False), torch.no_grad():
         yield (
             family,
-            pack("nodes.host.bridge").parts_of(
+            pack("nodes.host.models.twin").parts_of(
                 model, clip, family, names, dict.fromkeys(names, dtype), torch.device("cpu")
             ),
         )
@@ -127,7 +127,7 @@ class Trained(io.ComfyNode):
         theirs_text = conditioning[0][0].clone()
         theirs = host_prediction(trained_model, noisy, 500, theirs_text)
         comfy.model_management.unload_all_models()
-        settings = pack("trainers.config")
+        settings = pack("trainers.settings.run")
         config = settings.RunConfig(
             "lora",
             settings.TrainingConfig(),
@@ -151,7 +151,7 @@ def fill(module: torch.nn.Module, prefix: str, lora: dict[str, torch.Tensor]) ->
     """Put a kohya LoRA's numbers into peft's layers."""
     from peft.tuners.lora import LoraLayer
 
-    spell = pack("trainers.export").kohya_layer_name
+    spell = pack("trainers.runs.files").kohya_layer_name
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
             key = spell(prefix, name)
@@ -222,7 +222,7 @@ class Previewed(io.ComfyNode):
 
     @classmethod
     def execute(cls, no_memory: bool) -> io.NodeOutput:
-        previews, kept = pack("nodes.host.previews"), {}
+        previews, kept = pack("nodes.host.runs.previews"), {}
         sample = pack("nodes.host.sampling").sample
 
         def recording(*args: Any) -> torch.Tensor:
@@ -250,7 +250,7 @@ class Disk(io.ComfyNode):
         faked = types.SimpleNamespace(
             disk_usage=lambda path: types.SimpleNamespace(free=free_bytes)
         )
-        pack("nodes.host.training").shutil = faked if free_bytes else shutil
+        pack("nodes.host.runs.training").shutil = faked if free_bytes else shutil
         return shown({})
 
 

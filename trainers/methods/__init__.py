@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..config import RunConfig
 from ..contracts import Family, Parts, Trainable
+from ..settings.run import RunConfig
 from . import dreambooth, lora, textual_inversion
 
 METHODS: dict[str, Callable[[Parts, Family, RunConfig], Trainable]] = {

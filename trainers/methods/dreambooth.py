@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..average import Average
-from ..config import RunConfig
 from ..contracts import DENOISER, Family, Parts, Trainable
-from ..dreambooth_settings import DreamBoothConfig
 from ..errors import UnavailableError
-from ..precision import compute_dtype
-from ..table import kept, own_weights, token_groups, trained_tokens
+from ..models.precision import compute_dtype
+from ..optimizers.average import Average
+from ..settings.dreambooth import DreamBoothConfig
+from ..settings.run import RunConfig
+from .table import kept, own_weights, token_groups, trained_tokens
 
 
 def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:

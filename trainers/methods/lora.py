@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..config import LoraConfig, RunConfig
 from ..contracts import DENOISER, Family, Parts, Trainable
-from ..export import kohya_layer_name
-from ..table import kept, token_groups, trained_tokens
+from ..settings.lora import LoraConfig
+from ..settings.run import RunConfig
+from .table import kept, token_groups, trained_tokens
 
 ADAPTER = "default"
 
@@ -104,3 +104,9 @@ def _kept(parameter: Any) -> Tensor:
     # A copy on the CPU, so that nothing keeps the training modules alive.
     kept: Tensor = parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
     return kept
+
+
+def kohya_layer_name(prefix: str, layer: str) -> str:
+    """A layer's name in a kohya file: prefix, then the module path with underscores."""
+    # transformers 5 dropped "text_model." from the path; files keep it, in the prefix.
+    return f"{prefix}_{layer.removeprefix('text_model.')}".replace(".", "_")

@@ -15,15 +15,15 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..config import RunConfig
 from ..contracts import Family, Parts, Trainable
-from ..embedding import spelled
+from ..data.tokens import has_token, put_in
 from ..errors import DatasetError, SettingsError
-from ..inversion_settings import TextualInversionConfig
 from ..noise import generator_for
-from ..table import add_token, table_of
-from ..templates import TEMPLATES
-from ..tokens import has_token, put_in
+from ..settings.run import RunConfig
+from ..settings.textual_inversion import TextualInversionConfig
+from .results import spelled
+from .table import add_token, table_of
+from .templates import TEMPLATES
 
 log = logging.getLogger(__name__)
 

@@ -1,0 +1,104 @@
+"""What a MODEL, CLIP or VAE is, in one hash: its weights and all that was patched onto it.
+
+The host writes patches into the weights of models that it has loaded, so all are asked to leave
+before weights are read. What weights hash to is remembered for as long as they are in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import weakref
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ....trainers.contracts import Family
+from ....trainers.runs.fingerprint import tensors_fingerprint, weights_fingerprint
+from ..memory import make_room
+from .twin import host_side
+
+DEEPEST = 8  # patches are records in lists in dictionaries; what lies deeper is the host's own
+
+
+def model_fingerprint(model: Any) -> str:
+    """A hash of a MODEL."""
+    own = _remembered(model.model, lambda: weights_fingerprint({"model": model.model}))
+    return _hash(own, model.patches, model.object_patches, model.model_options)
+
+
+def clip_fingerprint(clip: Any, family: Family, prompts: tuple[str, ...]) -> str:
+    """A hash of a CLIP and of what it is asked to encode: embeddings in a prompt are files."""
+    own = _remembered(
+        clip.cond_stage_model, lambda: tensors_fingerprint(_prompt_weights(clip, family))
+    )
+    tokens = [clip.tokenize(prompt) for prompt in prompts]
+    return _hash(own, clip.patcher.patches, clip.layer_idx, tokens)
+
+
+def vae_fingerprint(vae: Any) -> str:
+    """A hash of a VAE."""
+    module = vae.first_stage_model
+    return _hash(_remembered(module, lambda: weights_fingerprint({"vae": module})))
+
+
+def _prompt_weights(clip: Any, family: Family) -> dict[str, Tensor]:
+    """Only what encodes prompts: the host leaves what a checkpoint lacks as memory had it."""
+    weights: dict[str, Tensor] = {}
+    for name in family.text_encoders:
+        facts, _, host_weights, host_key = host_side(None, clip, name)
+        keys = [host_key(key) for key in family.build(name, facts).state_dict()]
+        weights |= {key: host_weights[key] for key in keys}
+    return weights
+
+
+_known: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()
+
+
+def _remembered(module: nn.Module, hash_it: Callable[[], str]) -> str:
+    if module not in _known:
+        make_room()
+        _known[module] = hash_it()
+    return _known[module]
+
+
+def _hash(*facts: Any) -> str:
+    described = [_described(fact) for fact in facts]
+    return hashlib.sha256(json.dumps(described).encode()).hexdigest()
+
+
+def _described(value: Any, depth: int = 0) -> Any:
+    """`value` as JSON that is the same in every process: no addresses, no random ids."""
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Tensor):
+        return tensors_fingerprint({"": value})
+    kind = _kind(value)
+    if depth == DEEPEST:
+        return kind
+    if isinstance(value, nn.Module):
+        return [kind, weights_fingerprint({"": value})]
+    if isinstance(value, Mapping):
+        pairs = [[_described(k, depth + 1), _described(v, depth + 1)] for k, v in value.items()]
+        return sorted(pairs, key=json.dumps)
+    if isinstance(value, (list, tuple)):
+        return [_described(item, depth + 1) for item in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted((_described(item, depth + 1) for item in value), key=json.dumps)
+    return [kind, *_inside(value, depth)]
+
+
+def _inside(value: Any, depth: int) -> list[Any]:
+    if closure := getattr(value, "__closure__", None):
+        return [_described(cell.cell_contents, depth + 1) for cell in closure]
+    if callable(value):
+        return []
+    return [_described(getattr(value, "__dict__", {}), depth + 1)]
+
+
+def _kind(value: Any) -> str:
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return " ".join(
+        f"{one.__module__}.{one.__qualname__}" for one in getattr(named, "__mro__", (named,))
+    )

@@ -1,0 +1,46 @@
+"""The host's VAE as a function from pictures to latents."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+import comfy.sd
+import torch
+from torch import Tensor
+
+from ....trainers.data.examples import EncodePicture
+from ....trainers.errors import UnsupportedModelError
+from .twin import alias
+
+log = logging.getLogger(__name__)
+
+
+def check_vae(vae: Any) -> None:
+    """Raise UnsupportedModelError if the host found no weights for `vae`."""
+    if vae is None or vae.first_stage_model is None:
+        raise UnsupportedModelError(
+            "Input 'vae' is empty: the checkpoint holds no VAE.\n"
+            "Wire the vae of a checkpoint that has one, or of Load VAE."
+        )
+
+
+def encoder_of(vae: Any) -> EncodePicture:
+    """Encode with `vae`; from the first picture that overflows on, with an fp32 copy of it."""
+    current = vae
+
+    def encode(pixels: Tensor) -> Tensor:
+        nonlocal current
+        latents = _encode(current, pixels)
+        if not latents.isfinite().all() and current is vae and vae.vae_dtype != torch.float32:
+            log.warning("Personalize: the VAE overflows in %s; using fp32.", vae.vae_dtype)
+            current = comfy.sd.VAE(sd=dict(vae.get_sd()), dtype=torch.float32)
+            latents = _encode(current, pixels)
+        return latents
+
+    return encode
+
+
+def _encode(vae: Any, pixels: Tensor) -> Tensor:
+    with torch.inference_mode():
+        return alias(vae.encode(pixels))

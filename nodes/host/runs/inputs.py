@@ -1,0 +1,72 @@
+"""What is wired into a training node, and whether it goes together."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from ....trainers.data.dataset import Dataset
+from ....trainers.data.validation import check_watched, seen_twice
+from ....trainers.errors import DatasetError, SettingsError
+from ....trainers.settings.preview import PreviewConfig
+from ....trainers.settings.run import RunConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Sockets:
+    """What is wired into a training node.
+
+    Attributes:
+        model, clip, vae: of one checkpoint; None where the host has not loaded them, since the
+            node said that it needs none (see sources.py).
+    """
+
+    model: Any
+    clip: Any
+    vae: Any
+    dataset: Dataset
+    class_dataset: Dataset | None = None
+    validation_dataset: Dataset | None = None
+    preview: PreviewConfig | None = None
+
+    @property
+    def without_base(self) -> bool:
+        """Whether the host has not loaded the base."""
+        return self.model is None and self.clip is None and self.vae is None
+
+
+def check_wiring(sockets: Sockets, config: RunConfig) -> None:
+    """See that the datasets go together, and with the settings.
+
+    Raises:
+        DatasetError, SettingsError: they do not.
+    """
+    instance, classes, watched = (
+        sockets.dataset, sockets.class_dataset, sockets.validation_dataset,
+    )  # fmt: skip
+    if classes is not None and config.objective.uses_teacher:
+        raise SettingsError(
+            ("prior is 'teacher', which takes no class_dataset, but one is wired; "
+             "allowed: 'class images', or no class_dataset",)
+        )  # fmt: skip
+    check_watched(config.validation, watched is not None)
+    _check_resolution("class_dataset", classes, instance)
+    _check_resolution("validation_dataset", watched, instance)
+    if watched is not None and (twice := seen_twice(instance, watched)):
+        log.warning(
+            "Personalize: validation_dataset ('%s') has pictures that are trained too, so their "
+            "loss does not show whether others are learned by heart: %s.",
+            watched.name, ", ".join(twice),
+        )  # fmt: skip
+
+
+def _check_resolution(socket: str, dataset: Dataset | None, instance: Dataset) -> None:
+    if dataset is not None and dataset.resolution_px != instance.resolution_px:
+        raise DatasetError(
+            f"Input '{socket}' ('{dataset.name}') has resolution {dataset.resolution_px}, "
+            f"but 'dataset' ('{instance.name}') has {instance.resolution_px}.\n"
+            "Set the same resolution on both nodes."
+        )

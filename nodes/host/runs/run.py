@@ -1,0 +1,128 @@
+"""A training as it was asked for: what decides it, where it is kept, and whether it is there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ....trainers.contracts import Family
+from ....trainers.loop import planned_steps
+from ....trainers.models import FAMILIES
+from ....trainers.models.precision import compute_dtype
+from ....trainers.runs.folder import RunFolder, run_facts
+from ....trainers.settings.run import RunConfig
+from ....trainers.settings.store import ANEW, USE
+from ..folders import runs_folder
+from ..memory import device
+from ..models import twin as bridge
+from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.tokenizer import embeddings_of
+from ..models.vae import check_vae
+from .base import Spot, remember, remembered, served_without_base
+from .inputs import Sockets, check_wiring
+from .progress import Reporter
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training as it was asked for, and where it is kept.
+
+    Attributes:
+        sockets: without class images where they have no weight.
+    """
+
+    sockets: Sockets
+    config: RunConfig
+    family: Family
+    facts: Mapping[str, Any]
+    folder: RunFolder
+    reporter: Reporter
+
+    @property
+    def captions(self) -> list[str]:
+        """All that prompts say in this run, but for what templates make of it."""
+        classes = self.sockets.class_dataset
+        datasets = [self.sockets.dataset, *([classes] if classes is not None else [])]
+        captions = [picture.caption for dataset in datasets for picture in dataset.pictures]
+        return [*captions, self.config.objective.class_prompt]
+
+    @property
+    def asked_steps(self) -> int:
+        """How many steps the run is to have."""
+        return planned_steps(self.sockets.dataset, self.config)
+
+    @property
+    def kept_steps(self) -> int | None:
+        """The length at which this run ended or would end; None where it is to start anew."""
+        asked, store = self.asked_steps, self.config.store
+        if store.if_run_exists == ANEW:
+            return None
+        return self.folder.stopped().get(asked, asked) if store.if_run_exists == USE else asked
+
+
+def make_run(sockets: Sockets, config: RunConfig, spot: Spot) -> Run:
+    """The run that these ask for.
+
+    Raises:
+        PersonalizeError: what is wired in does not go together.
+    """
+    check_wiring(sockets, config)
+    reporter = Reporter(spot.node_id)
+    reporter.status("comparing with earlier runs")
+    return _run(sockets, config, _base(sockets, spot), reporter)
+
+
+def needs_base(
+    sockets: Sockets, config: RunConfig, spot: Spot, made_of_base: Collection[int]
+) -> bool:
+    """Whether model, clip and vae must be loaded: for a training, or for what is wired.
+
+    Args:
+        sockets: as far as they are there yet; see sources.py.
+        made_of_base: the node's outputs that are made of model or clip, by their places.
+    """
+    base = _base_on_disk(spot)
+    if base is None or spot.is_wired(made_of_base):
+        return True
+    run = _run(sockets, config, base, Reporter(spot.node_id))
+    return run.kept_steps is None or not run.folder.has_result(run.kept_steps)
+
+
+def _base(sockets: Sockets, spot: Spot) -> dict[str, str]:
+    """The family, and fingerprints of all that is wired in beside the pictures."""
+    known = _base_on_disk(spot)
+    if known is not None and sockets.without_base:
+        served_without_base(spot)
+        return known
+    family = bridge.family_of(sockets.model)
+    bridge.check_clip(sockets.clip, family)
+    check_vae(sockets.vae)
+    base = known or {
+        "family": family.name,
+        "model": model_fingerprint(sockets.model),
+        "clip": clip_fingerprint(sockets.clip, family, ()),
+        "vae": vae_fingerprint(sockets.vae),
+    }
+    if source := spot.base_source():
+        remember(source, base)
+    return base | {f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)}
+
+
+def _base_on_disk(spot: Spot) -> dict[str, str] | None:
+    """What the base's files are known to hash to; see sources.py."""
+    source = spot.base_source()
+    return remembered(source) if source else None
+
+
+def _run(sockets: Sockets, config: RunConfig, base: Mapping[str, str], reporter: Reporter) -> Run:
+    if not config.objective.prior_weight:
+        sockets = dataclasses.replace(sockets, class_dataset=None)
+    place = device()
+    hashes = {name: value for name, value in base.items() if name != "family"}
+    hashes["computes_in"] = f"{compute_dtype(config.training.precision, place)} on {place.type}"
+    datasets = sockets.dataset, sockets.class_dataset, sockets.validation_dataset
+    facts = run_facts(config, base["family"], hashes, *datasets)
+    folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
+    return Run(sockets, config, FAMILIES[base["family"]], facts, folder, reporter)

@@ -1,0 +1,302 @@
+"""One training inside the host, from sockets to result; every training node runs through here."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import gc
+import logging
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ....trainers.contracts import DENOISER, Family, Parts, Text
+from ....trainers.data.dataset import Dataset
+from ....trainers.data.examples import Examples, encode_captions, encode_pictures
+from ....trainers.data.tokens import has_token
+from ....trainers.data.validation import held_out_places, split
+from ....trainers.errors import SaveError
+from ....trainers.loop import Best, Training, make_job, taught_job
+from ....trainers.methods.results import Adapter, Embedding
+from ....trainers.models.precision import DTYPES, compute_dtype
+from ....trainers.runs.folder import Result, RunFolder, make_room_for_states
+from ....trainers.runs.metadata import (
+    embedding_metadata,
+    lora_metadata,
+    model_metadata,
+    needs_metadata,
+)
+from ....trainers.runs.states import StateKeeper
+from ....trainers.runs.trackers import check_tracker, tracker
+from ....trainers.settings.run import RunConfig
+from ....trainers.settings.store import ANEW
+from ....trainers.step import Job
+from ..folders import runs_folder
+from ..memory import device, make_room, training_session
+from ..models import twin as bridge
+from ..models.tokenizer import embeddings_of
+from ..models.vae import encoder_of
+from ..models.weights import changed_weights, trained_modules, weights_bytes
+from .base import Spot
+from .inputs import Sockets
+from .previews import Previews, film_strip, preview_steps
+from .run import Run, make_run
+from .stop import BUTTON
+
+log = logging.getLogger(__name__)
+
+# What the file of each method's result says of it.
+METADATA = {
+    "lora": lora_metadata,
+    "dreambooth": model_metadata,
+    "textual_inversion": embedding_metadata,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a training came to.
+
+    Attributes:
+        text_encoders: those of the base's family.
+        loss_map: the loss of every step, and what else Plot Loss shows.
+        strip: the previews of all steps in one picture, if there are any.
+    """
+
+    learned: Adapter
+    text_encoders: tuple[str, ...]
+    loss_map: dict[str, list[Any]]
+    run: Path
+    strip: Image.Image | None = None
+
+
+def run_training(sockets: Sockets, config: RunConfig, spot: Spot) -> Outcome:
+    """Train as `config` says on what `sockets` carry, or take from disk what was trained before.
+
+    Raises:
+        PersonalizeError: input that cannot be trained on, or a loss that is not finite.
+        torch.OutOfMemoryError: with advice.
+    """
+    check_tracker(config.store.log_with)
+    with torch.inference_mode(False):
+        run = make_run(sockets, config, spot)
+        if kept := _kept(run):
+            return kept
+        if config.changes_weights:
+            _check_disk(sockets, run.family, config)
+        with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
+            if kept := _kept(run):
+                return kept
+            try:
+                with training_session(), BUTTON.watching(spot.node_id, run.folder.path.name):
+                    return _train(run)
+            except BaseException:  # Cancel, which is none of Exception's children
+                with contextlib.suppress(SaveError):
+                    stopped = run.folder.stopped()
+                    run.folder.describe(run.facts, status="interrupted", stopped=stopped)
+                raise
+
+
+def _kept(run: Run) -> Outcome | None:
+    """What an earlier run with the same facts learned, if it came to its end."""
+    steps = run.kept_steps
+    result = None if steps is None else run.folder.result(steps)
+    if result is None:
+        return None
+    log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
+    run.reporter.status(f"trained before, {steps} steps: taken from disk")
+    return _outcome(run, result)
+
+
+def _outcome(run: Run, result: Result) -> Outcome:
+    needed = _learned_tokens(run, result.tokens)
+    learned = Adapter(result.tensors, result.metadata, needed)
+    preview, folder = run.sockets.preview, run.folder
+    strip = film_strip(folder.previews, preview, result.steps) if preview else None
+    encoders = run.family.text_encoders
+    return Outcome(learned, encoders, _loss_map(folder, result), folder.path, strip)
+
+
+def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
+    return {
+        "loss": [row["loss"] for row in result.metrics],
+        "validation": [
+            (row["step"], row["validation"]) for row in result.metrics if "validation" in row
+        ],
+        "previews": preview_steps(folder.previews, result.steps),
+        "states": [step for step in folder.state_steps if step <= result.steps],
+    }
+
+
+def _train(run: Run) -> Outcome:
+    folder, config, reporter = run.folder, run.config, run.reporter
+    started = time.monotonic()
+    if config.store.if_run_exists == ANEW:
+        folder.drop_states()
+    stopped = folder.stopped()
+    folder.describe(run.facts, status="training", stopped=stopped)
+    _forget_old_states(run)
+    preview = run.sockets.preview
+    previews = Previews(preview, run.sockets, folder.previews) if preview else None
+    job = _job(run)
+    if config.objective.uses_teacher:
+        job = taught_job(job, reporter.teacher)
+    best, metrics = _steps(run, job, previews)
+    asked, steps = run.asked_steps, len(metrics)
+    stopped.pop(asked, None)
+    if steps < asked:
+        stopped[asked] = steps
+    gc.collect()  # the optimizer's state goes before the result comes
+    result = _result(run, job, best, metrics, time.monotonic() - started)
+    try:
+        folder.write_result(result)
+        folder.describe(run.facts, status="stopped" if steps < asked else "done", stopped=stopped)
+    except SaveError as error:  # what was learned goes on into the graph all the same
+        log.error("Personalize: the result is in the graph, but it was not kept. %s", error)
+    return _outcome(run, result)
+
+
+def _job(run: Run) -> Job:
+    """Pictures and captions encoded, the model made ready."""
+    sockets, family, reporter = run.sockets, run.family, run.reporter
+    encode = encoder_of(sockets.vae)
+
+    def encoded_pictures(dataset: Dataset) -> Examples:
+        return encode_pictures(dataset, encode, family, reporter.pictures)
+
+    away = held_out_places(
+        len(sockets.dataset), run.config.validation.held_out, run.config.training.seed
+    )
+    examples, watched = split(encoded_pictures(sockets.dataset), away)
+    if sockets.validation_dataset is not None:
+        watched = encoded_pictures(sockets.validation_dataset)
+    if sockets.class_dataset is not None:
+        examples = examples.with_class_images(encoded_pictures(sockets.class_dataset))
+    make_room()  # the VAE has done its part
+    reporter.status("preparing the model")
+    parts, encoded = _parts(run)
+    return make_job(parts, family, examples, encoded, run.config, watched)
+
+
+def _steps(
+    run: Run, job: Job, previews: Previews | None
+) -> tuple[Best | None, list[dict[str, Any]]]:
+    """Train to the end, or until Stop and keep: the best step, and what happened at each."""
+    training = Training(job)
+    metrics = _go_on(run, training)
+    keeper = StateKeeper(run.folder, run.config.store, training)
+    with tracker(run.config.store.log_with, run.folder.path) as log_row:
+        while not training.has_ended and not (metrics and BUTTON.pressed):
+            progress = training.step()
+            metrics.append(progress.as_row())
+            log_row(metrics[-1])
+            try:
+                run.reporter.step(progress)
+                keeper.after_step(metrics)
+                if previews is not None:
+                    previews.after_step(job, progress, run.reporter.bar)
+            except BaseException:  # Cancel, which is none of Exception's children
+                keeper.save(metrics)
+                raise
+    keeper.at_end(metrics)
+    return training.best, metrics
+
+
+def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
+    """Put `training` where an earlier one was interrupted; what happened until then."""
+    found = run.folder.state(at_most=training.total)
+    if found is None:
+        return []
+    state, metrics = found
+    training.load_state(state)
+    log.info("Personalize: '%s' goes on from step %d.", run.folder.path.name, training.done)
+    return metrics
+
+
+def _result(
+    run: Run, job: Job, best: Best | None, metrics: list[dict[str, Any]], seconds: float
+) -> Result:
+    """What the method exports, or exported at the best step, with the metadata of its file."""
+    config, sockets = run.config, run.sockets
+    tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
+    if best is not None and best.tensors is not None:
+        tensors, tokens, step = best.tensors, best.tokens or {}, best.step
+    prediction = job.parts.objective.prediction
+    metadata = METADATA[config.method](config, job.family, sockets.dataset, prediction)
+    metadata |= needs_metadata(_learned_tokens(run, tokens))
+    metadata |= {"ss_steps": str(step), "ss_training_time": f"{seconds:.0f}"}
+    if config.changes_weights:
+        tensors = changed_weights(sockets.model, sockets.clip, tensors)
+    return Result(len(metrics), tensors, metadata, tokens, metrics)
+
+
+def _learned_tokens(run: Run, trained: Mapping[str, Mapping[str, Tensor]]) -> tuple[Embedding, ...]:
+    """What the clip knows of the words in the captions beside its vocabulary, as trained now."""
+    clip = run.sockets.clip  # one that is not loaded comes from a file and knows no more than that
+    return tuple(
+        dataclasses.replace(embedding, rows=trained.get(embedding.token, embedding.rows))
+        for embedding in (embeddings_of(clip) if clip is not None else ())
+        if any(has_token(caption, embedding.token) for caption in run.captions)
+    )
+
+
+def _forget_old_states(run: Run) -> None:
+    limit_bytes = run.config.store.old_states_gb * 1e9
+    for folder in make_room_for_states(runs_folder(), limit_bytes, keep=run.folder.path):
+        log.warning(
+            "Personalize: the states of the earlier run '%s' were deleted, since those of all "
+            "runs take more than old_states_gb (%g GB). Its result stays.",
+            folder.name, run.config.store.old_states_gb,
+        )  # fmt: skip
+
+
+def _check_disk(sockets: Sockets, family: Family, config: RunConfig) -> None:
+    # A result of gigabytes: better to hear of it before the training than after.
+    trained = trained_modules(family, config.own.train_text_encoder)
+    needed = weights_bytes(sockets.model, sockets.clip, trained)
+    output = folder_paths.get_output_directory()
+    free = shutil.disk_usage(output).free
+    if free < needed:
+        raise SaveError(
+            f"The disk of '{output}' has {free / 1e9:.1f} GB left; the trained weights need "
+            f"{needed / 1e9:.1f} GB.\nFree some space and queue again."
+        )
+
+
+def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
+    """Modules to train; encodings of all captions if the text encoder is frozen.
+
+    A frozen text encoder encodes every caption once and is let go before the denoiser comes.
+    """
+    sockets, family, config = run.sockets, run.family, run.config
+    place = device()
+    dtypes = {DENOISER: compute_dtype(config.training.precision, place)}
+    # The host computes prompts in fp32 whatever their weights are stored in; so does training.
+    dtypes |= dict.fromkeys(family.text_encoders, torch.float32)
+    private: dict[str, torch.dtype] = {}
+    if config.changes_weights:
+        held_in = DTYPES[config.own.weights]
+        private = dict.fromkeys(trained_modules(family, config.own.train_text_encoder), held_in)
+        # fp32 masters are narrowed by autocast; bf16 weights are widened where there is no bf16.
+        wide = held_in == torch.float32 or dtypes[DENOISER] == torch.float32
+        dtypes |= dict.fromkeys(private, torch.float32 if wide else held_in)
+
+    def make(*names: str) -> Parts:
+        return bridge.parts_of(sockets.model, sockets.clip, family, names, dtypes, place, private)
+
+    if config.own.trains_text:
+        return make(DENOISER, *family.text_encoders), None
+    text = make(*family.text_encoders)
+    watched = sockets.validation_dataset
+    watched_captions = [picture.caption for picture in watched.pictures] if watched else []
+    encoded = encode_captions(text, family, [*run.captions, *watched_captions, ""])
+    del text
+    return make(DENOISER), encoded

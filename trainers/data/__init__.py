@@ -1,0 +1,1 @@
+"""Pictures, captions and masks: from files to batches of latents."""

@@ -1,0 +1,92 @@
+"""Which pictures form which micro-batch: a pure function of seed and position, nothing to save.
+
+Every epoch shuffles each bucket, cuts it into batches (the last of a bucket may be smaller) and
+shuffles the batches. Every picture is seen `repeats` times an epoch, never more, never less.
+With class images (prior preservation) each micro-batch gets as many of them as it has instance
+images, from an endless shuffled row of their own.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from ..noise import generator_for
+
+
+@dataclass(frozen=True)
+class BatchPlan:
+    """The order of micro-batches over all epochs.
+
+    Attributes:
+        shapes: each instance image's latent shape; one batch holds one shape.
+        repeats: each instance image's visits an epoch.
+        batch_size: most pictures in one micro-batch.
+        seed: the run's seed.
+        class_repeats: each class image's visits in a round through them; none for no class images.
+    """
+
+    shapes: tuple[Hashable, ...]
+    repeats: tuple[int, ...]
+    batch_size: int
+    seed: int
+    class_repeats: tuple[int, ...] = ()
+
+    @functools.cached_property
+    def batches_per_epoch(self) -> int:
+        return len(self._epoch(0))
+
+    def batch(self, index: int) -> list[int]:
+        """Picture indices of the micro-batch at `index`, counted from the run's start.
+
+        Class images come last; their indices follow those of the instance images.
+        """
+        epoch, place = divmod(index, self.batches_per_epoch)
+        instances = self._epoch(epoch)[place]
+        if not self.class_repeats:
+            return instances
+        first = index * self.batch_size
+        return instances + [self._class_image(first + i) for i in range(len(instances))]
+
+    def num_instances(self, pictures: Sequence[int]) -> int:
+        """How many of a micro-batch's pictures are instance images."""
+        return sum(picture < len(self.shapes) for picture in pictures)
+
+    def step(self, step: int, num_micro_batches: int) -> list[list[int]]:
+        """The micro-batches of one optimizer step, counted from 0."""
+        first = step * num_micro_batches
+        return [self.batch(index) for index in range(first, first + num_micro_batches)]
+
+    def _class_image(self, position: int) -> int:
+        round_number, place = divmod(position, sum(self.class_repeats))
+        return len(self.shapes) + self._class_round(round_number)[place]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  as below
+    def _class_round(self, number: int) -> list[int]:
+        visits = [image for image, n in enumerate(self.class_repeats) for _ in range(n)]
+        generator = generator_for(self.seed, "class images", number)
+        return [visits[i] for i in torch.randperm(len(visits), generator=generator).tolist()]
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  two epochs of indices; the plan dies with its run
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        generator = generator_for(self.seed, "epoch", epoch)
+        batches = []
+        for bucket in by_shape(range(len(self.shapes)), self.shapes):
+            visits = [picture for picture in bucket for _ in range(self.repeats[picture])]
+            order = torch.randperm(len(visits), generator=generator).tolist()
+            shuffled = [visits[place] for place in order]
+            starts = range(0, len(shuffled), self.batch_size)
+            batches += [shuffled[start : start + self.batch_size] for start in starts]
+        order = torch.randperm(len(batches), generator=generator).tolist()
+        return [batches[place] for place in order]
+
+
+def by_shape(pictures: Iterable[int], shapes: Sequence[Hashable]) -> list[list[int]]:
+    """Pictures that share a shape, in the order in which shapes and pictures come."""
+    buckets: dict[Hashable, list[int]] = {}
+    for picture in pictures:
+        buckets.setdefault(shapes[picture], []).append(picture)
+    return list(buckets.values())

@@ -1,0 +1,149 @@
+"""What is computed once before training: latents of every picture, encodings of every caption."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..contracts import Family, Parts, Text, Tokens
+from ..errors import DatasetError
+from .dataset import Dataset
+
+# (1, H, W, 3) in 0..1 -> (1, C, h, w) as the VAE gives them.
+EncodePicture = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Taught:
+    """What is given for a picture whose latents are noisy already: trainers.data.prior makes these.
+
+    Attributes:
+        target: (C, h, w) fp32 on the CPU, what the denoiser should predict.
+    """
+
+    timestep: int
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Examples:
+    """A dataset as the loop sees it; one entry a picture.
+
+    Attributes:
+        latents: (C, h, w) fp32 on the CPU, scaled for the denoiser.
+        masks: (1, h, w) fp32 in 0..1, or None for no mask.
+        captions: what each picture shows.
+        repeats: visits an epoch.
+        num_class: how many of them, the last ones, are class images (prior preservation).
+        taught: by index, the class images whose latents are noisy and whose target is given.
+    """
+
+    latents: tuple[Tensor, ...]
+    masks: tuple[Tensor | None, ...]
+    captions: tuple[str, ...]
+    repeats: tuple[int, ...]
+    num_class: int = 0
+    taught: Mapping[int, Taught] = field(default_factory=dict)
+
+    @property
+    def num_instances(self) -> int:
+        return len(self.latents) - self.num_class
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return tuple(latent.shape for latent in self.latents)
+
+    def chosen(self, places: Sequence[int]) -> Examples:
+        """Some of these instance images."""
+        assert not self.num_class, "class images are joined later"
+        return Examples(
+            tuple(self.latents[place] for place in places),
+            tuple(self.masks[place] for place in places),
+            tuple(self.captions[place] for place in places),
+            tuple(self.repeats[place] for place in places),
+        )
+
+    def with_class_images(self, images: Examples) -> Examples:
+        """These instance images, then the class images."""
+        assert not self.num_class, "class images are joined once"
+        return Examples(
+            self.latents + images.latents,
+            self.masks + images.masks,
+            self.captions + images.captions,
+            self.repeats + images.repeats,
+            num_class=len(images.latents),
+            taught={self.num_instances + index: one for index, one in images.taught.items()},
+        )
+
+
+def encode_pictures(
+    dataset: Dataset,
+    encode: EncodePicture,
+    family: Family,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Examples:
+    """Encode every picture of `dataset` once.
+
+    Args:
+        report: called after each picture with how many are done, of how many.
+
+    Raises:
+        DatasetError: the VAE gives numbers that are not finite for a picture.
+    """
+    latents, masks = [], []
+    for index, picture in enumerate(dataset.pictures):
+        latent = encode(dataset.pixels(index)[None])[0].float().cpu() * family.latent_scale
+        if not latent.isfinite().all():
+            raise DatasetError(
+                f"Dataset '{dataset.name}': the VAE turns '{picture.name}' into NaN or infinity, "
+                "even in fp32.\nUse another VAE, or save the picture again as PNG."
+            )
+        latents.append(latent)
+        masks.append(_latent_mask(dataset.mask(index), latent))
+        report(index + 1, len(dataset))
+    return Examples(
+        tuple(latents),
+        tuple(masks),
+        tuple(picture.caption for picture in dataset.pictures),
+        tuple(picture.repeats for picture in dataset.pictures),
+    )
+
+
+def _latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:
+    if mask is None:
+        return None
+    size = latent.shape[-2:]
+    return torch.nn.functional.interpolate(mask[None, None].float(), size=size, mode="area")[0]
+
+
+def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
+    """One (B, 1, h, w) mask for a batch; pictures without one are trained whole."""
+    if all(mask is None for mask in masks):
+        return None
+    whole = torch.ones_like(latents[0, :1])
+    return torch.stack([whole if mask is None else mask for mask in masks])
+
+
+def encode_captions(parts: Parts, family: Family, captions: Iterable[str]) -> dict[str, Text]:
+    """The encoding of each different caption, without a batch dimension, on the CPU."""
+    encoded: dict[str, Text] = {}
+    for caption in dict.fromkeys(captions):
+        with torch.no_grad():
+            text = family.encode_text(parts, batch_tokens(parts, [caption]))
+        encoded[caption] = {name: tensor[0].cpu() for name, tensor in text.items()}
+    return encoded
+
+
+def batch_tokens(parts: Parts, captions: list[str]) -> Tokens:
+    """The tokens of several captions, stacked: (B, L) by text encoder."""
+    each = [parts.tokenize(caption) for caption in captions]
+    return {name: torch.stack([tokens[name] for tokens in each]) for name in each[0]}
+
+
+def batch_text(encoded: dict[str, Text], captions: list[str]) -> Text:
+    """The cached encodings of several captions, stacked."""
+    each = [encoded[caption] for caption in captions]
+    return {name: torch.stack([text[name] for text in each]) for name in each[0]}

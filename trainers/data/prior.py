@@ -1,0 +1,66 @@
+"""Prior preservation without class images: the base model as its own teacher.
+
+Before training, the base predicts on noised instance latents with the class prompt. Noisy latents,
+timesteps and predictions are kept and serve as class samples, so that
+
+    L = L_instance + lambda * mean of (prediction - base's prediction)^2
+
+holds the model to what it made of the class (learning without forgetting, arXiv 1606.09282).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..noise import Objective, draw_noise, draw_timesteps, generator_for
+from ..settings.objective import ObjectiveConfig
+from .examples import Examples, Taught
+
+# (noisy latents (1, C, h, w), timesteps (1,), captions) -> prediction (1, C, h, w)
+Predict = Callable[[Tensor, Tensor, list[str]], Tensor]
+
+
+def teach(
+    predict: Predict,
+    process: Objective,
+    examples: Examples,
+    settings: ObjectiveConfig,
+    seed: int,
+    report: Callable[[int, int], None] = lambda done, total: None,
+) -> Examples:
+    """The instance images, then `settings.prior_samples` class samples that the base predicts.
+
+    Args:
+        predict: the base model, before anything was trained.
+        report: called after each sample with how many are done, of how many.
+    """
+    noisy: list[Tensor] = []
+    taught: dict[int, Taught] = {}
+    for index in range(settings.prior_samples):
+        generator = generator_for(seed, "teacher", index)
+        latents = examples.latents[index % examples.num_instances][None]
+        noise = draw_noise(latents.shape, generator, settings.noise_offset)
+        timesteps = draw_timesteps(1, generator, settings.timestep_min, settings.timestep_max)
+        noisy.append(process.add_noise(latents, noise, timesteps)[0])
+        with torch.no_grad():
+            prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt])
+        taught[index] = Taught(int(timesteps), prediction[0].float().cpu())
+        report(index + 1, settings.prior_samples)
+    num = len(noisy)
+    captions = (settings.class_prompt,) * num
+    samples = Examples(tuple(noisy), (None,) * num, captions, (1,) * num, taught=taught)
+    return examples.with_class_images(samples)
+
+
+def put_taught(
+    examples: Examples, pictures: list[int], noisy: Tensor, timesteps: Tensor, target: Tensor
+) -> None:
+    """Put what is given for taught samples in the place of what was drawn for them."""
+    for row, picture in enumerate(pictures):
+        if (given := examples.taught.get(picture)) is not None:
+            noisy[row] = examples.latents[picture].to(noisy)
+            timesteps[row] = given.timestep
+            target[row] = given.target.to(target)

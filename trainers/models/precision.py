@@ -1,0 +1,56 @@
+"""In which dtype a model computes.
+
+Frozen weights and activations are in the compute dtype, so no autocast is needed: each layer
+computes in the dtype of its weights. Adapters and embeddings are fp32 always. There are two
+exceptions: where all the weights of a model are trained in fp32, autocast narrows them for each
+layer; where fp32 is computed on weights in fp16 or bf16, families.widening widens them.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.amp.grad_scaler import GradScaler
+
+from ..errors import UnavailableError
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+
+def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """The dtype that `precision` (config.PRECISIONS) means on `device`.
+
+    Raises:
+        UnavailableError: fp16 on a CPU, where it has no loss scaling and no speed.
+    """
+    if precision == "fp16" and device.type == "cpu":
+        raise UnavailableError(
+            "Precision fp16 is not possible on a CPU.\nChoose bf16, fp32 or auto."
+        )
+    return _automatic(device) if precision == "auto" else DTYPES[precision]
+
+
+def _automatic(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if native else torch.float16
+    if device.type == "cpu":
+        return torch.bfloat16 if _cpu_has_bf16() else torch.float32
+    return torch.float32
+
+
+def _cpu_has_bf16() -> bool:
+    # Without these instructions oneDNN emulates bf16, which is slower than fp32. torch has no
+    # public question for them before 2.12.
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def computes_in(module: nn.Module) -> torch.dtype:
+    """The dtype that `module` computes in; it wants its input in the same."""
+    dtype: torch.dtype = getattr(module, "computes_in", next(module.parameters()).dtype)
+    return dtype
+
+
+def gradient_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
+    """Loss scaling, at work for fp16 alone: its gradients would round to zero without."""
+    return GradScaler(device.type, enabled=dtype == torch.float16)

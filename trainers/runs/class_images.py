@@ -1,0 +1,79 @@
+"""The folder that keeps class images.
+
+    <parent>/<slug of the prompt>-<first 8 of the key>/
+        key.json             all that decides what the pictures are, but for their seeds
+        00000000.png ...     each named by its seed
+
+A picture is a function of the key and its seed, so whoever asks again makes only those that are
+missing, and two who ask at once write the same. Each file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..data.dataset import Dataset, folder_dataset
+from ..settings.class_images import ClassImagesConfig
+from ..settings.dataset import DatasetConfig
+from .files import write_whole
+
+SLUG_CHARACTERS = 40
+
+
+@dataclass(frozen=True)
+class ClassFolder:
+    """The folder of the class images of one key."""
+
+    path: Path
+
+    @classmethod
+    def open(cls, parent: Path, prompt: str, key: Mapping[str, Any]) -> ClassFolder:
+        """The folder for `key`, made if it is not there.
+
+        Args:
+            key: all that decides what the pictures are, but for their seeds.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        content = json.dumps(key, indent=2, sort_keys=True)
+        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
+        slug = re.sub(r"[^a-z0-9]+", "-", prompt.casefold())[:SLUG_CHARACTERS].strip("-")
+        folder = cls(parent / f"{slug or 'class'}-{digest}")
+        if not (folder.path / "key.json").exists():
+            write_whole(folder.path / "key.json", content.encode())
+        return folder
+
+    def file(self, seed: int) -> Path:
+        return self.path / f"{seed:08}.png"
+
+    def missing(self, seeds: range) -> list[int]:
+        """Seeds whose pictures are not there, in order."""
+        return [seed for seed in seeds if not self.file(seed).exists()]
+
+    def write(self, seed: int, picture: Image.Image) -> None:
+        """Store one picture.
+
+        Raises:
+            SaveError: the disk is full or the folder cannot be written.
+        """
+        content = io.BytesIO()
+        picture.save(content, "PNG")
+        write_whole(self.file(seed), content.getvalue())
+
+    def dataset(self, config: ClassImagesConfig) -> Dataset:
+        """Exactly the pictures of `config.seeds`, each with the prompt as its caption."""
+        settings = DatasetConfig(
+            prompt=config.prompt, captions="prompt", resolution=config.resolution_px
+        )
+        names = {self.file(seed).name for seed in config.seeds}
+        return folder_dataset(self.path, settings, only=names)

@@ -1,0 +1,353 @@
+"""The folder of one run: what it was asked, what happened, how to go on, and what was learned.
+
+output/personalize/<method>-<name>-<first 8 of the fingerprint>/
+    run.json                       settings, versions, base model, dataset listing, how it went
+    metrics.jsonl                  one line a step
+    state/00000400.pt              all that step 401 needs; the last few are kept
+    previews/step_00000400_0.png   what the first prompt of the preview gave then
+    result-00000400.safetensors    what was learned in 400 steps, one file for each length asked
+
+Every file is written whole or not at all, and says itself which run and step it belongs to, so a
+killed process, a full disk or an edited run.json costs no more than the steps since the last state.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.metadata
+import json
+import logging
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import filelock
+import safetensors
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from ..data.dataset import Dataset
+from ..settings.run import RunConfig
+from .files import save_error, save_tensors, whole_file, write_whole
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the files, and of all in trainers/ that decides a result; a new one, new runs
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
+
+
+def run_facts(
+    config: RunConfig,
+    family: str,
+    base: Mapping[str, str],
+    dataset: Dataset,
+    class_dataset: Dataset | None = None,
+    validation_dataset: Dataset | None = None,
+) -> dict[str, Any]:
+    """All that decides a run's result, as run.json stores it.
+
+    Args:
+        base: fingerprints of all that is wired in beside the pictures, and what it computes in.
+    """
+    return {
+        "format": FORMAT,
+        **config.as_dict(),
+        "family": family,
+        "base_model": dict(base),
+        "dataset": _listing(dataset),
+        "class_dataset": _listing(class_dataset) if class_dataset else None,
+        "validation_dataset": _listing(validation_dataset) if validation_dataset else None,
+        # Patch releases change no numbers; those of torch and peft between them may.
+        "made_with": {name: _release(version) for name, version in _versions().items()},
+    }
+
+
+def fingerprint_of(facts: Mapping[str, Any]) -> str:
+    """A hash of the facts, but for those that a run may change and go on: see `same_run`."""
+    return hashlib.sha256(json.dumps(same_run(facts), sort_keys=True).encode()).hexdigest()
+
+
+def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that two runs share of which the longer one goes on from the shorter one.
+
+    A schedule that ends with the run makes each length a run of its own.
+    """
+    shared = {name: value for name, value in facts.items() if name != "store"}
+    if facts["training"]["lr_schedule"] in ("constant", "constant_with_warmup"):
+        length = ("steps", "epochs")
+        shared["training"] = {k: v for k, v in facts["training"].items() if k not in length}
+    return shared
+
+
+def _listing(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "resolution_px": dataset.resolution_px,
+        "fingerprint": dataset.fingerprint(),
+        "pictures": [
+            {"name": p.name, "caption": p.caption, "bucket_px": p.bucket_px}
+            for p in dataset.pictures
+        ],
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {package: importlib.metadata.version(package) for package in PACKAGES}
+
+
+def _release(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run learned.
+
+    Attributes:
+        steps: how many it took.
+        metadata: of the file.
+        tokens: learned tokens that were trained further: rows by token, by text encoder.
+        metrics: what happened at each step.
+    """
+
+    steps: int
+    tensors: Mapping[str, Tensor]
+    metadata: Mapping[str, str]
+    tokens: Mapping[str, Mapping[str, Tensor]]
+    metrics: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where one run writes, and finds what it wrote."""
+
+    path: Path
+    fingerprint: str
+
+    @classmethod
+    def of(cls, parent: Path, name: str, facts: Mapping[str, Any]) -> RunFolder:
+        """The folder of the run with these facts; nothing is written yet."""
+        fingerprint = fingerprint_of(facts)
+        safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
+        return cls(parent / f"{facts['method']}-{safe}-{fingerprint[:8]}", fingerprint)
+
+    @property
+    def previews(self) -> Path:
+        """The folder of the run's previews."""
+        return self.path / "previews"
+
+    # -- run.json -------------------------------------------------------------
+
+    def describe(self, facts: Mapping[str, Any], **how_it_went: Any) -> None:
+        """Write run.json.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        content = {"fingerprint": self.fingerprint, **how_it_went, **facts, "versions": _versions()}
+        write_whole(self.path / "run.json", json.dumps(content, indent=2).encode())
+
+    def stopped(self) -> dict[int, int]:
+        """Runs that were ended by Stop and keep: the step they ended at, by the steps asked for.
+
+        This alone is read from run.json, which may have been edited: what makes no sense is none.
+        """
+        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
+            kept = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["stopped"]
+            return {int(asked): int(step) for asked, step in kept.items()}
+        return {}
+
+    @contextlib.contextmanager
+    def locked(self, wait: Callable[[], None]) -> Iterator[None]:
+        """Hold the run, so that no other node or process trains it at the same time.
+
+        The operating system lets it go when a process ends in whatever way.
+
+        Args:
+            wait: called a few times a second while another holds it; what it raises ends that.
+
+        Raises:
+            SaveError: the folder cannot be written.
+        """
+        lock = filelock.FileLock(self.path / ".lock")
+        while not lock.is_locked:
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                lock.acquire(timeout=0.25)
+            except filelock.Timeout:
+                wait()
+            except OSError as error:
+                raise save_error(self.path, 0, error) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    # -- what was learned -----------------------------------------------------
+
+    def result(self, steps: int) -> Result | None:
+        """What this run learned in so many steps, if it has been that far."""
+        path = self._result_path(steps)
+        try:
+            metadata = self._metadata(path)
+            if metadata.pop(MEANT_BY, None) != self.fingerprint:
+                return None
+            tokens_path = self._tokens_path(steps)
+            tokens = load_file(tokens_path) if tokens_path.exists() else {}
+            return Result(steps, load_file(path), metadata, _nested(tokens), self._metrics(steps))
+        except FileNotFoundError:
+            return None
+        except (OSError, safetensors.SafetensorError) as error:
+            log.warning("Personalize: '%s' cannot be read (%s); it is made again.", path, error)
+            return None
+
+    def has_result(self, steps: int) -> bool:
+        """Whether there is such a file of this run; its tensors are not read."""
+        with contextlib.suppress(OSError, safetensors.SafetensorError):
+            return self._metadata(self._result_path(steps)).get(MEANT_BY) == self.fingerprint
+        return False
+
+    def write_result(self, result: Result) -> None:
+        """Store what was learned, in the dtypes it has, and the record of every step.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        self.write_metrics(result.metrics)
+        if result.tokens:
+            save_tensors(self._tokens_path(result.steps), _flat(result.tokens), {}, dtype=None)
+        metadata = {**result.metadata, MEANT_BY: self.fingerprint}
+        save_tensors(self._result_path(result.steps), result.tensors, metadata, dtype=None)
+
+    def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
+        """Write metrics.jsonl.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        lines = "".join(json.dumps(row) + "\n" for row in metrics)
+        write_whole(self.path / "metrics.jsonl", lines.encode())
+
+    def _metrics(self, steps: int) -> list[dict[str, Any]]:
+        rows = []
+        with contextlib.suppress(OSError, ValueError):
+            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+                row = json.loads(line)
+                if row["step"] <= steps:
+                    rows.append(row)
+        return rows
+
+    @staticmethod
+    def _metadata(path: Path) -> dict[str, str]:
+        with safetensors.safe_open(path, "pt") as file:
+            return file.metadata() or {}
+
+    def _result_path(self, steps: int) -> Path:
+        return self.path / f"result-{steps:08}.safetensors"
+
+    def _tokens_path(self, steps: int) -> Path:
+        return self.path / f"result-{steps:08}.tokens.safetensors"
+
+    # -- how to go on ---------------------------------------------------------
+
+    def write_state(
+        self, state: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]], keep: int
+    ) -> None:
+        """Store what `Training.state` gave, with the record up to it; then drop old states.
+
+        Raises:
+            SaveError: it cannot be written; the states before stay.
+        """
+        content = {"fingerprint": self.fingerprint, "state": state, "metrics": list(metrics)}
+        with whole_file(self.path / "state" / f"{state['step']:08}.pt") as file:
+            try:
+                torch.save(content, file)
+            except RuntimeError as error:  # torch hides a full disk behind its own error
+                if isinstance(error.__context__, OSError):
+                    raise error.__context__ from None
+                raise
+        for old in self._states()[keep:]:
+            old.unlink(missing_ok=True)
+
+    def state(self, at_most: int) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The last state of at most so many steps that can be read, and the record up to it."""
+        for path in self._states():
+            try:
+                if int(path.stem) > at_most:
+                    continue
+                # Nothing but tensors and plain values is ever unpacked: a file runs no code.
+                content = torch.load(path, map_location="cpu", weights_only=True)
+                if content["fingerprint"] == self.fingerprint:
+                    return content["state"], content["metrics"]
+            except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *_SHAPE) as error:
+                log.warning(
+                    "Personalize: the state '%s' is damaged (%s); going on from the one before.",
+                    path, str(error).splitlines()[0] if str(error) else type(error).__name__,
+                )  # fmt: skip
+        return None
+
+    @property
+    def state_steps(self) -> list[int]:
+        """The steps that the run can go on from."""
+        return sorted(int(path.stem) for path in self._states() if path.stem.isdecimal())
+
+    def drop_states(self) -> None:
+        """Delete every state."""
+        shutil.rmtree(self.path / "state", ignore_errors=True)
+
+    def _states(self) -> list[Path]:
+        """Newest first."""
+        return sorted((self.path / "state").glob("*.pt"), reverse=True)
+
+
+_SHAPE = (KeyError, TypeError, ValueError)  # of a file that is whole, but none of ours
+
+
+def make_room_for_states(parent: Path, limit_bytes: float, keep: Path) -> list[Path]:
+    """Delete the states of the oldest runs in `parent` until the rest take at most `limit_bytes`.
+
+    Args:
+        keep: the run that is at work; it neither counts nor loses anything.
+
+    Returns:
+        The runs that can no longer go on; their results stay.
+    """
+    runs = []
+    for folder in parent.glob("*/state"):
+        files = list(folder.glob("*.pt"))
+        if files and folder.parent != keep:
+            facts = [file.stat() for file in files]
+            newest, size = max(f.st_mtime for f in facts), sum(f.st_size for f in facts)
+            runs.append((newest, size, folder))
+    total = sum(size for _, size, _ in runs)
+    dropped = []
+    for _, size, folder in sorted(runs):
+        if total <= limit_bytes:
+            break
+        lock = filelock.FileLock(folder.parent / ".lock")
+        with contextlib.suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
+            shutil.rmtree(folder)
+            dropped.append(folder.parent)
+            total -= size
+    return dropped
+
+
+def _flat(tokens: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    return {
+        f"{encoder} {token}": rows for token, by in tokens.items() for encoder, rows in by.items()
+    }
+
+
+def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    tokens: dict[str, dict[str, Tensor]] = {}
+    for key, rows in tensors.items():
+        encoder, _, token = key.partition(" ")
+        tokens.setdefault(token, {})[encoder] = rows
+    return tokens

@@ -1,0 +1,108 @@
+"""What a result's file says of itself: kohya's ss_* and the modelspec standard 1.0.1."""
+
+from __future__ import annotations
+
+import collections
+import datetime
+import json
+from collections.abc import Iterable
+
+from ..contracts import Family
+from ..data.dataset import Dataset
+from ..methods.results import Embedding
+from ..settings.run import RunConfig
+from ..settings.textual_inversion import TextualInversionConfig
+
+NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
+
+
+def lora_metadata(
+    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+) -> dict[str, str]:
+    """Metadata of a LoRA file: kohya's ss_* that readers use, and modelspec 1.0.1.
+
+    The most frequent caption is the trigger phrase.
+
+    Args:
+        prediction: "epsilon" or "v".
+    """
+    lora = config.own
+    return {
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(lora.rank),
+        "ss_network_alpha": str(lora.alpha),
+        **model_metadata(config, family, dataset, prediction),
+        "modelspec.architecture": f"{family.modelspec}/lora",
+    }
+
+
+def model_metadata(
+    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+) -> dict[str, str]:
+    """Metadata of any result: how it was trained, by kohya's ss_*, and modelspec 1.0.1.
+
+    Args:
+        prediction: "epsilon" or "v".
+    """
+    counts = collections.Counter(picture.caption for picture in dataset.pictures)
+    training = config.training
+    return {
+        "ss_base_model_version": family.base_model_version,
+        "ss_v2": "False",
+        "ss_learning_rate": str(training.learning_rate),
+        "ss_optimizer": training.optimizer,
+        "ss_lr_scheduler": training.lr_schedule,
+        "ss_seed": str(training.seed),
+        "ss_resolution": f"({dataset.resolution_px}, {dataset.resolution_px})",
+        "ss_num_train_images": str(len(dataset)),
+        "ss_batch_size_per_device": str(training.batch_size),
+        "ss_gradient_accumulation_steps": str(training.gradient_accumulation),
+        "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
+        "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
+        **modelspec(family, "", dataset, prediction),
+        "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
+    }
+
+
+def modelspec(family: Family, kind: str, dataset: Dataset, prediction: str) -> dict[str, str]:
+    """The part of the modelspec standard 1.0.1 that every result's file has.
+
+    Args:
+        kind: what was trained, as the standard's architecture names it: "lora" ..., or "" for
+            whole models.
+    """
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": family.modelspec + (f"/{kind}" if kind else ""),
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": dataset.name,
+        "modelspec.date": now.isoformat(timespec="seconds"),
+        "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
+        "modelspec.prediction_type": prediction,
+    }
+
+
+def embedding_metadata(
+    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+) -> dict[str, str]:
+    """Metadata of an embedding's file: modelspec 1.0.1, and how it was trained."""
+    own: TextualInversionConfig = config.own
+    return {
+        **modelspec(family, "textual-inversion", dataset, prediction),
+        "modelspec.title": own.token,
+        "modelspec.trigger_phrase": own.token,
+        "personalize.token": own.token,
+        "personalize.vectors": str(own.vectors),
+        "personalize.initializer": own.initializer,
+        "personalize.learning_rate": str(config.training.learning_rate),
+        "personalize.seed": str(config.training.seed),
+    }
+
+
+def needs_metadata(embeddings: Iterable[Embedding]) -> dict[str, str]:
+    """What a LoRA's file says of the learned tokens that its captions have."""
+    needed = [
+        {"token": e.token, "vectors": e.vectors, "sha256": e.fingerprint()} for e in embeddings
+    ]
+    return {NEEDS: json.dumps(needed, ensure_ascii=False)} if needed else {}

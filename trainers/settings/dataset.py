@@ -1,0 +1,69 @@
+"""How a folder or a batch of pictures becomes a dataset.
+
+Imports no torch: nodes build their widgets from these fields, scripts read them, and run.json
+stores them. Sources: D = diffusers' training scripts, K = kohya sd-scripts,
+O = OneTrainer, P = the method's paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .field import check, setting
+
+STEP_PX = 64  # sides of training sizes: UNets halve 1/8-size latents three times
+CAPTION_SOURCES = (
+    "auto", "txt", "caption", "metadata.jsonl", "file name", "prompt",
+)  # fmt: skip
+MASK_SOURCES = ("none", "auto", "alpha", "file")
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """How a folder or a batch of pictures becomes a dataset."""
+
+    prompt: str = setting(
+        "a photo of sks",
+        "The caption of every picture that has none of its own: what the subject is, with a rare "
+        "word for its name, as in 'a photo of sks dog'.",
+        advanced=False,
+    )
+    resolution: int = setting(
+        512,
+        "Training size in pixels: pictures keep their shape, with about this much squared of area. "
+        "512 for Stable Diffusion 1.5. Smaller is faster and needs less memory.",
+        min=64, max=2048, step=64, advanced=False,
+        source="SD1.5 was trained at 512",
+    )  # fmt: skip
+    captions: str = setting(
+        "auto",
+        "Where captions come from. auto takes the first of: metadata.jsonl, .txt, .caption files; "
+        "else the prompt. The node says what it found.",
+        choices=CAPTION_SOURCES,
+    )
+    masks: str = setting(
+        "none",
+        "What limits the loss to a part of each picture: nothing, the picture's alpha channel, or "
+        "a file beside it (name.mask.png or name-masklabel.png; white is trained). auto takes a "
+        "mask file if there is one, else the alpha channel if there is one.",
+        choices=MASK_SOURCES,
+    )
+    buckets: bool = setting(
+        True,
+        "Group pictures by shape (sides are multiples of 64, area at most the resolution squared) "
+        "so that little is cut off. Off: every picture is cut to a square.",
+    )
+    max_aspect_ratio: float = setting(
+        4.0,
+        "The longest side over the shortest that a picture may have with buckets on.",
+        min=1.0, max=16.0, step=0.1,
+    )  # fmt: skip
+    upscale: bool = setting(
+        False,
+        "Enlarge pictures that are smaller than the resolution. Off: they train at their own "
+        "size, which keeps them sharp.",
+        source="K bucket_no_upscale",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

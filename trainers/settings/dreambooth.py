@@ -1,0 +1,126 @@
+"""The settings of DreamBooth alone, and its presets.
+
+Imports no torch. Sources: D = diffusers' train_dreambooth.py and its README,
+B = huggingface.co/blog/dreambooth, N = nitrosocke's dreambooth-training-guide.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .field import check, setting
+from .textual_inversion import token_learning_rate, train_token
+
+WEIGHTS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class DreamBoothConfig:
+    """What of the base model is trained, and how its memory is kept small."""
+
+    train_text_encoder: bool = setting(
+        False,
+        "Train the text encoder too: much better faces, more memory and time.",
+        advanced=False, source="B",
+    )  # fmt: skip
+    text_encoder_learning_rate: float = setting(
+        2e-6, "Learning rate of the text encoder, if it is trained. Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-7, source="D 2e-6, the denoiser's",
+    )  # fmt: skip
+    text_encoder_stop_step: int = setting(
+        0,
+        "Updates after which the text encoder stays as it is; 0 is never. It overfits sooner than "
+        "the denoiser.",
+        min=0, max=1_000_000,
+    )  # fmt: skip
+    weights: str = setting(
+        "fp32",
+        "How the trained weights are held. fp32: exact, computing in the chosen precision. bf16: "
+        "half the memory, computing in bf16 (or in fp32, layer by layer), and each update is "
+        "rounded up or down at random so that small ones are not lost.",
+        choices=WEIGHTS, source="stochastic rounding: arXiv 2010.06192",
+    )  # fmt: skip
+    fused_backward: bool = setting(
+        False,
+        "Update each weight as soon as its gradient is there, and drop the gradient: saves as much "
+        "memory as the weights take. max_grad_norm then holds for each tensor by itself. Not with "
+        "gradient_accumulation or prodigy.",
+    )
+    ema_decay: float = setting(
+        0.0,
+        "Hands out an average of the weights over the last updates, steadier than the last ones: "
+        "0.999 averages about 1000, 0 is off. Costs fp32 weights once more.",
+        min=0.0, max=0.9999, step=1e-4, source="D EMAModel 0.9999",
+    )  # fmt: skip
+    ema_on_cpu: bool = setting(
+        False, "Keep that average in RAM: no memory of the GPU, slower steps.",
+    )  # fmt: skip
+
+    train_token: bool = train_token()
+    token_learning_rate: float = token_learning_rate()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def trains_text(self) -> bool:
+        return self.train_text_encoder or self.train_token
+
+    def conflicts(self, optimizer: str, gradient_accumulation: int, precision: str) -> list[str]:
+        """What cannot go together with these settings of the loop, in the user's words."""
+        problems = []
+        if self.fused_backward and gradient_accumulation > 1:
+            problems.append(
+                f"gradient_accumulation is {gradient_accumulation}, but fused_backward keeps no "
+                "gradients that could be summed; allowed: 1, or fused_backward off"
+            )
+        if optimizer == "prodigy" and (self.fused_backward or self.weights == "bf16"):
+            problems.append(
+                "optimizer 'prodigy' looks at all weights at once; allowed: another optimizer, or "
+                "fused_backward off and weights 'fp32'"
+            )
+        if self.weights == "bf16" and precision == "fp16":
+            problems.append(
+                "precision is 'fp16', but weights 'bf16' compute in bf16 or fp32; "
+                "allowed: auto, bf16 or fp32, or weights 'fp32'"
+            )
+        return problems
+
+
+# Where DreamBooth wants another default than the shared settings have.
+DREAMBOOTH_DEFAULTS: dict[str, Any] = {
+    "learning_rate": 2e-6,  # B: objects; D 5e-6
+    "steps": 400,  # B: objects
+}
+
+CUSTOM = "custom"
+# A preset fills widgets in the editor, nothing else: a run sees the widgets alone.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # B: "2e-6 with 400 training steps works well for objects"; prior preservation changes little
+    "object": {
+        "learning_rate": 2e-6,
+        "steps": 400,
+        "train_text_encoder": False,
+        "text_encoder_learning_rate": 2e-6,
+        "prior_weight": 1.0,
+    },
+    # B: "faces required 1e-6 (or 2e-6) with ~1200 steps", prior preservation, text encoder
+    "face": {
+        "learning_rate": 1e-6,
+        "steps": 1200,
+        "train_text_encoder": True,
+        "text_encoder_learning_rate": 1e-6,
+        "prior_weight": 1.0,
+    },
+    # N: prior preservation with class images of "artwork style". N names no rate or length: the
+    # rate is that of an object, the length our own start for 10 pictures and more.
+    "style": {
+        "learning_rate": 2e-6,
+        "steps": 1000,
+        "train_text_encoder": False,
+        "text_encoder_learning_rate": 2e-6,
+        "prior_weight": 1.0,
+    },
+}

@@ -1,0 +1,68 @@
+"""The settings of LoRA alone.
+
+Imports no torch: nodes build their widgets from these fields, scripts read them, and run.json
+stores them. Sources: D = diffusers' training scripts, K = kohya sd-scripts,
+O = OneTrainer, P = the method's paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .field import check, setting
+from .textual_inversion import token_learning_rate, train_token
+
+LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
+LORA_VARIANTS = ("lora", "dora")
+
+
+@dataclass(frozen=True)
+class LoraConfig:
+    """The adapter: which layers, how large, of what kind."""
+
+    rank: int = setting(
+        16, "Size of the adapter: more learns more detail and makes a larger file.",
+        min=1, max=1024, advanced=False, source="O 16; D 4",
+    )  # fmt: skip
+    alpha: float = setting(
+        16.0, "Strength of the adapter at rank equal to alpha; alpha / rank scales it.",
+        min=0.01, max=4096.0, step=0.5, advanced=False, source="D alpha = rank",
+    )  # fmt: skip
+    train_text_encoder: bool = setting(
+        False,
+        "Train a LoRA of the text encoder too: better faces and prompts, more memory and time.",
+        advanced=False,
+    )
+    text_encoder_learning_rate: float = setting(
+        1e-5, "Learning rate of the text encoder's LoRA, if it is trained. Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-6, source="K 1e-5; D 5e-6",
+    )  # fmt: skip
+    targets: str = setting(
+        "attention",
+        "Layers that get an adapter. attention is small and the usual choice; feed-forward and "
+        "convolutions learn texture and style better and make larger files.",
+        choices=LORA_TARGETS, source="D attention",
+    )  # fmt: skip
+    variant: str = setting(
+        "lora",
+        "lora, or dora: the direction and the length of each weight are learned apart, closer to "
+        "full training and slower.",
+        choices=LORA_VARIANTS, source="P DoRA arXiv 2402.09353",
+    )  # fmt: skip
+    rank_stabilized: bool = setting(
+        False, "Scale by alpha / sqrt(rank) instead of alpha / rank, so that high ranks keep up.",
+        source="P rsLoRA arXiv 2312.03732",
+    )  # fmt: skip
+    dropout: float = setting(
+        0.0, "Share of adapter inputs set to zero in training, against overfitting.",
+        min=0.0, max=0.9, step=0.05,
+    )  # fmt: skip
+    train_token: bool = train_token()
+    token_learning_rate: float = token_learning_rate()
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    @property
+    def trains_text(self) -> bool:
+        return self.train_text_encoder or self.train_token

@@ -1,0 +1,86 @@
+"""The loss: noise, timesteps, weights, and where prior preservation comes from.
+
+Imports no torch: nodes build their widgets from these fields, scripts read them, and run.json
+stores them. Sources: D = diffusers' training scripts, K = kohya sd-scripts,
+O = OneTrainer, P = the method's paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .field import check, raise_problems, setting
+
+PRIORS = ("class images", "teacher")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """The loss: noise, timesteps, weights."""
+
+    min_snr_gamma: float = setting(
+        0.0,
+        "Caps the weight of timesteps with little noise (min-SNR); 5 is the paper's choice, 0 is "
+        "off.",
+        min=0.0, max=100.0, step=0.1, source="P arXiv 2303.09556",
+    )  # fmt: skip
+    noise_offset: float = setting(
+        0.0,
+        "Adds a little noise that is constant over each channel, so that very dark and very "
+        "bright pictures can be learned; 0.05 is usual.",
+        min=0.0, max=1.0, step=0.005, source="K 0.0357 for SDXL",
+    )  # fmt: skip
+    caption_dropout: float = setting(
+        0.0,
+        "Share of samples trained with an empty caption; keeps guidance (CFG) working in long "
+        "runs.",
+        min=0.0, max=1.0, step=0.01,
+    )  # fmt: skip
+    timestep_min: int = setting(
+        0, "Lowest timestep that is trained (0 is almost no noise).", min=0, max=999,
+    )  # fmt: skip
+    timestep_max: int = setting(
+        999, "Highest timestep that is trained (999 is almost only noise).", min=0, max=999,
+    )  # fmt: skip
+    prior_weight: float = setting(
+        1.0,
+        "Weight of the class images in the loss, if there are any (prior preservation); 0 leaves "
+        "them out.",
+        min=0.0, max=100.0, step=0.05, source="P DreamBooth arXiv 2208.12242; D, K 1.0",
+    )  # fmt: skip
+
+    prior: str = setting(
+        "class images",
+        "Where prior preservation comes from. class images: the class_dataset, if one is wired. "
+        "teacher: no pictures; before training, the base model itself says what it predicts for "
+        "the class prompt, and training holds on to that.",
+        choices=PRIORS,
+    )  # fmt: skip
+    class_prompt: str = setting(
+        "", "What the teacher keeps as it is, such as 'a photo of a dog'. Only for prior teacher.",
+    )  # fmt: skip
+    prior_samples: int = setting(
+        100,
+        "Predictions that the teacher makes before training: each costs one forward pass, and "
+        "memory for two latents.",
+        min=1, max=100_000, source="D 100 class images",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        problems = []
+        if self.timestep_min > self.timestep_max:
+            problems.append(
+                f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
+                "allowed: 0 <= timestep_min <= timestep_max <= 999"
+            )
+        if self.uses_teacher and not self.class_prompt.strip():
+            problems.append(
+                "class_prompt is empty, but prior 'teacher' needs one; "
+                "allowed: any text, such as 'a photo of a dog'"
+            )
+        raise_problems(problems)
+
+    @property
+    def uses_teacher(self) -> bool:
+        return self.prior == "teacher" and self.prior_weight > 0

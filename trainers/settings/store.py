@@ -1,0 +1,54 @@
+"""How a run is kept on disk: what is used of one that is there, and how often its state is written.
+
+None of this changes what a run learns, so a run is the same run whatever is chosen here. Imports no
+torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .field import check, setting
+
+NOTHING, TENSORBOARD = LOGS = ("nothing", "tensorboard")
+USE, CONTINUE, ANEW = IF_RUN_EXISTS = ("use it", "continue if stopped", "start anew")
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """What is kept of a run, and what is made of one that was kept."""
+
+    if_run_exists: str = setting(
+        USE,
+        "When the same pictures, base model and settings were trained before. use it: a finished "
+        "or stopped run is handed out at once, an interrupted one goes on. continue if stopped: "
+        "one that was ended by Stop and keep goes on too. start anew: train from the beginning.",
+        choices=IF_RUN_EXISTS,
+    )
+    state_every: int = setting(
+        0,
+        "Steps between two states on disk, from which a run goes on after a crash or Cancel. 0: "
+        "as often as it costs no more than a hundredth of the time.",
+        min=0, max=1_000_000,
+    )  # fmt: skip
+    keep_states: int = setting(
+        2,
+        "How many of the last states are kept. 0 writes none: then nothing can go on, and more "
+        "steps start from the beginning.",
+        min=0, max=100,
+    )  # fmt: skip
+    old_states_gb: float = setting(
+        20.0,
+        "Room for the states of earlier runs, in GB; beyond that the oldest go. Results are never "
+        "deleted.",
+        min=0.0, max=100_000.0, step=1.0,
+    )  # fmt: skip
+    log_with: str = setting(
+        NOTHING,
+        "Also writes loss, learning rate and gradient length for TensorBoard, into the folder of "
+        "the run; needs the package tensorboard.",
+        choices=LOGS,
+    )
+
+    def __post_init__(self) -> None:
+        check(self)

@@ -1,0 +1,97 @@
+"""The loop: how long, how fast, with what optimizer, in what precision.
+
+Imports no torch: nodes build their widgets from these fields, scripts read them, and run.json
+stores them. Sources: D = diffusers' training scripts, K = kohya sd-scripts,
+O = OneTrainer, P = the method's paper.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .field import check, raise_problems, setting
+
+LR_SCHEDULES = (
+    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
+)  # fmt: skip
+OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "lion")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The loop: how long, how fast, with what optimizer, in what precision."""
+
+    steps: int = setting(
+        500,
+        "Optimizer updates. 500 is a start for a handful of pictures; too many copy them.",
+        min=1, max=1_000_000, advanced=False, source="D LoRA 500",
+    )  # fmt: skip
+    batch_size: int = setting(
+        1,
+        "Pictures in one forward pass. More is steadier and needs more memory.",
+        min=1, max=256, advanced=False, source="D, K: 1",
+    )  # fmt: skip
+    learning_rate: float = setting(
+        1e-4,
+        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Textual Inversion: 3e-4 (O) to "
+        "2e-3 (D). Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
+    )  # fmt: skip
+    epochs: int = setting(
+        0,
+        "Passes over the whole dataset; 0 uses steps instead, any other number replaces steps.",
+        min=0, max=100_000,
+    )  # fmt: skip
+    gradient_accumulation: int = setting(
+        1,
+        "Forward passes that are summed into one update: a larger batch without its memory.",
+        min=1, max=1024,
+    )  # fmt: skip
+    lr_schedule: str = setting(
+        "constant", "How the learning rate changes over the run (diffusers' schedules).",
+        choices=LR_SCHEDULES, source="D constant",
+    )  # fmt: skip
+    warmup_steps: int = setting(
+        0,
+        "Updates over which the learning rate rises from zero; the schedule must not be constant.",
+        min=0, max=100_000, source="D LoRA 0",
+    )  # fmt: skip
+    optimizer: str = setting(
+        "adamw",
+        "adamw: fused AdamW of PyTorch. adamw_8bit: a quarter of its state, needs bitsandbytes. "
+        "adafactor: the least state. prodigy: finds its own rate, needs prodigyopt. lion: half of "
+        "AdamW's state, wants a tenth of its rate, needs bitsandbytes.",
+        choices=OPTIMIZERS,
+    )
+    weight_decay: float = setting(
+        1e-2, "Pull of the trained weights towards zero, per update, times the learning rate.",
+        min=0.0, max=1.0, step=1e-4, source="D 1e-2",
+    )  # fmt: skip
+    max_grad_norm: float = setting(
+        1.0, "Gradients longer than this are shortened to it; 0 turns clipping off.",
+        min=0.0, max=1000.0, step=0.1, source="D, K, O: 1.0",
+    )  # fmt: skip
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the frozen weights and activations; what is trained is always fp32. auto: "
+        "bf16 where the device has it, else fp16 on CUDA, else fp32.",
+        choices=PRECISIONS,
+    )
+    gradient_checkpointing: bool = setting(
+        False,
+        "Recompute activations in the backward pass: about a third slower, far less memory.",
+    )
+    seed: int = setting(
+        0,
+        "Start of every random draw: the same seed and settings give the same result.",
+        min=0, max=2**63 - 1, advanced=False,
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        check(self)
+        if self.warmup_steps and self.lr_schedule == "constant":
+            raise_problems(
+                [f"warmup_steps is {self.warmup_steps} but lr_schedule 'constant' has no warm-up; "
+                 "allowed: 0, or lr_schedule 'constant_with_warmup'"]
+            )  # fmt: skip

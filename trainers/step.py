@@ -1,0 +1,154 @@
+"""One training as a record, and what a step is made of: batches to losses, captions to prompts.
+
+trainers.loop puts them in order. Letters in shapes: B samples, C latent channels, h and w latent
+height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .contracts import Family, Parts, Text, Trainable
+from .data.batches import by_shape
+from .data.examples import Examples, batch_text, batch_tokens, stack_masks
+from .data.prior import put_taught
+from .data.validation import looks
+from .losses import sample_losses
+from .noise import draw_noise, draw_timesteps, generator_for
+from .settings.run import RunConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One training, ready to go.
+
+    Attributes:
+        encoded: the encoding of every caption and of "", or None where the text encoder trains.
+        prompts: what trains each caption of the instance images; see Trainable.
+        held_out: pictures that are not trained but watched.
+    """
+
+    parts: Parts
+    family: Family
+    trainable: Trainable
+    examples: Examples
+    encoded: dict[str, Text] | None
+    config: RunConfig
+    prompts: dict[str, tuple[str, ...]]
+    held_out: Examples | None = None
+
+
+def losses_and_weights(
+    job: Job, pictures: list[int], step: int, micro: int
+) -> tuple[Tensor, Tensor]:
+    """Loss and weight of each sample of one micro-batch, both (B,) fp32."""
+    seed = job.config.training.seed
+    generator = generator_for(seed, step, micro)
+    _seed_layers(job.parts.device, generator_for(seed, "layers", step, micro).initial_seed())
+    # One batch, unless class images have another shape than the instance images they go with.
+    groups = [
+        _same_shape(job, group, generator) for group in by_shape(pictures, job.examples.shapes)
+    ]
+    losses, weights = zip(*groups, strict=True)
+    return torch.cat(losses), torch.cat(weights)
+
+
+def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Loss and weight of each of some pictures of one shape, both (B,) fp32."""
+    examples, parts, objective = job.examples, job.parts, job.config.objective
+    latents = torch.stack([examples.latents[picture] for picture in pictures])
+    mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
+    noise = draw_noise(latents.shape, generator, objective.noise_offset)
+    lowest, highest = objective.timestep_min, objective.timestep_max
+    timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
+    dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
+    captions = [
+        "" if drop and picture not in examples.taught else _prompt(job, picture, generator)
+        for picture, drop in zip(pictures, dropped, strict=True)
+    ]
+
+    latents, noise, timesteps = (x.to(parts.device) for x in (latents, noise, timesteps))
+    noisy = parts.objective.add_noise(latents, noise, timesteps)
+    target = parts.objective.target(latents, noise, timesteps)
+    put_taught(examples, pictures, noisy, timesteps, target)
+    prediction = predict(job, noisy, timesteps, captions)
+    losses = sample_losses(prediction, target, None if mask is None else mask.to(parts.device))
+    is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
+    weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
+    if objective.min_snr_gamma:
+        weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
+    return losses, weights
+
+
+def predict(job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
+    """What the denoiser predicts as it is now, (B, C, h, w)."""
+    parts, autocast = job.parts, job.trainable.autocast
+    with torch.autocast(parts.device.type, autocast, enabled=autocast is not None):
+        text = _encode(job, captions)
+        return job.family.predict(
+            parts.denoiser, noisy.to(parts.device), timesteps.to(parts.device), text
+        )
+
+
+@contextmanager
+def evaluating(job: Job) -> Iterator[None]:
+    """No gradients and no dropout inside; training goes on after it."""
+    training = [module for module in job.parts.modules.values() if module.training]
+    for module in training:
+        module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module in training:
+            module.train()
+
+
+def validation_loss(job: Job) -> float:
+    """The mean loss of the held-out pictures; see trainers.data.validation."""
+    examples, parts, objective = job.held_out, job.parts, job.config.objective
+    assert examples is not None
+    losses = []
+    lowest, highest = objective.timestep_min, objective.timestep_max
+    with evaluating(job):
+        for picture, noise, timestep in looks(examples, lowest, highest, job.config.training.seed):
+            latents = examples.latents[picture][None]
+            mask = stack_masks([examples.masks[picture]], latents)
+            latents, noise, timestep = (x.to(parts.device) for x in (latents, noise, timestep))
+            noisy = parts.objective.add_noise(latents, noise, timestep)
+            # The last of a caption's prompts is the caption itself.
+            prompt = job.prompts[examples.captions[picture]][-1]
+            prediction = predict(job, noisy, timestep, [prompt])
+            target = parts.objective.target(latents, noise, timestep)
+            mask = None if mask is None else mask.to(parts.device)
+            losses.append(sample_losses(prediction, target, mask).item())
+    return sum(losses) / len(losses)
+
+
+def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:
+    caption = job.examples.captions[picture]
+    if picture >= job.examples.num_instances:
+        return caption
+    choices = job.prompts[caption]
+    if len(choices) == 1:
+        return choices[0]
+    return choices[int(torch.randint(len(choices), (), generator=generator))]
+
+
+def _encode(job: Job, captions: list[str]) -> Text:
+    if job.encoded is None:
+        return job.family.encode_text(job.parts, batch_tokens(job.parts, captions))
+    cached = batch_text(job.encoded, captions)
+    return {name: tensor.to(job.parts.device) for name, tensor in cached.items()}
+
+
+def _seed_layers(device: torch.device, seed: int) -> None:
+    # Dropout draws from the global generators of its device; those of others are left alone.
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
