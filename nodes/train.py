@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
 
 
 def _sockets_in() -> list[io.Input]:
-    # Lazy: a run that is on disk may do without them; see host/sources.py.
+    # Lazy: a run that is on disk may do without them; see host/runs/base.py.
     return [
         io.Model.Input(
             "model", lazy=True, tooltip="The base model. LoRAs wired in before are kept."
@@ -30,8 +30,9 @@ def _sockets_in() -> list[io.Input]:
     ]
 
 
-def _class_dataset() -> io.Input:
-    return PersonalizeDataset.Input(
+def _others_in(method: str) -> list[io.Input]:
+    """What may be wired in beside."""
+    class_dataset = PersonalizeDataset.Input(
         "class_dataset",
         optional=True,
         tooltip=(
@@ -40,10 +41,7 @@ def _class_dataset() -> io.Input:
             "(Folder)."
         ),
     )
-
-
-def _validation_dataset() -> io.Input:
-    return PersonalizeDataset.Input(
+    validation_dataset = PersonalizeDataset.Input(
         "validation_dataset",
         optional=True,
         tooltip=(
@@ -51,11 +49,29 @@ def _validation_dataset() -> io.Input:
             "(held_out). From a Training Images node, at the same resolution."
         ),
     )
-
-
-def _preview() -> io.Input:
-    return PersonalizePreview.Input(
+    preview = PersonalizePreview.Input(
         "preview", optional=True, tooltip="From Preview Settings: pictures while it trains."
+    )
+    # Class images would keep what Textual Inversion does not change.
+    classes = [] if method == "textual_inversion" else [class_dataset]
+    return [*classes, validation_dataset, preview]
+
+
+def _schema(method: str, inputs: list[io.Input], outputs: list[io.Output], **words: Any) -> Any:
+    """What the schemas of the training nodes share."""
+    records = [
+        io.LossMap.Output(
+            display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
+        ),
+        io.String.Output(display_name="run", tooltip="The run's folder: settings, losses, result."),
+    ]
+    return io.Schema(
+        category="personalize/train",
+        is_output_node=True,
+        hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+        inputs=[*_sockets_in(), *inputs, *_others_in(method)],
+        outputs=[*outputs, *records],
+        **words,
     )
 
 
@@ -70,15 +86,6 @@ def _shown(strip: Any, cls: type[io.ComfyNode]) -> Any:
     return ui.PreviewImage(picture, cls=cls)
 
 
-def _records() -> list[io.Output]:
-    return [
-        io.LossMap.Output(
-            display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
-        ),
-        io.String.Output(display_name="run", tooltip="The run's folder: settings, losses, result."),
-    ]
-
-
 # -- what the three nodes share -----------------------------------------------
 
 LAZY = ("model", "clip", "vae")
@@ -87,10 +94,10 @@ MADE_OF_BASE = {"lora": (0, 1), "dreambooth": (0, 1), "textual_inversion": (0,)}
 
 
 def _train(cls: type[io.ComfyNode], config: RunConfig, **given: Any) -> Outcome:
-    from .host.runs.base import Spot
+    from .host.runs.base import GraphNode
     from .host.runs.training import run_training
 
-    return run_training(_sockets(given), config, Spot.of(cls.hidden))
+    return run_training(_sockets(given), config, GraphNode.of(cls.hidden))
 
 
 def _sockets(given: Mapping[str, Any]) -> Sockets:
@@ -102,32 +109,46 @@ def _sockets(given: Mapping[str, Any]) -> Sockets:
 
 def _missing(cls: type[io.ComfyNode], method: str, given: Mapping[str, Any]) -> list[str]:
     """Which of the lazy inputs the host must evaluate before the node can run."""
-    from .host.runs.base import Spot
+    from .host.runs.base import GraphNode
     from .host.runs.run import needs_base
 
     missing = [name for name in LAZY if given.get(name) is None]
     if not missing:
         return []
-    config, spot = run_config(method, given), Spot.of(cls.hidden)
-    return missing if needs_base(_sockets(given), config, spot, MADE_OF_BASE[method]) else []
+    config, node = run_config(method, given), GraphNode.of(cls.hidden)
+    return missing if needs_base(_sockets(given), config, node, MADE_OF_BASE[method]) else []
 
 
-def _must_run_again(cls: type[io.ComfyNode], method: str) -> bool:
-    from .host.runs.base import must_run_again
+def _lazily(method: str) -> Callable[[type[io.ComfyNode]], type[io.ComfyNode]]:
+    """Lets a training node ask for its base only where it needs it."""
 
-    return must_run_again(cls.hidden.unique_id, MADE_OF_BASE[method])
+    def check_lazy_status(cls: type[io.ComfyNode], /, **given: Any) -> list[str]:
+        return _missing(cls, method, given)
+
+    def fingerprint_inputs(cls: type[io.ComfyNode], /, **given: Any) -> bool:
+        from .host.runs.base import must_run_again
+
+        return must_run_again(cls.hidden.unique_id, MADE_OF_BASE[method])
+
+    def decorated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+        node.check_lazy_status = classmethod(check_lazy_status)
+        node.fingerprint_inputs = classmethod(fingerprint_inputs)
+        return node
+
+    return decorated
 
 
+@_lazily("lora")
 class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         first = (
             "steps", "batch_size", "learning_rate", "rank", "alpha", "train_text_encoder", "seed",
         )  # fmt: skip
-        return io.Schema(
+        return _schema(
+            "lora",
             node_id="PersonalizeTrainLora",
             display_name="Train LoRA",
-            category="personalize/train",
             description=(
                 "Trains a LoRA on your pictures and hands out the model and clip with it applied, "
                 "ready to sample. The base model is not changed."
@@ -136,14 +157,8 @@ class TrainLora(io.ComfyNode):
                 "lora trainer", "train lora", "finetune", "fine-tune", "dreambooth lora", "dora",
                 "kohya", "personalize",
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                *_sockets_in(),
                 *settings_inputs("lora", first),
-                _class_dataset(),
-                _validation_dataset(),
-                _preview(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The base model with the LoRA."),
@@ -152,17 +167,8 @@ class TrainLora(io.ComfyNode):
                     display_name="lora",
                     tooltip="The LoRA alone: for Save LoRA, Apply LoRA and ComfyUI's own nodes.",
                 ),
-                *_records(),
             ],
         )  # fmt: skip
-
-    @classmethod
-    def check_lazy_status(cls, **given: Any) -> list[str]:
-        return _missing(cls, "lora", given)
-
-    @classmethod
-    def fingerprint_inputs(cls, **given: Any) -> bool:
-        return _must_run_again(cls, "lora")
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
@@ -180,16 +186,17 @@ class TrainLora(io.ComfyNode):
         )  # fmt: skip
 
 
+@_lazily("dreambooth")
 class TrainDreamBooth(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         first = (
             "steps", "batch_size", "learning_rate", "train_text_encoder", "prior_weight", "seed",
         )  # fmt: skip
-        return io.Schema(
+        return _schema(
+            "dreambooth",
             node_id="PersonalizeTrainDreamBooth",
             display_name="Train DreamBooth",
-            category="personalize/train",
             description=(
                 "Trains the whole model on your pictures, optionally the text encoder too, and "
                 "hands out the trained model and clip, ready to sample or to save with Save "
@@ -199,15 +206,9 @@ class TrainDreamBooth(io.ComfyNode):
                 "dreambooth", "train checkpoint", "train model", "full finetune", "fine-tune",
                 "prior preservation", "regularization images", "personalize",
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                *_sockets_in(),
                 _preset(),
                 *settings_inputs("dreambooth", first),
-                _class_dataset(),
-                _validation_dataset(),
-                _preview(),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The trained model."),
@@ -215,17 +216,8 @@ class TrainDreamBooth(io.ComfyNode):
                     display_name="clip",
                     tooltip="The trained clip; the one that was wired in if it was not trained.",
                 ),
-                *_records(),
             ],
         )  # fmt: skip
-
-    @classmethod
-    def check_lazy_status(cls, **given: Any) -> list[str]:
-        return _missing(cls, "dreambooth", given)
-
-    @classmethod
-    def fingerprint_inputs(cls, **given: Any) -> bool:
-        return _must_run_again(cls, "dreambooth")
 
     @classmethod
     def execute(
@@ -264,6 +256,7 @@ def _preset() -> io.Input:
     )
 
 
+@_lazily("textual_inversion")
 class TrainTextualInversion(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -272,10 +265,10 @@ class TrainTextualInversion(io.ComfyNode):
         )  # fmt: skip
         # Class images would keep what this method does not change.
         without = ("prior_weight", "prior", "class_prompt", "prior_samples")
-        return io.Schema(
+        return _schema(
+            "textual_inversion",
             node_id="PersonalizeTrainTextualInversion",
             display_name="Train Textual Inversion",
-            category="personalize/train",
             description=(
                 "Learns a new word for what your pictures show, and hands out the clip that knows "
                 "it. Neither the model nor the clip that is wired in is changed."
@@ -284,13 +277,8 @@ class TrainTextualInversion(io.ComfyNode):
                 "textual inversion", "embedding training", "train embedding", "learn a word",
                 "ti", "finetune", "personalize",
             ],
-            is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                *_sockets_in(),
                 *settings_inputs("textual_inversion", first, without),
-                _validation_dataset(),
-                _preview(),
             ],
             outputs=[
                 io.Clip.Output(
@@ -301,17 +289,8 @@ class TrainTextualInversion(io.ComfyNode):
                     display_name="embedding",
                     tooltip="The token alone: for Save Embedding and Apply Embedding.",
                 ),
-                *_records(),
             ],
         )  # fmt: skip
-
-    @classmethod
-    def check_lazy_status(cls, **given: Any) -> list[str]:
-        return _missing(cls, "textual_inversion", given)
-
-    @classmethod
-    def fingerprint_inputs(cls, **given: Any) -> bool:
-        return _must_run_again(cls, "textual_inversion")
 
     @classmethod
     def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:

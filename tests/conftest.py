@@ -1,13 +1,15 @@
-"""Fixtures: real ComfyUI hosts with this pack in them, and base models to load there."""
+"""Fixtures: real ComfyUI hosts with this pack in them, base models to load there, an optimizer."""
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 from filelock import FileLock
 
 from demo.checkpoint import DEMO_CHECKPOINT, compose
@@ -24,6 +26,19 @@ CHECKPOINTS = {
     "thin_sd15_fp16.safetensors": ("thin_sd15", "fp16"),
     "thin_sdxl.safetensors": ("thin_sdxl", "fp16"),
 }
+
+
+@pytest.fixture
+def damped_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gives every AdamW, ours and a plain loop's, an epsilon above the tiny models' gradients.
+
+    AdamW divides a gradient by its own size. So one that is nearly nothing but rounding, which
+    differs between CPUs, moves its weight as far as any other does. Beside this epsilon a weight
+    moves by rate / epsilon times its gradient, and rounding counts for as little as it is; rate,
+    decay and moments act as ever, and a gradient of the wrong length shows as well. Tests take a
+    learning rate of 0.1 with it, so that weights move by about their gradients.
+    """
+    monkeypatch.setattr(torch.optim, "AdamW", functools.partial(torch.optim.AdamW, eps=0.1))
 
 
 @pytest.fixture(scope="session")

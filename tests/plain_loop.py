@@ -72,7 +72,7 @@ def plain_loss(
         for i, noise, timestep in _draws(pictures, batch, generator, config.objective):
             latents, mask = pictures.latents[i], pictures.masks[i]
             noisy = process.add_noise(latents[None], noise[None], timestep)
-            hidden = clip(tiny.characters(pictures.captions[i])[None]).last_hidden_state
+            hidden = clip(tiny.ids(pictures.captions[i])[None]).last_hidden_state
             predicted = unet(noisy, timestep, encoder_hidden_states=hidden).sample[0]
             target = noise
             if prediction == "v":

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainers.data.captions import Captions, find_captions, part_cut, words_of
+from trainers.data.captions import Captions, find_captions, words_of
 from trainers.data.listing import list_folder
 from trainers.errors import DatasetError
 from trainers.settings.dataset import DatasetConfig
@@ -162,14 +162,3 @@ def test_folder_name_only_without_prompt(tmp_path: Path) -> None:
     found = captions_of(folder, prompt="")
     assert found.texts == ("", "sks dog")
     assert found.source == "1 of 2 from the folder's name, 1 empty"
-
-
-def test_part_cut_from_first_word_that_does_not_fit() -> None:
-    def count(text: str) -> int:  # a token a letter
-        return len(text.replace(" ", "")) + 2
-
-    assert part_cut("aa bb cc", count, limit_tokens=8) == ""
-    assert part_cut("aa bb cc", count, limit_tokens=7) == "cc"
-    assert part_cut("aa bb cc", count, limit_tokens=5) == "bb cc"
-    assert part_cut("aa bb cc", count, limit_tokens=3) == "aa bb cc"
-    assert part_cut("", count) == ""

@@ -60,7 +60,7 @@ def test_run_facts_hold_settings_base_and_pictures() -> None:
     assert stored["method"] == "lora"
     assert stored["training"]["steps"] == 9
     assert stored["own"]["rank"] == 3
-    assert (stored["family"], stored["base_model"]) == ("sd15", BASE)
+    assert (stored["architecture"], stored["base_model"]) == ("sd15", BASE)
     assert stored["dataset"]["fingerprint"] == batch(2).fingerprint()
     assert len(stored["dataset"]["pictures"]) == 2
 

@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from tests.plain_loop import plain_loss
+from tests.plain_loop import plain_loss, plain_run
 from trainers import loop
-from trainers.contracts import DENOISER
 from trainers.data.examples import Examples
 from trainers.errors import NonFiniteLossError, SettingsError, UnavailableError
 from trainers.loop import train
 from trainers.methods.dreambooth import prepare
-from trainers.models import FAMILIES
-from trainers.models.widening import widen
+from trainers.models.architectures import DENOISER
 from trainers.settings.dreambooth import CUSTOM, DREAMBOOTH_DEFAULTS, PRESETS
 from trainers.settings.field import settings_of
 from trainers.settings.run import config_groups, run_config
@@ -80,22 +78,26 @@ def test_step_equals_a_plain_step_on_instance_and_prior_loss(
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.usefixtures("damped_adamw")
 def test_lora_step_with_class_images_equals_a_plain_loop(batch_size: int) -> None:
-    from tests.plain_loop import plain_run
-
-    config = tiny.run_config(batch_size=batch_size, prior_weight=0.7, min_snr_gamma=5.0)
+    config = tiny.run_config(
+        batch_size=batch_size, prior_weight=0.7, min_snr_gamma=5.0, learning_rate=0.1
+    )
     pictures = with_class_images()
     ready, reports = tiny.trained(config, pictures=pictures)
     expected, plain_reports = plain_run(config, "epsilon", pictures)
-    tiny.assert_near(tiny.trainable_state(ready), expected, atol=1e-6)
-    assert [r.loss for r in reports] == pytest.approx([loss for loss, _ in plain_reports], rel=1e-5)
+    tiny.assert_near(tiny.trainable_state(ready), expected, atol=2e-7)
+    for report, (loss, grad_norm) in zip(reports, plain_reports, strict=True):
+        assert report.loss == pytest.approx(loss, rel=1e-5)
+        assert report.grad_norm == pytest.approx(grad_norm, rel=1e-4)
 
 
 def test_prior_weight_of_zero_is_training_without_class_images() -> None:
     pictures = with_class_images()
     alone = dataclasses.replace(
         pictures, latents=pictures.latents[:3], masks=pictures.masks[:3],
-        captions=pictures.captions[:3], repeats=pictures.repeats[:3], num_class=0,
+        captions=pictures.captions[:3], sizes=pictures.sizes[:3], repeats=pictures.repeats[:3],
+        num_class=0,
     )  # fmt: skip
     silent = tiny.trained(tiny.run_config("dreambooth", prior_weight=0.0), pictures=pictures)[1]
     without = tiny.trained(tiny.run_config("dreambooth"), pictures=alone)[1]
@@ -204,8 +206,8 @@ def test_fused_backward_stops_before_a_loss_that_is_not_finite_does_harm() -> No
 def test_bf16_weights_learn_as_fp32_weights_do(fused: bool, computes_in: torch.dtype) -> None:
     """Updates of a tenth of bf16's step are lost without stochastic rounding."""
     base = tiny.parts(dtype=torch.bfloat16)
-    if computes_in != torch.bfloat16:
-        widen(base.denoiser, computes_in)
+    if computes_in == torch.float32:
+        tiny.widen(base)
     start = {k: p.detach().float() for k, p in base.denoiser.named_parameters()}
     settings = {"learning_rate": 1e-5, "steps": 40, "weight_decay": 0.0, "seed": 2}
     config = tiny.run_config(
@@ -254,7 +256,7 @@ def test_fused_backward_in_fp16_is_refused() -> None:
     parts = tiny.parts()
     parts.device = torch.device("meta")
     with pytest.raises(UnavailableError, match="fused_backward is not possible in fp16"):
-        prepare(parts, FAMILIES["sd15"], config)
+        prepare(parts, config)
 
 
 # -- the average --------------------------------------------------------------------------

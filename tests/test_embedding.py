@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -16,17 +17,14 @@ from transformers import CLIPTokenizer
 
 from tests import tiny
 from tests.dataset_files import batch
-from trainers.contracts import LearnedIds, Parts, Tokens
+from trainers.contracts import Parts
 from trainers.data.tokens import split_at_tokens
 from trainers.methods.results import Embedding, read, spelled
 from trainers.methods.textual_inversion import prepare
-from trainers.models import FAMILIES
-from trainers.models.clip import build_clip
-from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+from trainers.models.architectures import SD15
 from trainers.runs.files import save_tensors
 from trainers.runs.metadata import embedding_metadata, needs_metadata
 
-FAMILY = FAMILIES["sd15"]
 PROMPT = "a photo of <sks>, on a beach"
 
 
@@ -73,7 +71,7 @@ def test_needs_name_token_and_rows() -> None:
 
 def test_metadata_is_text_and_names_the_token() -> None:
     config = tiny.run_config("textual_inversion", token="<my-dog>")
-    made = embedding_metadata(config, FAMILY, batch(1, captions=["a"]), "epsilon")
+    made = embedding_metadata(config, SD15, batch(1, captions=["a"]), "epsilon")
     assert all(type(value) is str for value in made.values())
     assert made["modelspec.architecture"] == "stable-diffusion-v1/textual-inversion"
     assert made["modelspec.trigger_phrase"] == made["personalize.token"] == "<my-dog>"
@@ -83,7 +81,7 @@ def test_metadata_is_text_and_names_the_token() -> None:
 def test_file_of_sd15_is_small(tmp_path: Path, vectors: int) -> None:
     path = tmp_path / "sks.safetensors"
     config = tiny.run_config("textual_inversion", vectors=vectors)
-    metadata = embedding_metadata(config, FAMILY, batch(1, captions=["a"]), "epsilon")
+    metadata = embedding_metadata(config, SD15, batch(1, captions=["a"]), "epsilon")
     save_tensors(path, spelled({"clip_l": torch.ones(vectors, 768)}), metadata, torch.float32)
     assert path.stat().st_size < 100_000
     with safetensors.safe_open(path, "pt") as file:
@@ -113,21 +111,28 @@ def tokenizer() -> CLIPTokenizer:
 
 def encoder() -> torch.nn.Module:
     """A tiny text encoder with CLIP's vocabulary."""
-    facts = {**tiny.CLIP_FACTS, "vocab_size": 49408, "eos_token_id": 49407, "pad_token_id": 49407}
-    return tiny.seeded(build_clip(facts), 0)
+    ends = {"eos_token_id": 49407, "pad_token_id": 49407}
+    return tiny.seeded(tiny.build("clip_l", vocab_size=49408, **ends), 0)
+
+
+class Words(tiny.Characters):
+    """A text side with CLIP's own words."""
+
+    def __init__(self, clip: torch.nn.Module, tokenizer: CLIPTokenizer) -> None:
+        super().__init__(clip)
+        self._tokenizer = tokenizer
+
+    def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
+        tokens: list[int | Tensor] = []
+        for piece, is_learned in split_at_tokens(text, self.learned):
+            plain = self._tokenizer(piece, add_special_tokens=False)["input_ids"]
+            tokens += list(self.learned[piece]["clip_l"]) if is_learned else plain
+        return {"clip_l": [49406, *tokens[:75], *[49407] * (76 - len(tokens))]}
 
 
 def parts_with(tokenizer: CLIPTokenizer) -> Parts:
-    def tokenize(caption: str, learned: dict[str, LearnedIds]) -> Tokens:
-        ids: list[int] = []
-        for piece, is_learned in split_at_tokens(caption, learned):
-            plain = tokenizer(piece, add_special_tokens=False)["input_ids"]
-            ids += learned[piece]["clip_l"] if is_learned else plain
-        marks = [49406, *ids[:75], *[49407] * (76 - len(ids))]
-        return {"clip_l": torch.tensor(marks)}
-
-    objective = Diffusion("epsilon", scaled_linear_alphas_cumprod())
-    return Parts({"clip_l": encoder()}, tokenize, objective, torch.device("cpu"))
+    clip = encoder()
+    return dataclasses.replace(tiny.parts(), modules={"clip_l": clip}, text=Words(clip, tokenizer))
 
 
 @pytest.mark.parametrize("vectors", [1, 4])
@@ -136,7 +141,7 @@ def test_diffusers_encodes_the_token_alike(
 ) -> None:
     parts = parts_with(tokenizer)
     config = tiny.run_config("textual_inversion", initializer="dog", vectors=vectors)
-    trainable = prepare(parts, FAMILY, config)
+    trainable = prepare(parts, config)
     (rows,) = trainable.parameters
     rows.data += torch.randn(rows.shape, generator=torch.Generator().manual_seed(0))
     path = tmp_path / "sks.safetensors"
@@ -147,7 +152,7 @@ def test_diffusers_encodes_the_token_alike(
     prompt = pipe.maybe_convert_prompt(PROMPT, tokenizer)
     ids = tokenizer(prompt, padding="max_length", max_length=77, return_tensors="pt").input_ids
     theirs = pipe.text_encoder(ids).last_hidden_state
-    ours = FAMILY.encode_text(parts, tiny.tokens(parts, PROMPT))["hidden"]
+    ours = parts.text.encode(PROMPT)["hidden"]
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
-    without = FAMILY.encode_text(parts, tiny.tokens(parts, "a photo of dog, on a beach"))["hidden"]
+    without = parts.text.encode("a photo of dog, on a beach")["hidden"]
     assert (ours - without).abs().max() > 0.1

@@ -1,4 +1,4 @@
-"""Files: key spelling, metadata, and that no failure leaves half of one."""
+"""Files: metadata, and that no failure leaves half of one."""
 
 from __future__ import annotations
 
@@ -17,47 +17,17 @@ from safetensors import safe_open
 from tests import tiny
 from tests.dataset_files import batch
 from trainers.errors import SaveError
-from trainers.methods.lora import kohya_layer_name
 from trainers.methods.results import Adapter
-from trainers.models import FAMILIES
+from trainers.models.architectures import GENERIC, SD2, SD15, SDXL, Architecture
 from trainers.runs.files import save_tensors, write_whole
 from trainers.runs.metadata import lora_metadata
 
-UNET, TEXT = "lora_unet", "lora_te_text_model"
-LAYERS = [
-    (UNET, "conv_in", "lora_unet_conv_in"),
-    (
-        UNET,
-        "down_blocks.0.attentions.1.transformer_blocks.0.attn2.to_out.0",
-        "lora_unet_down_blocks_0_attentions_1_transformer_blocks_0_attn2_to_out_0",
-    ),
-    (
-        UNET,
-        "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj",
-        "lora_unet_mid_block_attentions_0_transformer_blocks_0_ff_net_0_proj",
-    ),
-    # transformers 5 and transformers 4
-    (
-        TEXT,
-        "encoder.layers.11.self_attn.q_proj",
-        "lora_te_text_model_encoder_layers_11_self_attn_q_proj",
-    ),
-    (
-        TEXT,
-        "text_model.encoder.layers.11.self_attn.q_proj",
-        "lora_te_text_model_encoder_layers_11_self_attn_q_proj",
-    ),
-]
 
-
-@pytest.mark.parametrize(("prefix", "layer", "expected"), LAYERS)
-def test_kohya_layer_name(prefix: str, layer: str, expected: str) -> None:
-    assert kohya_layer_name(prefix, layer) == expected
-
-
-def metadata(captions: list[str], **settings: Any) -> dict[str, str]:
+def metadata(
+    captions: list[str], architecture: Architecture = SD15, **settings: Any
+) -> dict[str, str]:
     dataset = batch(len(captions), captions=captions)
-    return lora_metadata(tiny.run_config(**settings), FAMILIES["sd15"], dataset, "v")
+    return lora_metadata(tiny.run_config(**settings), architecture, dataset, "v")
 
 
 def test_metadata_is_text_alone() -> None:
@@ -91,6 +61,24 @@ def test_metadata_says_how_it_was_trained() -> None:
         "modelspec.prediction_type": "v",
     }
     assert {name: made[name] for name in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("architecture", "named", "version", "is_v2"),
+    [
+        (SD15, "stable-diffusion-v1", "sd_v1", "False"),
+        (SD2, "stable-diffusion-v2-768-v", "sd_v2", "True"),
+        (SDXL, "stable-diffusion-xl-v1-base", "sdxl_base_v1-0", "False"),
+        (GENERIC, "generic", None, "False"),
+    ],
+    ids=["sd15", "sd2", "sdxl", "generic"],
+)
+def test_metadata_names_the_architecture(
+    architecture: Architecture, named: str, version: str | None, is_v2: str
+) -> None:
+    made = metadata(["a"], architecture)
+    assert made["modelspec.architecture"] == f"{named}/lora"
+    assert (made.get("ss_base_model_version"), made["ss_v2"]) == (version, is_v2)
 
 
 def test_metadata_trigger_phrase_is_the_most_frequent_caption() -> None:

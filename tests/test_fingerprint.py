@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests import tiny
-from trainers.contracts import DENOISER
+from trainers.models.architectures import DENOISER
 from trainers.runs.fingerprint import tensors_fingerprint, weights_fingerprint
 
 

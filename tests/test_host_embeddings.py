@@ -191,15 +191,6 @@ def test_bad_settings_are_named(host: Host, settings: dict[str, Any], words: str
         host.run(graph)
 
 
-def test_token_without_room_is_named(host: Host) -> None:
-    graph = Graph()
-    base = graph.load()
-    dataset = graph.dataset(pictures(host), "red green blue " * 22 + "<sks>")
-    graph.invert(*base, dataset, vectors=12)
-    with pytest.raises(HostError, match="does not fit into what these captions leave"):
-        host.run(graph)
-
-
 def test_token_that_is_a_word_is_warned_of(host: Host) -> None:
     graph, *_ = learned(host, token="dog", steps=1)
     before = len(host.log())

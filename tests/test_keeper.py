@@ -12,7 +12,7 @@ from trainers.errors import SaveError
 from trainers.loop import Training
 from trainers.runs import states
 from trainers.runs.folder import RunFolder
-from trainers.runs.states import LEAST_SECONDS, SHARE, StateKeeper
+from trainers.runs.states import LEAST_SECONDS, SHARE, StateSaver
 
 
 class Clock:
@@ -51,7 +51,7 @@ def written(
     config = tiny.run_config(steps=steps, **store)
     training = Training(tiny.job(config))
     folder = Folder(tmp_path, clock, seconds_a_state)
-    at_work = StateKeeper(folder, config.store, training)
+    at_work = StateSaver(folder, config.store, training)
     for step in range(1, steps + 1):
         training.done = step
         clock.now += seconds_a_step
@@ -109,7 +109,7 @@ def test_state_that_cannot_be_written_ends_nothing(
     monkeypatch.setattr(RunFolder, "write_state", full)
     config = tiny.run_config(state_every=1)
     training = Training(tiny.job(config))
-    at_work = StateKeeper(RunFolder(tmp_path, "0" * 64), config.store, training)
+    at_work = StateSaver(RunFolder(tmp_path, "0" * 64), config.store, training)
     training.step()
     at_work.after_step([])
     assert "the training goes on" in caplog.text

@@ -13,18 +13,17 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tests import tiny
-from trainers.contracts import DENOISER, Parts, Trainable
+from trainers.contracts import Parts, Trainable
 from trainers.methods.lora import prepare
-from trainers.models import FAMILIES
+from trainers.models.architectures import DENOISER
 from trainers.settings.lora import LORA_TARGETS, LORA_VARIANTS
 
-FAMILY = FAMILIES["sd15"]
 ATTENTION, FEED_FORWARD, EVERYTHING = LORA_TARGETS
 
 
 def prepared(dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Parts, Trainable]:
     base = tiny.parts(dtype=dtype)
-    return base, prepare(base, FAMILY, tiny.run_config(**settings))
+    return base, prepare(base, tiny.run_config(**settings))
 
 
 def adapted(module: nn.Module) -> dict[str, LoraLayer]:
@@ -141,8 +140,8 @@ def test_dropout_is_set_on_every_layer() -> None:
 
 def predict(base: Parts) -> Tensor:
     noisy = tiny.examples().latents[0][None]
-    text = FAMILY.encode_text(base, tiny.tokens(base, "a photo of sks dog"))
-    return FAMILY.predict(base.denoiser, noisy, torch.tensor([400]), text)
+    text = base.text.encode("a photo of sks dog")
+    return base.predict(noisy, torch.tensor([400]), [text], tiny.examples().sizes[:1])
 
 
 @pytest.mark.parametrize("variant", LORA_VARIANTS)
@@ -202,7 +201,7 @@ def test_prepare_reseeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_prepare_leaves_the_base_weights_where_they_are() -> None:
     base = tiny.parts()
     before = {name: tensor.data_ptr() for name, tensor in base.denoiser.state_dict().items()}
-    prepare(base, FAMILY, tiny.run_config(targets=EVERYTHING))
+    prepare(base, tiny.run_config(targets=EVERYTHING))
     after = {
         name.replace("base_layer.", ""): tensor.data_ptr()
         for name, tensor in base.denoiser.state_dict().items()
@@ -277,11 +276,11 @@ def layers_and_tensors(
     base: Parts, exported: dict[str, Tensor]
 ) -> Iterator[tuple[str, str, LoraLayer, dict[str, Tensor]]]:
     """Each adapted layer with its module's name, its own, and its exported tensors."""
-    for name, prefix in FAMILY.file_prefixes.items():
-        for layer_name, layer in adapted(base.modules[name]).items():
-            key = f"{prefix}_{layer_name.removeprefix('text_model.').replace('.', '_')}."
+    for name, prefix in {DENOISER: "lora_unet", "clip_l": "lora_te_text_model"}.items():
+        for own, layer in adapted(base.modules[name]).items():
+            key = f"{prefix}_{own.replace('.', '_')}."
             tensors = {k.removeprefix(key): t for k, t in exported.items() if k.startswith(key)}
-            yield name, layer_name, layer, tensors
+            yield name, own, layer, tensors
 
 
 def merged_weight(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:

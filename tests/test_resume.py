@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from tests import tiny
-from trainers.loop import Training, taught_job
+from trainers.loop import Training, with_teacher
 from trainers.settings.run import RunConfig
 from trainers.step import Job
 
@@ -39,7 +39,7 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
 def ready(config: RunConfig) -> Job:
     dtype = torch.bfloat16 if getattr(config.own, "weights", "") == "bf16" else torch.float32
     made = tiny.job(config, tiny.parts(dtype=dtype))
-    return taught_job(made) if config.objective.uses_teacher else made
+    return with_teacher(made) if config.objective.uses_teacher else made
 
 
 def finish(training: Training) -> list[float]:

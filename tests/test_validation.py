@@ -11,7 +11,7 @@ from torch import Tensor
 
 from tests import tiny
 from tests.dataset_files import batch
-from trainers.data.examples import Examples, encode_captions
+from trainers.data.examples import Examples
 from trainers.data.validation import (
     NUM_TIMESTEPS,
     check_watched,
@@ -21,7 +21,6 @@ from trainers.data.validation import (
 )
 from trainers.errors import DatasetError, SettingsError
 from trainers.loop import Training, make_job, planned_steps
-from trainers.models import FAMILIES
 from trainers.noise import generator_for
 from trainers.settings.run import RunConfig
 from trainers.step import Job, validation_loss
@@ -29,12 +28,12 @@ from trainers.step import Job, validation_loss
 
 def job(config: RunConfig, watched: bool = True) -> Job:
     """A run on three pictures of five; the other two are watched, or not there at all."""
-    base, family = tiny.parts(), FAMILIES["sd15"]
+    base = tiny.parts()
     trained, held_out = split(tiny.examples(counts=(3, 2), masked=True), frozenset({1, 4}))
-    encoded = encode_captions(base, family, [*tiny.CAPTIONS, ""])
+    encoded = tiny.encode_captions(base, [*tiny.CAPTIONS, ""])
     if config.own.trains_text:
         encoded = None
-    return make_job(base, family, trained, encoded, config, held_out if watched else None)
+    return make_job(base, trained, encoded, config, held_out if watched else None)
 
 
 def config(method: str = "lora", **settings: Any) -> RunConfig:
@@ -106,9 +105,10 @@ def test_loss_is_that_of_the_formula() -> None:
             noise = torch.randn(1, *latents.shape, generator=generator)
             noisy = abar[t].sqrt() * latents[None] + (1 - abar[t]).sqrt() * noise
             at = torch.tensor([t])
-            text = {"hidden": made.encoded[examples.captions[picture]]["hidden"][None]}
+            text, sizes = [made.encoded[examples.captions[picture]]], [examples.sizes[picture]]
+            parts.denoiser.eval()
             with torch.no_grad():
-                predicted = made.family.predict(parts.denoiser.eval(), noisy, at, text)
+                predicted = parts.predict(noisy, at, text, sizes)
             error = (predicted - noise).square()
             if (mask := examples.masks[picture]) is not None:
                 whole = mask.expand_as(error[0])
@@ -119,20 +119,20 @@ def test_loss_is_that_of_the_formula() -> None:
     assert validation_loss(made) == pytest.approx(sum(losses) / len(losses), rel=1e-5)
 
 
-def test_two_looks_at_the_same_model_are_the_same() -> None:
+def test_two_validations_of_the_same_model_are_the_same() -> None:
     made = job(config(dropout=0.5))
     assert validation_loss(made) == validation_loss(made)
     assert made.parts.denoiser.training
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth", "textual_inversion"])
-def test_looking_changes_nothing_that_is_learned(method: str) -> None:
+def test_validation_changes_nothing_that_is_learned(method: str) -> None:
     random: dict[str, Any] = {"caption_dropout": 0.3} | (
         {"dropout": 0.3} if method == "lora" else {}
     )
-    with_looks, without = job(config(method, **random)), job(config(method, **random), False)
-    finished(with_looks), finished(without)
-    tiny.assert_equal(with_looks.trainable.export(), without.trainable.export())
+    watched, without = job(config(method, **random)), job(config(method, **random), False)
+    finished(watched), finished(without)
+    tiny.assert_equal(watched.trainable.export(), without.trainable.export())
 
 
 # -- what follows -------------------------------------------------------------
@@ -143,7 +143,7 @@ def scripted(monkeypatch: pytest.MonkeyPatch, losses: list[float]) -> None:
     monkeypatch.setattr("trainers.loop.validation_loss", lambda job: next(ahead))
 
 
-def test_looks_come_when_asked_for_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validations_come_when_asked_for_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     scripted(monkeypatch, [4.0, 3.0, 2.0, 1.0])
     _, seen = finished(job(config(steps=7)))
     assert seen == [None, 4.0, None, 3.0, None, 2.0, 1.0]
@@ -158,7 +158,7 @@ def test_best_step_is_kept_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
         if training.step().step == 4:
             at_best = {name: tensor.clone() for name, tensor in made.trainable.export().items()}
     assert training.best is not None
-    assert (training.best.step, training.best.loss, training.best.looks) == (4, 1.0, 1)
+    assert (training.best.step, training.best.loss, training.best.since) == (4, 1.0, 1)
     assert training.best.tensors is not None
     tiny.assert_equal(training.best.tensors, at_best)
 
@@ -200,13 +200,12 @@ def test_pictures_that_are_trained_and_watched_are_named() -> None:
 
 
 def test_a_token_in_watched_captions_alone_is_not_learned() -> None:
-    base, family = tiny.parts(), FAMILIES["sd15"]
     settings = config("textual_inversion", held_out=0.0, templates="captions only")
     trained, watched = split(tiny.examples(counts=(3, 2)), frozenset({1, 4}))
     assert watched is not None
     watched = dataclasses.replace(watched, captions=("a photo of <sks>",) * 2)
     with pytest.raises(DatasetError, match="in none of the captions"):
-        make_job(base, family, trained, None, settings, watched)
+        make_job(tiny.parts(), trained, None, settings, watched)
 
 
 def test_resumed_run_has_the_same_best_step() -> None:

@@ -43,6 +43,12 @@ METHOD_OF = {
 }
 PRIOR = {"prior_weight", "prior", "class_prompt", "prior_samples"}
 NOT_ON_THE_NODE = {"PersonalizeTrainTextualInversion": PRIOR}
+# What the shipped graphs load: what a host of the tests has instead, and the model's own size.
+BASES = {
+    "v1-5-pruned-emaonly-fp16.safetensors": ("thin_sd15.safetensors", 512),
+    "sd_xl_base_1.0.safetensors": ("thin_sdxl.safetensors", 1024),
+}
+SIZED = ("EmptyLatentImage", "PersonalizeClassImages")
 SHOW_PICTURES = {"PersonalizeFolderDataset", "PersonalizeClassImages", "PersonalizeLossPlot"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
@@ -127,6 +133,7 @@ def test_graph_runs(path: Path, which: str, request: pytest.FixtureRequest) -> N
         save(host.base / "input" / "workflow" / name, (64, 64))
     log_before = len(host.log())
     prompt = convert(_load(path), host.object_info())  # fails on a node that the host lacks
+    _check_size(prompt)
     shown = host.images(host.run(_small(prompt)))
     assert len(shown) == len(nodes_of(prompt, "SaveImage")) + len(SHOW_PICTURES & _classes(prompt))
     assert all(picture.stat().st_size > 0 for picture in shown)
@@ -158,12 +165,24 @@ def _classes(prompt: Prompt) -> set[str]:
     return {node["class_type"] for node in prompt.values()}
 
 
+def _check_size(prompt: Prompt) -> None:
+    """Pictures are trained and made at the size of the model."""
+    (loader,) = nodes_of(prompt, "CheckpointLoaderSimple")
+    _, size_px = BASES[loader["ckpt_name"]]
+    datasets = nodes_of(prompt, "PersonalizeFolderDataset")
+    made = [inputs for kind in SIZED for inputs in nodes_of(prompt, kind)]
+    sizes = [inputs["resolution"] for inputs in datasets]
+    sizes += [inputs[side] for inputs in made for side in ("width", "height")]
+    assert set(sizes) == {size_px}
+
+
 def _small(prompt: Prompt) -> Prompt:
     """The same graph with a thin model, two pictures and as little work as there can be."""
+    for inputs in nodes_of(prompt, "CheckpointLoaderSimple"):
+        inputs["ckpt_name"], _ = BASES[inputs["ckpt_name"]]
     small = {
-        "CheckpointLoaderSimple": {"ckpt_name": "thin_sd15.safetensors"},
         "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
-        "PersonalizeTrainLora": {"steps": 2},
+        "PersonalizeTrainLora": {"steps": 2, "gradient_accumulation": 1},
         "PersonalizeTrainTextualInversion": {"steps": 2},
         "PersonalizeTrainDreamBooth": {"steps": 2},
         "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},

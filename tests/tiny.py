@@ -1,24 +1,29 @@
 """Real base models at tiny size, with pictures to train them on.
 
-A new family adds one builder to BUILDERS; every test that runs over families then covers it.
+A new model adds one builder to BUILDERS; every test that runs over models then covers it.
 """
 
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
+from transformers import CLIPTextConfig, CLIPTextModel
 
-from trainers.contracts import DENOISER, Family, LearnedIds, Parts, Tokens
-from trainers.data.examples import Examples, encode_captions
+from trainers.contracts import Parts, Rows, Size, Text
+from trainers.data.examples import Examples
 from trainers.data.tokens import split_at_tokens
 from trainers.loop import Progress, make_job, train
-from trainers.models import FAMILIES
+from trainers.models.architectures import DENOISER, SD15, UNET_TARGETS
+from trainers.models.convolution import use_small_map_convolutions
+from trainers.models.recast import Scratch, compute_wide
 from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
 from trainers.settings.field import settings_of
 from trainers.settings.run import RunConfig, config_groups
@@ -31,18 +36,17 @@ CAPTIONS = ("a photo of sks dog", "sks dog on a beach", "a photo of sks dog")
 
 # One level, one block, every kind of layer of the real UNet but the resamplers: 0.2 M parameters.
 UNET_FACTS: dict[str, Any] = {
-    "model_channels": 32,
-    "channel_mult": [1],
-    "num_res_blocks": [1],
-    "transformer_depth": [1],
-    "transformer_depth_output": [1, 1],
-    "transformer_depth_middle": 1,
-    "context_dim": 32,
-    "in_channels": 4,
-    "out_channels": 4,
-    "num_heads": 2,
-    "use_linear_in_transformer": False,
+    "block_out_channels": (32,),
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+    "cross_attention_dim": 32,
+    "attention_head_dim": 2,
 }
+# The layers of diffusers' UNet, which has other names than the host's.
+DIFFUSERS_CONVOLUTIONS = (
+    r".*\.(conv1|conv2|conv_shortcut|time_emb_proj)|conv_in|conv_out|time_embedding\.linear_[12]"
+)
 CLIP_FACTS: dict[str, Any] = {
     "vocab_size": 100,
     "hidden_size": 32,
@@ -53,6 +57,7 @@ CLIP_FACTS: dict[str, Any] = {
     "bos_token_id": 98,
     "eos_token_id": 99,
     "pad_token_id": 99,
+    "hidden_act": "quick_gelu",
 }
 
 
@@ -74,42 +79,128 @@ def _weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     return drawn / shape[1:].numel() ** 0.5
 
 
-def characters(caption: str, learned: Mapping[str, LearnedIds] | None = None) -> Tensor:
-    """A tokenizer that gives each character a token, framed and padded as CLIP's does."""
-    words: list[int] = []
-    for piece, is_learned in split_at_tokens(caption, learned or {}):
-        ids = (learned or {})[piece]["clip_l"] if is_learned else map(_character, piece)
-        words += ids
-    words = words[:75]
-    return torch.tensor([98, *words, *[99] * (76 - len(words))])
+class Characters:
+    """A TextSide with one CLIP whose tokenizer gives each character a token, framed and padded."""
+
+    encoders = ("clip_l",)
+
+    def __init__(self, clip: nn.Module) -> None:
+        self.learned: dict[str, Rows] = {}
+        self._clip: Any = clip
+        self._rows: list[tuple[int, Tensor]] = []
+        clip.get_input_embeddings().register_forward_hook(self._put_rows)  # type: ignore[operator]
+
+    def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
+        words: list[int | Tensor] = []
+        for piece, is_learned in split_at_tokens(text, self.learned):
+            rows = self.learned[piece]["clip_l"] if is_learned else ()
+            words += list(rows) if is_learned else map(character, piece)
+        return {"clip_l": framed(words)}
+
+    def encode(self, text: str) -> Text:
+        tokens = self.tokenize(text)["clip_l"]
+        self._rows = [(at, row) for at, row in enumerate(tokens) if isinstance(row, Tensor)]
+        ids = torch.tensor([[0 if isinstance(token, Tensor) else token for token in tokens]])
+        return {"hidden": self._clip(ids).last_hidden_state}
+
+    def vocabulary(self, encoder: str) -> Tensor:
+        weight: Tensor = self._clip.get_input_embeddings().weight
+        return weight.detach()
+
+    def _put_rows(self, table: nn.Module, ids: Any, output: Tensor) -> Tensor:
+        for at, row in self._rows:
+            parts = output[:, :at], row.to(output).expand(1, 1, -1), output[:, at + 1 :]
+            output = torch.cat(parts, dim=1)
+        return output
 
 
-def _character(character: str) -> int:
-    return ord(character) % 97
+def character(letter: str) -> int:
+    """The token of one character."""
+    return ord(letter) % 97
+
+
+def framed(words: Sequence[int | Tensor]) -> list[int | Tensor]:
+    """77 tokens: the start, the words, ends."""
+    return [98, *words[:75], *[99] * (76 - len(words[:75]))]
+
+
+def ids(text: str) -> Tensor:
+    """The tokens of a text without learned ones, (77,)."""
+    return torch.tensor(framed([*map(character, text)]))
+
+
+def build(name: str, **changed: Any) -> Any:
+    """An empty module of the tiny SD1.5, on the meta device; `changed` are facts of its own."""
+    with torch.device("meta"):
+        if name == DENOISER:
+            unet = UNet2DConditionModel(**UNET_FACTS | changed)  # type: ignore[no-untyped-call]
+            use_small_map_convolutions(unet)
+            return unet
+        clip = CLIPTextModel(CLIPTextConfig(**CLIP_FACTS | changed))
+    for owner in clip.modules():
+        # The one buffer that no checkpoint holds.
+        if (ids := getattr(owner, "position_ids", None)) is not None:
+            owner.position_ids = torch.arange(ids.shape[-1]).expand(ids.shape)
+    return clip
 
 
 @functools.cache
 def _sd15_modules(seed: int, dtype: torch.dtype) -> dict[str, nn.Module]:
-    facts = {DENOISER: UNET_FACTS, "clip_l": CLIP_FACTS}
-    build = FAMILIES["sd15"].build
-    return {
-        name: seeded(build(name, facts[name]), seed + place, dtype)
-        for place, name in enumerate(facts)
-    }
+    names = (DENOISER, "clip_l")
+    return {name: seeded(build(name), seed + place, dtype) for place, name in enumerate(names)}
 
 
 def _sd15(prediction: str, seed: int, dtype: torch.dtype) -> Parts:
-    return Parts(
-        copy.deepcopy(_sd15_modules(seed, dtype)),
-        tokenizer=lambda caption, learned: {"clip_l": characters(caption, learned)},
+    modules = copy.deepcopy(_sd15_modules(seed, dtype))
+    unet: Any = modules[DENOISER]
+
+    def predict(
+        noisy: Tensor, timesteps: Tensor, texts: Sequence[Text], sizes: Sequence[Size]
+    ) -> Tensor:
+        hidden = torch.cat([text["hidden"] for text in texts]).to(made.dtype)
+        predicted = unet(noisy.to(made.dtype), timesteps, encoder_hidden_states=hidden)
+        sample: Tensor = predicted.sample
+        return sample
+
+    made = Parts(
+        modules,
+        predict,
+        text=Characters(modules["clip_l"]),
+        architecture=TINY_SD15,
         objective=Diffusion(prediction, scaled_linear_alphas_cumprod()),
         device=torch.device("cpu"),
+        dtype=dtype,
+        diffusers_names=Itself(),
     )
+    return made
+
+
+def widen(base: Parts) -> None:
+    """Let `base` compute in fp32 on the weights that it has."""
+    scratch = Scratch(torch.float32)
+    for module in base.modules.values():
+        for layer in module.modules():
+            compute_wide(layer, scratch)
+    base.dtype = torch.float32
+
+
+class Itself(dict[str, str]):
+    """Gives each key as its own value."""
+
+    def __missing__(self, key: str) -> str:
+        return key
+
+
+TINY_SD15 = dataclasses.replace(
+    SD15,
+    targets=(*SD15.targets[:2], f"{UNET_TARGETS[1]}|{DIFFUSERS_CONVOLUTIONS}"),
+    text_prefixes={"clip_l": "lora_te_text_model"},  # transformers 5 dropped this part of the path
+)
 
 
 @dataclass(frozen=True)
 class Tiny:
-    """One family at tiny size.
+    """One model at tiny size.
 
     Attributes:
         parts: (prediction, seed, dtype) -> the base model.
@@ -128,20 +219,20 @@ BUILDERS: dict[str, Tiny] = {
 
 
 def parts(
-    family: str = "sd15",
+    model: str = "sd15",
     prediction: str = "epsilon",
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Parts:
-    return BUILDERS[family].parts(prediction, seed, dtype)
+    return BUILDERS[model].parts(prediction, seed, dtype)
 
 
 def examples(
-    family: str = "sd15", counts: tuple[int, ...] = (2, 1), masked: bool = False
+    model: str = "sd15", counts: tuple[int, ...] = (2, 1), masked: bool = False
 ) -> Examples:
-    """Random latents: `counts[i]` pictures of the family's i-th shape, each second one masked."""
+    """Random latents: `counts[i]` pictures of the model's i-th shape, each second one masked."""
     generator = torch.Generator().manual_seed(7)
-    shapes = BUILDERS[family].latent_shapes
+    shapes = BUILDERS[model].latent_shapes
     latents = [
         torch.randn(shape, generator=generator)
         for shape, count in zip(shapes, counts, strict=False)
@@ -154,7 +245,9 @@ def examples(
         for index, latent in enumerate(latents)
     ]
     captions = [CAPTIONS[index % len(CAPTIONS)] for index in range(len(latents))]
-    return Examples(tuple(latents), tuple(masks), tuple(captions), (1,) * len(latents))
+    sizes = [Size(64, 64, 0, 0, 8 * s.shape[-1], 8 * s.shape[-2]) for s in latents]
+    ones = (1,) * len(latents)
+    return Examples(tuple(latents), tuple(masks), tuple(captions), tuple(sizes), ones)
 
 
 TINY_DEFAULTS: dict[str, Any] = {"steps": 2, "precision": "fp32"}
@@ -178,15 +271,19 @@ def job(
     config: RunConfig,
     base: Parts | None = None,
     pictures: Examples | None = None,
-    family: str = "sd15",
+    model: str = "sd15",
 ) -> Job:
     """A Job as a node makes it: text encoded once unless its encoder trains."""
-    base, pictures = base or parts(family), pictures or examples(family)
-    record: Family = FAMILIES[family]
-    trains_text = config.own.trains_text
+    base, pictures = base or parts(model), pictures or examples(model)
     captions = [*pictures.captions, config.objective.class_prompt, ""]
-    encoded = None if trains_text else encode_captions(base, record, captions)
-    return make_job(base, record, pictures, encoded, config)
+    encoded = None if config.own.trains_text else encode_captions(base, captions)
+    return make_job(base, pictures, encoded, config)
+
+
+def encode_captions(base: Parts, captions: Iterable[str]) -> dict[str, Text]:
+    """What each caption becomes, without gradients."""
+    with torch.no_grad():
+        return {caption: base.text.encode(caption) for caption in dict.fromkeys(captions)}
 
 
 def trained(
@@ -200,13 +297,18 @@ def trained(
 
 
 def trainable_state(made: Job) -> dict[str, Tensor]:
-    """Copies of all that a job trains, by module and parameter name."""
-    return {
-        f"{name}.{key}": parameter.detach().clone()
+    """Copies of all that a job trains, by module and parameter name, or encoder and token."""
+    trained = {
+        f"{name}.{key}": parameter
         for name, module in made.parts.modules.items()
         for key, parameter in module.named_parameters()
-        if parameter.requires_grad
     }
+    trained |= {
+        f"{name}.{token}": row
+        for token, rows in made.parts.text.learned.items()
+        for name, row in rows.items()
+    }
+    return {name: p.detach().clone() for name, p in trained.items() if p.requires_grad}
 
 
 def frozen_state(base: Parts) -> dict[str, Tensor]:
@@ -215,7 +317,7 @@ def frozen_state(base: Parts) -> dict[str, Tensor]:
         f"{name}.{key.replace('base_layer.', '')}": tensor.clone()
         for name, module in base.modules.items()
         for key, tensor in module.state_dict().items()
-        if "lora_" not in key and ".rows." not in key
+        if "lora_" not in key
     }
 
 
@@ -233,8 +335,3 @@ def assert_near(
     assert ours.keys() == theirs.keys()
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], atol=atol, rtol=rtol, msg=name)
-
-
-def tokens(base: Parts, caption: str) -> Tokens:
-    """One caption's tokens with a batch dimension."""
-    return {name: ids[None] for name, ids in base.tokenize(caption).items()}

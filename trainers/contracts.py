@@ -1,34 +1,71 @@
-"""The records that families, methods and the loop exchange.
+"""The records that a base model, the methods and the loop exchange.
 
-A family knows a base model, a method knows what to train in it, the loop knows neither. They meet
-in three records:
+The host knows a base model, a method knows what to train in it, the loop knows neither. They meet
+in two records:
 
     Parts       the modules of one base model, and functions to use them
-    Family      how models of one kind are built, prompted, run, and spelled in files
     Trainable   what a method made of the parts: parameters to train and how to export them
 
-Letters in shapes: B samples, C latent channels, h and w latent height and width, L tokens,
-D text width.
+Letters in shapes: B samples, C latent channels; latents may have any shape behind them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .models.architectures import DENOISER, Architecture
 from .noise import Objective
 
-# What a caption becomes; only its family looks inside.
-Text = dict[str, Tensor]
-Tokens = dict[str, Tensor]
-# The ids of a learned token by text encoder; they lie behind the vocabulary.
-LearnedIds = Mapping[str, tuple[int, ...]]
+# What a caption becomes, with a batch dimension of 1; only the host's module looks inside.
+Text = Mapping[str, Tensor]
+Rows = dict[str, nn.Parameter]  # of a learned token, (vectors, D) fp32, by text encoder
 
-DENOISER = "denoiser"
+
+class Size(NamedTuple):
+    """How a picture came to its training size; SDXL is told of it.
+
+    Attributes:
+        width_px, height_px: of the whole picture.
+        crop_left_px, crop_top_px: what was cut off, in pixels of the resized picture.
+        bucket_width_px, bucket_height_px: what it trains at.
+    """
+
+    width_px: int
+    height_px: int
+    crop_left_px: int
+    crop_top_px: int
+    bucket_width_px: int
+    bucket_height_px: int
+
+
+class TextSide(Protocol):
+    """Everything between a caption and what the denoiser is told.
+
+    Attributes:
+        encoders: names of the text encoders.
+        learned: rows of the tokens that they know beside their vocabulary, by token.
+    """
+
+    encoders: tuple[str, ...]
+    learned: dict[str, Rows]
+
+    def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
+        """All tokens of a text by text encoder, marks and padding too; a learned one as rows."""
+
+    def encode(self, text: str) -> Text:
+        """What the denoiser is told, with gradients where something in it trains."""
+
+    def vocabulary(self, encoder: str) -> Tensor:
+        """The table (V, D) in which a text encoder looks up ids."""
+
+
+# (noisy (B, C, ...), timesteps (B,), what each sample is told, each sample's size) -> (B, C, ...)
+Predict = Callable[[Tensor, Tensor, Sequence[Text], Sequence[Size]], Tensor]
 
 
 @dataclass
@@ -36,73 +73,39 @@ class Parts:
     """One base model, ready to be trained on `device`.
 
     Attributes:
-        modules: the denoiser under "denoiser" and each text encoder under its family's name for
-            it. Their weights are frozen, in the dtype they compute in; those that a method
-            changes are private copies. Text encoders answer get_input_embeddings(), as those of
-            transformers do.
-        tokenizer: (a caption, the learned tokens) -> its token ids by text encoder, each (L,)
-            int64.
-        objective: what the denoiser predicts, and the noise schedule.
+        modules: the denoiser under "denoiser", and each text encoder that takes part. Their
+            weights are frozen; those that a method changes are private copies.
+        predict: what the denoiser predicts.
+        text: captions and learned tokens.
+        objective: what the denoiser is asked for, and the noise schedule.
         device: where modules live and steps run.
-        clip_skip: the hidden layer that prompts are read from, counted from the end (-1 is the
-            last); None where the family's own choice stands.
-        learned: the tokens that the text encoders know beside their vocabulary; see
-            trainers.table.
+        dtype: what the denoiser computes in.
+        diffusers_names: the denoiser's layers by the names that diffusers has for them.
     """
 
     modules: dict[str, nn.Module]
-    tokenizer: Callable[[str, Mapping[str, LearnedIds]], Tokens]
+    predict: Predict
+    text: TextSide
+    architecture: Architecture
     objective: Objective
     device: torch.device
-    clip_skip: int | None = None
-    learned: dict[str, LearnedIds] = field(default_factory=dict)
-
-    def tokenize(self, caption: str) -> Tokens:
-        """The token ids of a caption by text encoder, each (L,) int64."""
-        return self.tokenizer(caption, self.learned)
+    dtype: torch.dtype = torch.float32
+    diffusers_names: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def denoiser(self) -> nn.Module:
         return self.modules[DENOISER]
 
-
-@dataclass(frozen=True)
-class Family:
-    """Base models of one kind, as functions and facts.
-
-    Attributes:
-        name: the key in FAMILIES and in run.json.
-        title: what people call it.
-        latent_scale: factor from what the VAE gives to what the denoiser sees.
-        latent_stride_px: picture pixels per latent element.
-        build: an empty module (on the meta device) for each name in Parts.modules, from the facts
-            of a checkpoint (LDM-style config); its state dict takes the checkpoint's tensors.
-        encode_text: (parts, tokens with a batch dimension) -> Text with a batch dimension.
-        checkpoint: makes a module recompute its activations in the backward pass.
-        predict: (denoiser, noisy latents (B, C, h, w), timesteps (B,), Text) -> (B, C, h, w).
-        lora_targets: by choice of config.LORA_TARGETS, then by module name: a regular expression
-            that the full names of adapted layers match.
-        file_prefixes: by module name: what its layers' names start with in a kohya file.
-        modelspec: the architecture in file metadata (the modelspec standard 1.0.1).
-        base_model_version: ss_base_model_version in file metadata, as kohya spells it.
-    """
-
-    name: str
-    title: str
-    latent_scale: float
-    latent_stride_px: int
-    build: Callable[[str, Mapping[str, Any]], nn.Module]
-    checkpoint: Callable[[nn.Module], None]
-    encode_text: Callable[[Parts, Tokens], Text]
-    predict: Callable[[nn.Module, Tensor, Tensor, Text], Tensor]
-    lora_targets: Mapping[str, Mapping[str, str]]
-    file_prefixes: Mapping[str, str]
-    modelspec: str
-    base_model_version: str
-
-    @property
-    def text_encoders(self) -> tuple[str, ...]:
-        return tuple(name for name in self.file_prefixes if name != DENOISER)
+    def add_token(self, token: str, rows: Mapping[str, Tensor]) -> Rows:
+        """Teach the text side a token: copies of its rows, frozen, by text encoder."""
+        made = {
+            name: nn.Parameter(
+                start.detach().to(self.device, torch.float32, copy=True), requires_grad=False
+            )
+            for name, start in rows.items()
+        }
+        self.text.learned[token] = made
+        return made
 
 
 def _nothing() -> None:

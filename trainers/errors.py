@@ -3,7 +3,7 @@
     PersonalizeError (ValueError)
     ├── SettingsError           a setting is outside what is allowed
     ├── DatasetError            pictures, captions or masks that cannot be used
-    ├── UnsupportedModelError   a base model no family here can train
+    ├── UnsupportedModelError   a base model that cannot be trained
     ├── UnavailableError        allowed, but not possible on this machine
     ├── NonFiniteLossError      the loss became NaN or infinite
     └── SaveError               a result could not be written
@@ -33,7 +33,7 @@ class DatasetError(PersonalizeError):
 
 
 class UnsupportedModelError(PersonalizeError):
-    """The base model belongs to no family that can be trained."""
+    """The base model cannot be trained."""
 
 
 class UnavailableError(PersonalizeError):

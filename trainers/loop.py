@@ -1,4 +1,4 @@
-"""The training loop. It knows neither family nor method: batch, noise, predict, loss, step.
+"""The training loop. It knows neither model nor method: batch, noise, predict, loss, step.
 
 All it needs is in a Job; all it changes is the trainable parameters. Randomness of step s and
 micro-batch m comes from (seed, s, m) alone, so any step can be made again.
@@ -7,6 +7,7 @@ micro-batch m comes from (seed, s, m) alone, so any step can be made again.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contracts import Family, Parts, Text
+from .contracts import Parts, Text
 from .data.batches import BatchPlan
 from .data.dataset import Dataset
 from .data.examples import Examples
@@ -25,7 +26,8 @@ from .data.validation import check_watched, held_out_places
 from .errors import NonFiniteLossError
 from .losses import batch_loss
 from .methods import METHODS
-from .models.precision import computes_in, gradient_scaler
+from .models.checkpointing import checkpoint_blocks
+from .models.precision import gradient_scaler
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule
 from .settings.run import RunConfig
 from .settings.training import TrainingConfig
@@ -58,21 +60,20 @@ class Best:
     """Where the held-out pictures had their lowest loss, and what was learned by then.
 
     Attributes:
-        looks: how many looks there were since.
+        since: validations since then.
         tensors: as `Trainable.export` gave them, copied; and learned tokens: all None unless the
             run hands out its best step.
     """
 
     step: int
     loss: float
-    looks: int
+    since: int
     tensors: dict[str, Tensor] | None
     tokens: dict[str, dict[str, Tensor]] | None
 
 
 def make_job(
     parts: Parts,
-    family: Family,
     examples: Examples,
     encoded: dict[str, Text] | None,
     config: RunConfig,
@@ -84,19 +85,19 @@ def make_job(
         SettingsError: the run asks for the best step, but no picture is watched.
     """
     check_watched(config.validation, held_out is not None and not config.validation.held_out)
-    trainable = METHODS[config.method](parts, family, config)
+    trainable = METHODS[config.method](parts, config)
     for module in parts.modules.values():
         module.train()
         if config.training.gradient_checkpointing:
-            family.checkpoint(module)
+            checkpoint_blocks(module)
     instances = examples.captions[: examples.num_instances]
     prompts = trainable.prompts(instances)  # which must be able to train without those watched
     if held_out is not None:
         prompts = trainable.prompts([*instances, *held_out.captions])
-    return Job(parts, family, trainable, examples, encoded, config, prompts, held_out)
+    return Job(parts, trainable, examples, encoded, config, prompts, held_out)
 
 
-def taught_job(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
+def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
     """The job with class samples from its own, still untrained model; see trainers.data.prior.
 
     Args:
@@ -104,7 +105,7 @@ def taught_job(job: Job, report: Callable[[int, int], None] = lambda done, total
     """
     job.parts.denoiser.eval()  # no dropout: a method that adds some has changed nothing else yet
     examples = teach(
-        lambda noisy, timesteps, captions: predict(job, noisy, timesteps, captions),
+        functools.partial(predict, job),
         job.parts.objective,
         job.examples,
         job.config.objective,
@@ -163,7 +164,7 @@ class Training:
         self.done, self.total = 0, num_steps(self._plan, training)
         self._optimizer = make_optimizer(trainable.param_groups, training, trainable.fused_backward)
         self._schedule = make_schedule(self._optimizer, training, self.total)
-        dtype = trainable.autocast or computes_in(job.parts.denoiser)
+        dtype = trainable.autocast or job.parts.dtype
         self._scaler = gradient_scaler(dtype, job.parts.device)
         self.best: Best | None = None
 
@@ -183,14 +184,14 @@ class Training:
             _require_finite(loss, self.done + 1)
             grad_norm, learning_rate = self._update()
         self.done += 1
-        validation = self._look()
+        validation = self._validate()
         return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
 
     @property
     def has_ended(self) -> bool:
         """Whether all steps are done, or patience is at its end."""
         patience = self._job.config.validation.patience
-        tired = patience and self.best is not None and self.best.looks >= patience
+        tired = patience and self.best is not None and self.best.since >= patience
         return self.done >= self.total or bool(tired)
 
     def state(self) -> dict[str, Any]:
@@ -219,7 +220,7 @@ class Training:
         self.best = Best(**state["best"]) if state["best"] else None
         self.done = state["step"]
 
-    def _look(self) -> float | None:
+    def _validate(self) -> float | None:
         """The loss of the held-out pictures, if it is time for it; the best step is remembered."""
         job, settings = self._job, self._job.config.validation
         due = self.done % settings.validate_every == 0 or self.done == self.total
@@ -227,7 +228,7 @@ class Training:
             return None
         loss = validation_loss(job)
         if self.best is not None and loss >= self.best.loss:
-            self.best = dataclasses.replace(self.best, looks=self.best.looks + 1)
+            self.best = dataclasses.replace(self.best, since=self.best.since + 1)
         else:
             tensors = tokens = None
             if settings.hand_out == BEST:
@@ -244,6 +245,8 @@ class Training:
         num_instances = sum(self._plan.num_instances(pictures) for pictures in micro_batches)
         for micro, pictures in enumerate(micro_batches):
             part = batch_loss(*losses_and_weights(job, pictures, self.done, micro), num_instances)
+            if not part.requires_grad:  # no prompt of these has a learned token
+                part = part + 0 * sum(p.sum() for p in trainable.parameters)
             if trainable.fused_backward:  # the update is in the backward pass
                 _require_finite(part.item(), self.done + 1)
             self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]

@@ -20,7 +20,7 @@ from torch import Tensor
 
 
 class Objective(Protocol):
-    """A noise process and its target; a flow-matching family brings another with these methods."""
+    """A noise process and its target; flow matching would be another with these methods."""
 
     @property
     def prediction(self) -> str: ...  # as file metadata names it

@@ -1,7 +1,6 @@
 """One training as a record, and what a step is made of: batches to losses, captions to prompts.
 
-trainers.loop puts them in order. Letters in shapes: B samples, C latent channels, h and w latent
-height and width.
+trainers.loop puts them in order. Letters in shapes: B samples, C latent channels.
 """
 
 from __future__ import annotations
@@ -13,11 +12,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .contracts import Family, Parts, Text, Trainable
+from .contracts import Parts, Size, Text, Trainable
 from .data.batches import by_shape
-from .data.examples import Examples, batch_text, batch_tokens, stack_masks
-from .data.prior import put_taught
-from .data.validation import looks
+from .data.examples import Examples, stack_masks
+from .data.prior import put_teacher_samples
+from .data.validation import held_out_samples
 from .losses import sample_losses
 from .noise import draw_noise, draw_timesteps, generator_for
 from .settings.run import RunConfig
@@ -34,7 +33,6 @@ class Job:
     """
 
     parts: Parts
-    family: Family
     trainable: Trainable
     examples: Examples
     encoded: dict[str, Text] | None
@@ -68,15 +66,16 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
-        "" if drop and picture not in examples.taught else _prompt(job, picture, generator)
+        "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
 
     latents, noise, timesteps = (x.to(parts.device) for x in (latents, noise, timesteps))
     noisy = parts.objective.add_noise(latents, noise, timesteps)
     target = parts.objective.target(latents, noise, timesteps)
-    put_taught(examples, pictures, noisy, timesteps, target)
-    prediction = predict(job, noisy, timesteps, captions)
+    put_teacher_samples(examples, pictures, noisy, timesteps, target)
+    sizes = [examples.sizes[picture] for picture in pictures]
+    prediction = predict(job, noisy, timesteps, captions, sizes)
     losses = sample_losses(prediction, target, None if mask is None else mask.to(parts.device))
     is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
     weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
@@ -85,13 +84,20 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     return losses, weights
 
 
-def predict(job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str]) -> Tensor:
-    """What the denoiser predicts as it is now, (B, C, h, w)."""
+def predict(
+    job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str], sizes: list[Size]
+) -> Tensor:
+    """What the denoiser predicts as it is now, (B, C, ...)."""
     parts, autocast = job.parts, job.trainable.autocast
     with torch.autocast(parts.device.type, autocast, enabled=autocast is not None):
-        text = _encode(job, captions)
-        return job.family.predict(
-            parts.denoiser, noisy.to(parts.device), timesteps.to(parts.device), text
+        # Samples often share a caption; a text encoder that trains reads it once.
+        encode = parts.text.encode if job.encoded is None else job.encoded.__getitem__
+        texts = {caption: encode(caption) for caption in dict.fromkeys(captions)}
+        return parts.predict(
+            noisy.to(parts.device),
+            timesteps.to(parts.device),
+            [texts[caption] for caption in captions],
+            sizes,
         )
 
 
@@ -115,15 +121,16 @@ def validation_loss(job: Job) -> float:
     assert examples is not None
     losses = []
     lowest, highest = objective.timestep_min, objective.timestep_max
+    seed = job.config.training.seed
     with evaluating(job):
-        for picture, noise, timestep in looks(examples, lowest, highest, job.config.training.seed):
+        for picture, noise, timestep in held_out_samples(examples, lowest, highest, seed):
             latents = examples.latents[picture][None]
             mask = stack_masks([examples.masks[picture]], latents)
             latents, noise, timestep = (x.to(parts.device) for x in (latents, noise, timestep))
             noisy = parts.objective.add_noise(latents, noise, timestep)
             # The last of a caption's prompts is the caption itself.
             prompt = job.prompts[examples.captions[picture]][-1]
-            prediction = predict(job, noisy, timestep, [prompt])
+            prediction = predict(job, noisy, timestep, [prompt], [examples.sizes[picture]])
             target = parts.objective.target(latents, noise, timestep)
             mask = None if mask is None else mask.to(parts.device)
             losses.append(sample_losses(prediction, target, mask).item())
@@ -138,13 +145,6 @@ def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:
     if len(choices) == 1:
         return choices[0]
     return choices[int(torch.randint(len(choices), (), generator=generator))]
-
-
-def _encode(job: Job, captions: list[str]) -> Text:
-    if job.encoded is None:
-        return job.family.encode_text(job.parts, batch_tokens(job.parts, captions))
-    cached = batch_text(job.encoded, captions)
-    return {name: tensor.to(job.parts.device) for name, tensor in cached.items()}
 
 
 def _seed_layers(device: torch.device, seed: int) -> None:

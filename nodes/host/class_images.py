@@ -10,12 +10,13 @@ import latent_preview
 from torch import Tensor
 
 from ...trainers.data.dataset import Dataset
+from ...trainers.models.architectures import Architecture
 from ...trainers.runs.class_images import ClassFolder
 from ...trainers.settings.class_images import ClassImagesConfig
 from .folders import runs_folder
 from .memory import check_interrupt
 from .models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from .models.twin import check_clip, family_of
+from .models.support import check_clip, check_model
 from .sampling import Sampling, conditioning, picture_of, sample
 
 
@@ -37,20 +38,21 @@ def class_images(painter: Painter, config: ClassImagesConfig) -> Dataset:
         UnsupportedModelError: a model or clip that cannot be trained.
         SaveError: the disk is full; the pictures made so far stay.
     """
-    check_clip(painter.clip, family_of(painter.model))
-    key = _key(painter, config)
+    architecture = check_model(painter.model)
+    check_clip(painter.clip, painter.model)
+    key = _key(painter, config, architecture)
     folder = ClassFolder.open(runs_folder() / "class_images", config.prompt, key)
     if missing := folder.missing(config.seeds):
         _make(painter, config, folder, missing)
     return folder.dataset(config)
 
 
-def _key(painter: Painter, config: ClassImagesConfig) -> dict[str, Any]:
+def _key(painter: Painter, config: ClassImagesConfig, architecture: Architecture) -> dict[str, Any]:
     """All that decides what the pictures are, but for their seeds."""
     prompts = (config.prompt, config.negative_prompt)
     return {
         "model": model_fingerprint(painter.model),
-        "clip": clip_fingerprint(painter.clip, family_of(painter.model), prompts),
+        "clip": clip_fingerprint(painter.clip, architecture, prompts),
         "vae": vae_fingerprint(painter.vae),
         "prompt": config.prompt,
         "negative_prompt": config.negative_prompt,

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import comfy.model_management
 import torch
 
+from .models.training_mode import training_mode
+
 
 def device() -> torch.device:
     """Where the host runs models."""
@@ -40,7 +42,7 @@ def training_session() -> Iterator[None]:
     """
     make_room()
     try:
-        with torch.inference_mode(False), torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad(), training_mode():
             yield
     except torch.OutOfMemoryError as error:
         _let_go(error)

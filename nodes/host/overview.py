@@ -16,7 +16,6 @@ from server import PromptServer
 from ...trainers.data.dataset import Dataset
 from ...trainers.data.summary import contact_sheet, summary
 from .memory import check_interrupt
-from .models.tokens import count_tokens
 
 
 def show_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -24,11 +23,11 @@ def show_dataset(dataset: Dataset) -> dict[str, Any]:
 
     The summary is also logged and shown under the node that is executing.
     """
-    text = summary(dataset, count_tokens)
+    text = summary(dataset)
     logging.getLogger(__name__).info("%s", text)
     if context := get_executing_context():
         PromptServer.instance.send_progress_text(text, context.node_id)
-    sheet = np.asarray(contact_sheet(dataset, count_tokens), dtype=np.float32) / 255
+    sheet = np.asarray(contact_sheet(dataset), dtype=np.float32) / 255
     return {**ui.PreviewImage(torch.from_numpy(sheet)[None]).as_dict(), "text": [text]}
 
 

@@ -16,6 +16,9 @@ from types import ModuleType
 from typing import Any
 
 import comfy.model_management
+import comfy.model_sampling
+import comfy.sampler_helpers
+import comfy.samplers
 import folder_paths
 import safetensors.torch
 import torch
@@ -46,29 +49,75 @@ def probe(node_id: str, *inputs: io.Input) -> io.Schema:
 
 @contextlib.contextmanager
 def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
-    """The trainer's twins of both sockets."""
-    family = pack("nodes.host.models.twin").family_of(model)
-    names = ("denoiser", *family.text_encoders)
-    with torch.inference_mode(False), torch.no_grad():
-        yield (
-            family,
-            pack("nodes.host.models.twin").parts_of(
-                model, clip, family, names, dict.fromkeys(names, dtype), torch.device("cpu")
-            ),
+    """The trainer's twins of both sockets, with gradients off."""
+    models = "nodes.host.models"
+    architecture = pack(f"{models}.support").check_model(model)
+    placement = pack(f"{models}.twin").Placement
+    comfy.model_management.unload_all_models()
+    cpu = torch.device("cpu")
+    with (
+        torch.inference_mode(False),
+        torch.no_grad(),
+        pack(f"{models}.training_mode").training_mode(),
+    ):
+        yield pack(f"{models}.parts").parts_of(
+            model, clip, architecture, placement(cpu, dtype), placement(cpu, torch.float32)
         )
 
 
+SIZE = (640, 480, 12, 34, 64, 64)  # of a picture whose latents are 8 x 8
+
+
+def size_of_picture() -> Any:
+    return pack("trainers.contracts").Size(*SIZE)
+
+
+def noisy_latents(model: Any) -> torch.Tensor:
+    channels = model.model.latent_format.latent_channels
+    return torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
 def host_prediction(
-    model: Any, noisy: torch.Tensor, timestep: int, text: torch.Tensor
+    model: Any, noisy: torch.Tensor, timestep: int, conditioning: Any
 ) -> torch.Tensor:
-    """What the host's denoiser predicts, as noise: its own calculation run backwards."""
+    """What the host's module gives (noise or velocity): its sampler's calculation run backwards."""
     comfy.model_management.load_models_gpu([model])
     sampling = model.get_model_object("model_sampling")
-    sigma = sampling.sigmas[timestep][None]
-    x = noisy * (sigma**2 + 1).sqrt()  # the host scales its input by 1 / sqrt(sigma^2 + 1)
+    facts = pack("nodes.host.models.denoiser").size_facts(size_of_picture())
+    told = [[conditioning[0][0], {**conditioning[0][1], **facts}]]
+    conds = {"positive": comfy.sampler_helpers.convert_cond(told)}
+    before = model.model.model_sampling
     with torch.inference_mode():
-        denoised = model.model.apply_model(x, sigma, c_crossattn=text)
+        sigma = sampling.sigmas[timestep][None]
+        x = noisy * (sigma**2 + 1).sqrt()  # the host scales its input by 1 / sqrt(sigma^2 + 1)
+        model.model.model_sampling = sampling
+        model.pre_run()
+        try:
+            comfy.samplers.process_conds(model.model, x, conds, x.device)
+            options = {"transformer_options": {}}
+            (denoised,) = comfy.samplers.calc_cond_batch(
+                model.model, [conds["positive"]], x, sigma, options
+            )
+        finally:
+            model.cleanup()
+            model.model.model_sampling = before
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        return (x / (sigma**2 + 1) - denoised) * (sigma**2 + 1).sqrt() / sigma
     return (x - denoised) / sigma
+
+
+def predicted(parts: Any, noisy: torch.Tensor, timestep: int, text: Any) -> torch.Tensor:
+    return parts.predict(noisy, torch.tensor([timestep]), [text], [size_of_picture()])
+
+
+def compared(text: Any, conditioning: Any) -> float:
+    """The largest difference of the trainer's text and the host's, pooled output included."""
+    theirs, facts = conditioning[0]
+    pooled = facts.get("pooled_output")
+    found = [relative(text["cross_attn"], theirs)]
+    if pooled is not None:
+        found.append(relative(text["pooled_output"], pooled))
+    return max(found)
 
 
 class Prediction(io.ComfyNode):
@@ -86,19 +135,18 @@ class Prediction(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, clip: Any, conditioning: Any, text: str) -> io.NodeOutput:
-        noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        theirs_text = conditioning[0][0][:, :77].clone()  # the trainer reads one prompt window
-        theirs = {t: host_prediction(model, noisy, t, theirs_text) for t in (10, 500, 990)}
-        comfy.model_management.unload_all_models()
-        with parts_of(model, clip) as (family, parts):
-            tokens = {k: v[None] for k, v in parts.tokenize(text).items()}
-            encoded = family.encode_text(parts, tokens)
-            ours = {
-                t: family.predict(parts.denoiser, noisy, torch.tensor([t]), encoded) for t in theirs
-            }
+        noisy = noisy_latents(model)
+        theirs = {t: host_prediction(model, noisy, t, conditioning) for t in (10, 500, 990)}
+        with parts_of(model, clip) as parts:
+            encoded = parts.text.encode(text)
+            ours = {t: predicted(parts, noisy, t, encoded) for t in theirs}
+            frozen = pack("nodes.host.models.text").encode_captions(clip, [text])[text]
         return shown({
-            "text": relative(encoded["hidden"], theirs_text),
+            "text": compared(encoded, conditioning),
+            "frozen text": compared(frozen, conditioning),
             "prediction": max(relative(ours[t], theirs[t]) for t in theirs),
+            "objective": parts.objective.prediction,
+            "architecture": parts.architecture.name,
         })  # fmt: skip
 
 
@@ -123,40 +171,37 @@ class Trained(io.ComfyNode):
         cls, model: Any, clip: Any, lora: Any, variant: str, text: str, trained_model: Any,
         conditioning: Any,
     ) -> io.NodeOutput:  # fmt: skip
-        noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
-        theirs_text = conditioning[0][0].clone()
-        theirs = host_prediction(trained_model, noisy, 500, theirs_text)
-        comfy.model_management.unload_all_models()
-        settings = pack("trainers.settings.run")
-        config = settings.RunConfig(
-            "lora",
-            settings.TrainingConfig(),
-            settings.ObjectiveConfig(),
-            settings.LoraConfig(rank=4, alpha=4.0, variant=variant, train_text_encoder=True),
-        )
-        with parts_of(model, clip) as (family, parts):
-            pack("trainers.methods").METHODS["lora"](parts, family, config)
-            for name, module in parts.modules.items():
-                fill(module, family.file_prefixes[name], lora)
-            tokens = {k: v[None] for k, v in parts.tokenize(text).items()}
-            encoded = family.encode_text(parts, tokens)
-            ours = family.predict(parts.denoiser, noisy, torch.tensor([500]), encoded)
+        noisy = noisy_latents(model)
+        theirs = host_prediction(trained_model, noisy, 500, conditioning)
+        settings = {"rank": 4, "alpha": 4.0, "variant": variant, "train_text_encoder": True}
+        config = pack("trainers.settings.run").run_config("lora", settings)
+        with parts_of(model, clip) as parts:
+            pack("trainers.methods").METHODS["lora"](parts, config)
+            filled = sum(fill(parts, name, lora) for name in parts.modules)
+            encoded = parts.text.encode(text)
+            ours = predicted(parts, noisy, 500, encoded)
         return shown({
-            "text": relative(encoded["hidden"], theirs_text),
+            "text": compared(encoded, conditioning),
             "prediction": relative(ours, theirs),
+            "unused keys": len({key.rpartition(".lora_")[0] for key in lora if ".lora_" in key})
+            - filled,
         })  # fmt: skip
 
 
-def fill(module: torch.nn.Module, prefix: str, lora: dict[str, torch.Tensor]) -> None:
-    """Put a kohya LoRA's numbers into peft's layers."""
+def fill(parts: Any, module_name: str, lora: dict[str, torch.Tensor]) -> int:
+    """Put a LoRA file's numbers into peft's layers; into how many."""
     from peft.tuners.lora import LoraLayer
 
-    spell = pack("trainers.runs.files").kohya_layer_name
-    for name, layer in module.named_modules():
+    methods = pack("trainers.methods.lora")
+    kohya = parts.architecture.spelling == "kohya"
+    down, up = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
+    filled = 0
+    for name, layer in parts.modules[module_name].named_modules():
         if isinstance(layer, LoraLayer):
-            key = spell(prefix, name)
-            layer.lora_A["default"].weight.copy_(lora[f"{key}.lora_down.weight"])
-            layer.lora_B["default"].weight.copy_(lora[f"{key}.lora_up.weight"])
+            key = methods.layer_name(parts, module_name, name)
+            layer.lora_A["default"].weight.copy_(lora[f"{key}.{down}.weight"])
+            layer.lora_B["default"].weight.copy_(lora[f"{key}.{up}.weight"])
+            filled += 1
             if "default" in layer.lora_magnitude_vector:
                 # The file's scale is per length of W; DoRA's own is per length of W + BA.
                 weight = layer.get_base_layer().weight.float()
@@ -165,6 +210,28 @@ def fill(module: torch.nn.Module, prefix: str, lora: dict[str, torch.Tensor]) ->
                 magnitude = layer.lora_magnitude_vector["default"].weight
                 scale = lora[f"{key}.dora_scale"].flatten() * ratio
                 magnitude.copy_(scale.reshape(magnitude.shape))
+    return filled
+
+
+class Kept(io.ComfyNode):
+    """Writes what the host's module gives for a conditioning to output/kept.safetensors."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeKept", io.Model.Input("model"), io.Conditioning.Input("conditioning"))
+
+    @classmethod
+    def execute(cls, model: Any, conditioning: Any) -> io.NodeOutput:
+        noisy = noisy_latents(model)
+        kept = {
+            "noisy": noisy,
+            "prediction": host_prediction(model, noisy, 500, conditioning),
+            "hidden": conditioning[0][0],
+            "pooled": conditioning[0][1]["pooled_output"],
+        }
+        path = pathlib.Path(folder_paths.get_output_directory()) / "kept.safetensors"
+        safetensors.torch.save_file({k: t.contiguous() for k, t in kept.items()}, path)
+        return shown({"size": SIZE})
 
 
 class Sharing(io.ComfyNode):
@@ -177,16 +244,13 @@ class Sharing(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any) -> io.NodeOutput:
         found = {}
-        comfy.model_management.unload_all_models()
-        dtype = next(clip.cond_stage_model.clip_l.transformer.parameters()).dtype
-        for name, host, kind in (
-            ("denoiser", model.model, torch.float32),
-            ("clip_l", clip.cond_stage_model, dtype),
-        ):
-            addresses = {p.data_ptr() for p in host.parameters()}
-            with parts_of(model, clip, kind) as (_, parts):
-                pointers = [p.data_ptr() for p in parts.modules[name].parameters()]
-            found[name] = [sum(p in addresses for p in pointers), len(pointers)]
+        hosts = {"denoiser": model.model.diffusion_model, "text": clip.cond_stage_model}
+        with parts_of(model, clip) as parts:
+            for name, module in parts.modules.items():
+                host = hosts["denoiser" if name == "denoiser" else "text"]
+                addresses = {p.data_ptr() for p in host.parameters()}
+                pointers = [p.data_ptr() for p in module.parameters()]
+                found[name] = [sum(p in addresses for p in pointers), len(pointers)]
         return shown(found)
 
 
@@ -256,7 +320,10 @@ class Disk(io.ComfyNode):
 
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [Prediction, Trained, Sharing, Same, Previewed, Disk]
+        from .gradients import Gradients
+        from .odd_models import Gguf, Refiner
+
+        return [Prediction, Trained, Gradients, Gguf, Refiner, Kept, Sharing, Same, Previewed, Disk]
 
 
 async def comfy_entrypoint() -> Probes:

@@ -15,7 +15,6 @@ from ..settings.dataset import DatasetConfig
 from .listing import METADATA_NAME, Listing, PictureFile, named, raise_listed
 
 METADATA_KEYS = ("text", "caption", "prompt")
-CLIP_LIMIT_TOKENS = 77  # with the marks of start and end
 
 # Each choice of DatasetConfig.captions: where to look, in this order.
 SOURCES = {
@@ -99,25 +98,6 @@ def in_words(origins: list[str]) -> str:
         return f"all {parts[0]}"
     count, rest = parts[0].split(" ", 1)
     return ", ".join([f"{count} of {len(origins)} {rest}", *parts[1:]])
-
-
-def part_cut(
-    caption: str, count_tokens: Callable[[str], int], limit_tokens: int = CLIP_LIMIT_TOKENS
-) -> str:
-    """The end of a caption that does not fit, from the first word that is not whole; else "".
-
-    Args:
-        count_tokens: tokens of a text with the marks of start and end, as CLIP counts to 77.
-    """
-    words = caption.split()
-    fitting, too_many = 0, len(words) + 1
-    while too_many - fitting > 1:
-        middle = (fitting + too_many) // 2
-        if count_tokens(" ".join(words[:middle])) <= limit_tokens:
-            fitting = middle
-        else:
-            too_many = middle
-    return " ".join(words[fitting:])
 
 
 def one_line(text: str) -> str:

@@ -1,27 +1,28 @@
-"""What is computed once before training: latents of every picture, encodings of every caption."""
+"""What is computed of every picture once, before training: its latents."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from ..contracts import Family, Parts, Text, Tokens
+from ..contracts import Size
 from ..errors import DatasetError
-from .dataset import Dataset
+from .buckets import crop_box
+from .dataset import Dataset, Picture
 
-# (1, H, W, 3) in 0..1 -> (1, C, h, w) as the VAE gives them.
+# (1, H, W, 3) in 0..1 -> (1, C, ...), scaled for the denoiser.
 EncodePicture = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Taught:
+class TeacherSample:
     """What is given for a picture whose latents are noisy already: trainers.data.prior makes these.
 
     Attributes:
-        target: (C, h, w) fp32 on the CPU, what the denoiser should predict.
+        target: (C, ...) fp32 on the CPU, what the denoiser should predict.
     """
 
     timestep: int
@@ -33,20 +34,22 @@ class Examples:
     """A dataset as the loop sees it; one entry a picture.
 
     Attributes:
-        latents: (C, h, w) fp32 on the CPU, scaled for the denoiser.
-        masks: (1, h, w) fp32 in 0..1, or None for no mask.
+        latents: (C, ..., h, w) fp32 on the CPU, scaled for the denoiser.
+        masks: (1, ..., h, w) fp32 in 0..1, or None for no mask.
         captions: what each picture shows.
+        sizes: how each came to its training size.
         repeats: visits an epoch.
         num_class: how many of them, the last ones, are class images (prior preservation).
-        taught: by index, the class images whose latents are noisy and whose target is given.
+        teacher: by index, the class images whose latents are noisy and whose target is given.
     """
 
     latents: tuple[Tensor, ...]
     masks: tuple[Tensor | None, ...]
     captions: tuple[str, ...]
+    sizes: tuple[Size, ...]
     repeats: tuple[int, ...]
     num_class: int = 0
-    taught: Mapping[int, Taught] = field(default_factory=dict)
+    teacher: Mapping[int, TeacherSample] = field(default_factory=dict)
 
     @property
     def num_instances(self) -> int:
@@ -63,6 +66,7 @@ class Examples:
             tuple(self.latents[place] for place in places),
             tuple(self.masks[place] for place in places),
             tuple(self.captions[place] for place in places),
+            tuple(self.sizes[place] for place in places),
             tuple(self.repeats[place] for place in places),
         )
 
@@ -73,16 +77,16 @@ class Examples:
             self.latents + images.latents,
             self.masks + images.masks,
             self.captions + images.captions,
+            self.sizes + images.sizes,
             self.repeats + images.repeats,
             num_class=len(images.latents),
-            taught={self.num_instances + index: one for index, one in images.taught.items()},
+            teacher={self.num_instances + index: one for index, one in images.teacher.items()},
         )
 
 
 def encode_pictures(
     dataset: Dataset,
     encode: EncodePicture,
-    family: Family,
     report: Callable[[int, int], None] = lambda done, total: None,
 ) -> Examples:
     """Encode every picture of `dataset` once.
@@ -95,7 +99,7 @@ def encode_pictures(
     """
     latents, masks = [], []
     for index, picture in enumerate(dataset.pictures):
-        latent = encode(dataset.pixels(index)[None])[0].float().cpu() * family.latent_scale
+        latent = encode(dataset.pixels(index)[None])[0].float().cpu()
         if not latent.isfinite().all():
             raise DatasetError(
                 f"Dataset '{dataset.name}': the VAE turns '{picture.name}' into NaN or infinity, "
@@ -108,6 +112,7 @@ def encode_pictures(
         tuple(latents),
         tuple(masks),
         tuple(picture.caption for picture in dataset.pictures),
+        tuple(size_of(picture) for picture in dataset.pictures),
         tuple(picture.repeats for picture in dataset.pictures),
     )
 
@@ -116,34 +121,21 @@ def _latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:
     if mask is None:
         return None
     size = latent.shape[-2:]
-    return torch.nn.functional.interpolate(mask[None, None].float(), size=size, mode="area")[0]
+    small = torch.nn.functional.interpolate(mask[None, None].float(), size=size, mode="area")
+    return small.view(1, *[1] * (latent.ndim - 3), *size)
 
 
 def stack_masks(masks: list[Tensor | None], latents: Tensor) -> Tensor | None:
-    """One (B, 1, h, w) mask for a batch; pictures without one are trained whole."""
+    """One (B, 1, ..., h, w) mask for a batch; pictures without one are trained whole."""
     if all(mask is None for mask in masks):
         return None
-    whole = torch.ones_like(latents[0, :1])
+    whole = torch.ones(1, *[1] * (latents.ndim - 4), *latents.shape[-2:])
     return torch.stack([whole if mask is None else mask for mask in masks])
 
 
-def encode_captions(parts: Parts, family: Family, captions: Iterable[str]) -> dict[str, Text]:
-    """The encoding of each different caption, without a batch dimension, on the CPU."""
-    encoded: dict[str, Text] = {}
-    for caption in dict.fromkeys(captions):
-        with torch.no_grad():
-            text = family.encode_text(parts, batch_tokens(parts, [caption]))
-        encoded[caption] = {name: tensor[0].cpu() for name, tensor in text.items()}
-    return encoded
-
-
-def batch_tokens(parts: Parts, captions: list[str]) -> Tokens:
-    """The tokens of several captions, stacked: (B, L) by text encoder."""
-    each = [parts.tokenize(caption) for caption in captions]
-    return {name: torch.stack([tokens[name] for tokens in each]) for name in each[0]}
-
-
-def batch_text(encoded: dict[str, Text], captions: list[str]) -> Text:
-    """The cached encodings of several captions, stacked."""
-    each = [encoded[caption] for caption in captions]
-    return {name: torch.stack([text[name] for text in each]) for name in each[0]}
+def size_of(picture: Picture) -> Size:
+    """How a picture comes to its training size."""
+    width, height = picture.width_px, picture.height_px
+    left, top, right, _ = crop_box(width, height, picture.bucket_px)
+    scale = picture.bucket_px[0] / (right - left)
+    return Size(width, height, round(left * scale), round(top * scale), *picture.bucket_px)

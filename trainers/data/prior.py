@@ -15,12 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..contracts import Size
 from ..noise import Objective, draw_noise, draw_timesteps, generator_for
 from ..settings.objective import ObjectiveConfig
-from .examples import Examples, Taught
+from .examples import Examples, TeacherSample
 
-# (noisy latents (1, C, h, w), timesteps (1,), captions) -> prediction (1, C, h, w)
-Predict = Callable[[Tensor, Tensor, list[str]], Tensor]
+# (noisy latents (1, C, ...), timesteps (1,), captions, sizes) -> prediction (1, C, ...)
+Predict = Callable[[Tensor, Tensor, list[str], list[Size]], Tensor]
 
 
 def teach(
@@ -38,29 +39,34 @@ def teach(
         report: called after each sample with how many are done, of how many.
     """
     noisy: list[Tensor] = []
-    taught: dict[int, Taught] = {}
+    sizes: list[Size] = []
+    samples: dict[int, TeacherSample] = {}
     for index in range(settings.prior_samples):
         generator = generator_for(seed, "teacher", index)
-        latents = examples.latents[index % examples.num_instances][None]
+        picture = index % examples.num_instances
+        latents = examples.latents[picture][None]
+        sizes.append(examples.sizes[picture])
         noise = draw_noise(latents.shape, generator, settings.noise_offset)
         timesteps = draw_timesteps(1, generator, settings.timestep_min, settings.timestep_max)
         noisy.append(process.add_noise(latents, noise, timesteps)[0])
         with torch.no_grad():
-            prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt])
-        taught[index] = Taught(int(timesteps), prediction[0].float().cpu())
+            prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt], sizes[-1:])
+        samples[index] = TeacherSample(int(timesteps), prediction[0].float().cpu())
         report(index + 1, settings.prior_samples)
     num = len(noisy)
     captions = (settings.class_prompt,) * num
-    samples = Examples(tuple(noisy), (None,) * num, captions, (1,) * num, taught=taught)
-    return examples.with_class_images(samples)
+    made = Examples(
+        tuple(noisy), (None,) * num, captions, tuple(sizes), (1,) * num, teacher=samples
+    )
+    return examples.with_class_images(made)
 
 
-def put_taught(
+def put_teacher_samples(
     examples: Examples, pictures: list[int], noisy: Tensor, timesteps: Tensor, target: Tensor
 ) -> None:
-    """Put what is given for taught samples in the place of what was drawn for them."""
+    """Put what is given for the teacher's samples in the place of what was drawn for them."""
     for row, picture in enumerate(pictures):
-        if (given := examples.taught.get(picture)) is not None:
+        if (given := examples.teacher.get(picture)) is not None:
             noisy[row] = examples.latents[picture].to(noisy)
             timesteps[row] = given.timestep
             target[row] = given.target.to(target)

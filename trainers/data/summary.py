@@ -4,32 +4,23 @@ from __future__ import annotations
 
 import textwrap
 from collections import Counter
-from collections.abc import Callable
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from .captions import CLIP_LIMIT_TOKENS, part_cut
 from .dataset import Dataset
 from .pictures import Picture
 
-CountTokens = Callable[[str], int]
-
 MOST_CAPTIONS = 40
 CAPTION_WIDTH = 120
-BACKGROUND, FOREGROUND, FAINT, WARNING = "#202124", "#e8eaed", "#9aa0a6", "#fdb022"
+BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
 THUMBNAIL_PX, GAP_PX, LINE_PX, FONT_PX = 208, 14, 17, 13
 CAPTION_LINES = 3
 DIMMED = 0.2  # brightness of what a mask leaves out
 
 
-def summary(dataset: Dataset, count_tokens: CountTokens | None = None) -> str:
-    """The dataset in lines: counts, sizes, captions, notices.
-
-    Args:
-        count_tokens: tokens of a text with the marks of start and end; with it, captions over
-            CLIP's 77 are flagged with the part that is cut.
-    """
+def summary(dataset: Dataset) -> str:
+    """The dataset in lines: counts, sizes, captions, notices."""
     pictures = dataset.pictures
     sizes = Counter(picture.bucket_px for picture in pictures)
     lines = [
@@ -41,20 +32,17 @@ def summary(dataset: Dataset, count_tokens: CountTokens | None = None) -> str:
         lines.append(f"masks: {masked} of {len(pictures)}")
     lines += [f"note: {notice}" for notice in dataset.notices]
     captions = Counter(picture.caption for picture in pictures)
-    described = [_caption_line(*item, count_tokens) for item in captions.items()]
-    lines += [line for line, _ in described[:MOST_CAPTIONS]]
-    lines += [line for line, is_cut in described[MOST_CAPTIONS:] if is_cut]
+    described = [f"{count} x {_shortened(text)!r}" for text, count in captions.items()]
+    lines += described[:MOST_CAPTIONS]
     if len(described) > MOST_CAPTIONS:
         lines.append(f"... {len(described)} different captions in all")
     return "\n".join(lines)
 
 
-def contact_sheet(
-    dataset: Dataset, count_tokens: CountTokens | None = None, max_pictures: int = 36
-) -> Image.Image:
+def contact_sheet(dataset: Dataset, max_pictures: int = 36) -> Image.Image:
     """Thumbnails as they will be trained: cut to their size, what a mask leaves out dimmed.
 
-    Under each its name, size and caption; a caption over CLIP's 77 tokens is marked.
+    Under each its name, size and caption.
     """
     shown = dataset.pictures[:max_pictures]
     columns = _num_columns(len(shown))
@@ -69,7 +57,7 @@ def contact_sheet(
         row, column = divmod(index, columns)
         corner = GAP_PX + column * cell_width, GAP_PX + row * cell_height
         _paste_centred(sheet, _thumbnail(dataset, index), corner)
-        _write_label(draw, picture, corner, count_tokens)
+        _write_label(draw, picture, corner)
     if rest:
         more = f"and {rest} more pictures"
         draw.text((GAP_PX, height - LINE_PX - GAP_PX), more, fill=FAINT, font=_font())
@@ -84,19 +72,6 @@ def _counts(dataset: Dataset) -> str:
         return text
     repeats = {p.name.rpartition("/")[0]: p.repeats for p in dataset.pictures if p.repeats > 1}
     return f"{text}, {visits} with repeats ({', '.join(repeats)})"
-
-
-def _caption_line(caption: str, count: int, count_tokens: CountTokens | None) -> tuple[str, bool]:
-    """One caption, how many pictures have it, its tokens; and whether some of it is cut."""
-    line = f"{count} x {_shortened(caption)!r}"
-    if count_tokens is None:
-        return line, False
-    tokens = count_tokens(caption)
-    line += f", {tokens} tokens"
-    if tokens <= CLIP_LIMIT_TOKENS:
-        return line, False
-    cut = _shortened(part_cut(caption, count_tokens))
-    return f"{line}, over {CLIP_LIMIT_TOKENS}: cut from {cut!r}", True
 
 
 def _shortened(text: str) -> str:
@@ -127,7 +102,6 @@ def _write_label(
     draw: ImageDraw.ImageDraw,
     picture: Picture,
     corner: tuple[int, int],
-    count_tokens: CountTokens | None,
 ) -> None:
     left, top = corner[0], corner[1] + THUMBNAIL_PX + 4
     size = f"{picture.bucket_px[0]}x{picture.bucket_px[1]}"
@@ -141,9 +115,6 @@ def _write_label(
     draw.text((size_left, top), size, fill=FAINT, font=_font())
     colour = FOREGROUND if picture.caption else FAINT
     text = picture.caption or "(empty caption)"
-    tokens = count_tokens(picture.caption) if count_tokens else 0
-    if tokens > CLIP_LIMIT_TOKENS:
-        colour, text = WARNING, f"[{tokens} tokens, over {CLIP_LIMIT_TOKENS}] {text}"
     for number, line in enumerate(_wrapped(draw, text), start=1):
         draw.text((left, top + number * LINE_PX), line, fill=colour, font=_font())
 

@@ -3,7 +3,7 @@
     L_val = mean of the loss over watched pictures and 8 fixed timesteps, each with its own noise
 
 They are a share of the dataset that is held out, or a dataset of their own. The noise is the same
-at every look, so two looks differ by what was learned between them alone.
+in every validation, so two differ by what was learned between them alone.
 """
 
 from __future__ import annotations
@@ -79,10 +79,10 @@ def split(examples: Examples, places: frozenset[int]) -> tuple[Examples, Example
     return examples.chosen(rest), examples.chosen(sorted(places))
 
 
-def looks(
+def held_out_samples(
     examples: Examples, lowest: int, highest: int, seed: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """(picture, noise (1, C, h, w), timestep (1,)) of every sample of a look."""
+    """(picture, noise (1, C, ...), timestep (1,)) of every sample of a validation."""
     timesteps = torch.linspace(lowest, highest, NUM_TIMESTEPS + 2)[1:-1].round().long()
     for picture, latents in enumerate(examples.latents):
         generator = generator_for(seed, "validation", picture)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from ..contracts import Family, Parts, Trainable
+from ..contracts import Parts, Trainable
 from ..settings.run import RunConfig
 from . import dreambooth, lora, textual_inversion
 
-METHODS: dict[str, Callable[[Parts, Family, RunConfig], Trainable]] = {
+METHODS: dict[str, Callable[[Parts, RunConfig], Trainable]] = {
     "lora": lora.prepare,
     "dreambooth": dreambooth.prepare,
     "textual_inversion": textual_inversion.prepare,

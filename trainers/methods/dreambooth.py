@@ -15,36 +15,37 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..contracts import DENOISER, Family, Parts, Trainable
+from ..contracts import Parts, Trainable
 from ..errors import UnavailableError
+from ..models.architectures import DENOISER
 from ..models.precision import compute_dtype
 from ..optimizers.average import Average
 from ..settings.dreambooth import DreamBoothConfig
 from ..settings.run import RunConfig
-from .table import kept, own_weights, token_groups, trained_tokens
+from .learned_tokens import copies, token_groups, train_tokens
 
 
-def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
+def prepare(parts: Parts, config: RunConfig) -> Trainable:
     """Make every weight of the denoiser and, if asked for, of the text encoders trainable."""
     own: DreamBoothConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if own.train_text_encoder:
-        rates |= dict.fromkeys(family.text_encoders, own.text_encoder_learning_rate)
+        rates |= dict.fromkeys(parts.text.encoders, own.text_encoder_learning_rate)
     named: dict[str, nn.Parameter] = {}
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():
-        weights = own_weights(parts.modules[name])
+        weights = dict(parts.modules[name].named_parameters())
         for parameter in weights.values():
             parameter.requires_grad_()
         named |= {f"{name}.{key}": parameter for key, parameter in weights.items()}
         groups.append({"name": name, "params": list(weights.values()), "lr": rate})
-    learned = trained_tokens(parts) if own.train_token else {}
+    learned = train_tokens(parts.text) if own.train_token else {}
     groups += token_groups(learned, own.token_learning_rate)
 
     text = [
         parameter
         for group in groups
-        if group["name"] in family.text_encoders
+        if group["name"] in parts.text.encoders
         for parameter in group["params"]
     ]
     steps = _Steps(named, text, own)
@@ -61,7 +62,7 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
         after_step=steps.count,
         autocast=_autocast(parts, config),
         fused_backward=own.fused_backward,
-        tokens=lambda: kept(learned),
+        tokens=lambda: copies(learned),
         state=steps.state,
         load_state=steps.load_state,
     )

@@ -8,20 +8,22 @@ The layers are peft's; this file chooses them, keeps them in fp32, and spells th
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ..contracts import DENOISER, Family, Parts, Trainable
+from ..contracts import Parts, Trainable
+from ..models.architectures import DENOISER, KOHYA
 from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
-from .table import kept, token_groups, trained_tokens
+from .learned_tokens import copies, token_groups, train_tokens
 
 ADAPTER = "default"
 
 
-def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
+def prepare(parts: Parts, config: RunConfig) -> Trainable:
     """Put a LoRA into the denoiser and, if asked for, into the text encoders of `parts`.
 
     Raises:
@@ -30,32 +32,33 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
     lora: LoraConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if lora.train_text_encoder:
-        rates |= dict.fromkeys(family.text_encoders, lora.text_encoder_learning_rate)
+        rates |= dict.fromkeys(parts.text.encoders, lora.text_encoder_learning_rate)
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():
         module = parts.modules[name]
-        _inject(module, family.lora_targets[lora.targets][name], lora, config.training.seed)
+        layers = parts.architecture.layers(name, module, lora.targets)
+        _inject(module, layers, lora, config.training.seed)
         trained = [p for p in module.parameters() if p.requires_grad]
         groups.append({"name": name, "params": trained, "lr": rate})
-    learned = trained_tokens(parts) if lora.train_token else {}
+    learned = train_tokens(parts.text) if lora.train_token else {}
     groups += token_groups(learned, lora.token_learning_rate)
 
     def export() -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}
         for name in rates:
-            tensors |= _kohya_tensors(parts.modules[name], family.file_prefixes[name])
+            tensors |= _tensors(parts, name)
         return tensors
 
-    return Trainable(groups, export, trains_text=lora.trains_text, tokens=lambda: kept(learned))
+    return Trainable(groups, export, trains_text=lora.trains_text, tokens=lambda: copies(learned))
 
 
-def _inject(module: nn.Module, targets: str, lora: LoraConfig, seed: int) -> None:
+def _inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) -> None:
     import peft
 
     config = peft.LoraConfig(
         r=lora.rank,
         lora_alpha=lora.alpha,  # type: ignore[arg-type]  # any number works
-        target_modules=targets,
+        target_modules="|".join(map(re.escape, layers)),
         lora_dropout=lora.dropout,
         use_dora=lora.variant == "dora",
         use_rslora=lora.rank_stabilized,
@@ -68,22 +71,42 @@ def _inject(module: nn.Module, targets: str, lora: LoraConfig, seed: int) -> Non
             parameter.data = parameter.data.float()
 
 
-def _kohya_tensors(module: nn.Module, prefix: str) -> dict[str, Tensor]:
-    """What kohya's format holds of each adapted layer: lora_down, lora_up, alpha, dora_scale."""
+def layer_name(parts: Parts, module_name: str, layer: str) -> str:
+    """What a layer is called in a LoRA's file.
+
+    kohya's spelling is read by ComfyUI, A1111, Forge and diffusers; the dotted one is the host's
+    own, for every model it knows.
+    """
+    architecture = parts.architecture
+    if architecture.spelling != KOHYA:
+        start = "diffusion_model" if module_name == DENOISER else f"text_encoders.{module_name}"
+        return f"{start}.{layer}"
+    if module_name == DENOISER:
+        named = parts.diffusers_names[layer] if architecture.diffusers_names else layer
+        return f"lora_unet_{named}".replace(".", "_")
+    prefix = architecture.text_prefixes[module_name]
+    return f"{prefix}_{layer.removeprefix('transformer.')}".replace(".", "_")
+
+
+def _tensors(parts: Parts, module_name: str) -> dict[str, Tensor]:
+    """What a file holds of each adapted layer: down, up, alpha, dora_scale."""
     from peft.tuners.lora import LoraLayer
 
+    kohya = parts.architecture.spelling == KOHYA
+    down, up = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
     tensors: dict[str, Tensor] = {}
-    for name, layer in module.named_modules():
+    for name, layer in parts.modules[module_name].named_modules():
         if not isinstance(layer, LoraLayer):
             continue
-        key = kohya_layer_name(prefix, name)
-        up = _kept(layer.lora_B[ADAPTER].weight)
-        tensors[f"{key}.lora_up.weight"] = up
-        tensors[f"{key}.lora_down.weight"] = _kept(layer.lora_A[ADAPTER].weight)
-        # Readers scale by alpha / rank; with rsLoRA this alpha is not the one that was set.
+        key = layer_name(parts, module_name, name)
+        b = _kept(layer.lora_B[ADAPTER].weight)
+        tensors[f"{key}.{up}.weight"] = b
+        tensors[f"{key}.{down}.weight"] = _kept(layer.lora_A[ADAPTER].weight)
+        # Readers scale by alpha / rank, and take a missing alpha for "scale 1"; with rsLoRA this
+        # alpha is not the one that was set.
         tensors[f"{key}.alpha"] = torch.tensor(layer.scaling[ADAPTER] * layer.r[ADAPTER])
         if ADAPTER in layer.lora_magnitude_vector:
-            tensors[f"{key}.dora_scale"] = _dora_scale(layer).reshape(-1, *[1] * (up.ndim - 1))
+            tensors[f"{key}.dora_scale"] = _dora_scale(layer).reshape(-1, *[1] * (b.ndim - 1))
     return tensors
 
 
@@ -104,9 +127,3 @@ def _kept(parameter: Any) -> Tensor:
     # A copy on the CPU, so that nothing keeps the training modules alive.
     kept: Tensor = parameter.detach().to("cpu", torch.float32, copy=True).contiguous()
     return kept
-
-
-def kohya_layer_name(prefix: str, layer: str) -> str:
-    """A layer's name in a kohya file: prefix, then the module path with underscores."""
-    # transformers 5 dropped "text_model." from the path; files keep it, in the prefix.
-    return f"{prefix}_{layer.removeprefix('text_model.')}".replace(".", "_")

@@ -2,8 +2,8 @@
 
     R = argmin over R of E || eps - model(x_t, t, encode("a photo of <token>"; R)) ||^2
 
-(arXiv 2208.01618.) The rows are parameters of their own beside the frozen table (trainers.table).
-The denoiser is frozen too; gradients pass through it to the rows.
+(arXiv 2208.01618.) The rows are parameters of their own, which stand in the token list in the place
+of ids; the vocabulary and the denoiser are frozen, and gradients pass through to the rows.
 """
 
 from __future__ import annotations
@@ -15,14 +15,13 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from ..contracts import Family, Parts, Trainable
+from ..contracts import Parts, TextSide, Trainable
 from ..data.tokens import has_token, put_in
 from ..errors import DatasetError, SettingsError
 from ..noise import generator_for
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 from .results import spelled
-from .table import add_token, table_of
 from .templates import TEMPLATES
 
 log = logging.getLogger(__name__)
@@ -31,29 +30,29 @@ JITTER = 0.1  # of a copied row, in standard deviations of the table: enough to 
 SHOWN = 5  # captions that an error quotes
 
 
-def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
+def prepare(parts: Parts, config: RunConfig) -> Trainable:
     """Add the token to every text encoder of `parts`; its rows are all that trains.
 
     Raises:
         SettingsError: no text encoder knows a word of the initializer.
     """
     own: TextualInversionConfig = config.own
-    names = family.text_encoders
-    _warn_of_meaning(parts, own.token)
-    seed = config.training.seed
-    rows = add_token(parts, own.token, {name: _start(parts, name, own, seed) for name in names})
-    median = {name: _median_norm(table_of(parts.modules[name]).weight) for name in names}
+    text, seed = parts.text, config.training.seed
+    _warn_of_meaning(text, own.token)
+    starts = {name: _start(text, name, own, seed) for name in text.encoders}
+    rows = parts.add_token(own.token, starts)
+    median = {name: _median_norm(text.vocabulary(name)) for name in rows}
 
     def control_norm() -> None:
         with torch.no_grad():
             for name, row in rows.items():
-                row.mul_(median[name] / row.norm(dim=1, keepdim=True))
+                row.mul_(median[name].to(row) / row.norm(dim=1, keepdim=True))
 
     def export() -> dict[str, Tensor]:
         return spelled({name: row.detach().to("cpu", copy=True) for name, row in rows.items()})
 
     def prompts(captions: Iterable[str]) -> dict[str, tuple[str, ...]]:
-        return _prompts(parts, own, captions)
+        return _prompts(own, captions)
 
     groups = [
         {"name": name, "params": [row.requires_grad_()], "lr": config.training.learning_rate}
@@ -68,45 +67,45 @@ def prepare(parts: Parts, family: Family, config: RunConfig) -> Trainable:
 # -- where the rows start -----------------------------------------------------
 
 
-def _start(parts: Parts, name: str, own: TextualInversionConfig, seed: int) -> Tensor:
+def _start(text: TextSide, name: str, own: TextualInversionConfig, seed: int) -> Tensor:
     """(vectors, D) fp32 on the CPU for one text encoder.
 
     As many rows as there are vectors: means of neighbours where the initializer has more tokens,
     jittered copies where it has fewer; random at the table's mean and deviation where it is empty.
     """
-    table = table_of(parts.modules[name])
-    weight = table.weight.detach().float()
+    table = text.vocabulary(name).float()
     generator = generator_for(seed, "rows", name, own.token)
-    noise = torch.randn(own.vectors, weight.shape[1], generator=generator)
-    deviation: Tensor = weight.std(dim=0).cpu()
+    noise = torch.randn(own.vectors, table.shape[1], generator=generator)
+    deviation: Tensor = table.std(dim=0).cpu()
     if not own.initializer.strip():
-        center: Tensor = weight.mean(dim=0).cpu()
+        center: Tensor = table.mean(dim=0).cpu()
         return center + deviation * noise
-    ids = _known_ids(parts, name, own.initializer)
-    with torch.no_grad():
-        given: Tensor = table(torch.tensor(ids, device=weight.device)).float().cpu()
+    tokens = _known_tokens(text, name, own.initializer)
+    rows = [table[token] if isinstance(token, int) else token for token in tokens]
+    given = torch.stack([row.detach().float().cpu() for row in rows])
     if len(given) >= own.vectors:
         return torch.stack([part.mean(dim=0) for part in given.tensor_split(own.vectors)])
-    copies = given[torch.arange(own.vectors) % len(given)]
-    copies[len(given) :] += JITTER * deviation * noise[len(given) :]
-    return copies
+    copied = given[torch.arange(own.vectors) % len(given)]
+    copied[len(given) :] += JITTER * deviation * noise[len(given) :]
+    return copied
 
 
-def _known_ids(parts: Parts, name: str, initializer: str) -> list[int]:
-    """The token ids of the initializer, of which at least one word must be a token of its own."""
-    words = [_content(parts, name, word) for word in re.split(r"[\s,]+", initializer.strip(" ,"))]
-    if not any(len(ids) == 1 for ids in words) and initializer not in parts.learned:
+def _known_tokens(text: TextSide, name: str, initializer: str) -> list[int | Tensor]:
+    """The tokens of the initializer, of which at least one word must be a token of its own."""
+    words = [_content(text, name, word) for word in re.split(r"[\s,]+", initializer.strip(" ,"))]
+    if not any(len(tokens) == 1 for tokens in words) and initializer not in text.learned:
         raise SettingsError(
             (f"initializer {initializer!r} has no word that {name} knows; allowed: words of its "
              "vocabulary, such as dog, woman, painting, or nothing for a random start",)
         )  # fmt: skip
-    return [token for ids in words for token in ids]
+    return [token for tokens in words for token in tokens]
 
 
-def _content(parts: Parts, name: str, text: str) -> list[int]:
-    """The token ids of `text` without the marks of start, end and padding."""
-    marks = set(parts.tokenize("")[name].tolist())
-    return [token for token in parts.tokenize(text)[name].tolist() if token not in marks]
+def _content(text: TextSide, name: str, words: str) -> list[int | Tensor]:
+    """The tokens of `words` without the marks of start, end and padding."""
+    marks = {token for token in text.tokenize("")[name] if isinstance(token, int)}
+    tokens = text.tokenize(words)[name]
+    return [token for token in tokens if not isinstance(token, int) or token not in marks]
 
 
 def _median_norm(weight: Tensor) -> Tensor:
@@ -114,14 +113,14 @@ def _median_norm(weight: Tensor) -> Tensor:
     return norms.median()
 
 
-def _warn_of_meaning(parts: Parts, token: str) -> None:
-    if token in parts.learned:
+def _warn_of_meaning(text: TextSide, token: str) -> None:
+    if token in text.learned:
         log.warning(
             "Personalize: the clip knows a learned token '%s' already; this training replaces it.",
             token,
         )
         return
-    known = [name for name in parts.tokenize("") if len(_content(parts, name, token)) == 1]
+    known = [name for name in text.encoders if len(_content(text, name, token)) == 1]
     if known:
         log.warning(
             "Personalize: the token '%s' is a word of %s already. With what is learned here it "
@@ -134,14 +133,11 @@ def _warn_of_meaning(parts: Parts, token: str) -> None:
 # -- what it is learned in ----------------------------------------------------
 
 
-def _prompts(
-    parts: Parts, own: TextualInversionConfig, captions: Iterable[str]
-) -> dict[str, tuple[str, ...]]:
+def _prompts(own: TextualInversionConfig, captions: Iterable[str]) -> dict[str, tuple[str, ...]]:
     """For each caption: the templates and the caption, all with the token in them.
 
     Raises:
-        DatasetError: no caption has the token, where only they are used; or captions are so long
-            that the token, or a part of it, is cut off.
+        DatasetError: no caption has the token, where only they are used.
     """
     prompts: dict[str, tuple[str, ...]] = {}
     templates = [text.format(own.token) for text in TEMPLATES.get(own.templates, ())]
@@ -156,18 +152,7 @@ def _prompts(
             f"{_quoted(sentences)}, so nothing would be learned.\nWrite it into captions or the "
             "dataset's prompt, or set templates to 'object' or 'style'."
         )
-    if cut := [text for text in with_token if not _fits(parts, own.token, text)]:
-        raise DatasetError(
-            f"The token '{own.token}' with {own.vectors} vectors does not fit into what these "
-            f"captions leave of the prompt's length: {_quoted(cut)}.\nWrite the token earlier, "
-            "shorten the captions, or take fewer vectors."
-        )
     return prompts
-
-
-def _fits(parts: Parts, token: str, text: str) -> bool:
-    tokens = parts.tokenize(text)
-    return all(set(ids) <= set(tokens[name].tolist()) for name, ids in parts.learned[token].items())
 
 
 def _quoted(texts: Iterable[str]) -> str:

@@ -22,20 +22,12 @@ class SmallMapConv2d(nn.Conv2d):
         batch, _, height, width = input.shape
         small = batch * height * width <= MOST_POSITIONS
         if not (small and self._is_plain and input.device.type == "cpu"):
-            return self.convolve(input)
+            return super().forward(input)
         # (B, C*9, h*w) -> (C*9, B*h*w), so that the weights are read once for the whole batch
         unfolded = nn.functional.unfold(input, 3, padding=1)
         columns = unfolded.transpose(0, 1).reshape(unfolded.shape[1], -1)
-        output = self.product(columns).view(-1, batch, height, width).transpose(0, 1)
+        output = (self.weight.flatten(1) @ columns).view(-1, batch, height, width).transpose(0, 1)
         return output if self.bias is None else output + self.bias.to(output)[:, None, None]
-
-    def convolve(self, input: Tensor) -> Tensor:
-        """The library's convolution, (B, in, H, W) -> (B, out, H, W)."""
-        return super().forward(input)
-
-    def product(self, columns: Tensor) -> Tensor:
-        """The weights times an unfolded map, (in * 9, N) -> (out, N)."""
-        return self.weight.flatten(1) @ columns
 
     @property
     def _is_plain(self) -> bool:
@@ -45,10 +37,10 @@ class SmallMapConv2d(nn.Conv2d):
 
 
 def use_small_map_convolutions(module: nn.Module) -> None:
-    """Make every nn.Conv2d of `module` a SmallMapConv2d, in place.
+    """Make every Conv2d of `module`, torch's or the host's, a SmallMapConv2d, in place.
 
     The subclass has no state of its own, so parameters and their names stay as they are.
     """
     for layer in module.modules():
-        if type(layer) is nn.Conv2d:
+        if isinstance(layer, nn.Conv2d) and type(layer).__name__ == nn.Conv2d.__name__:
             layer.__class__ = SmallMapConv2d

@@ -3,13 +3,12 @@
 Frozen weights and activations are in the compute dtype, so no autocast is needed: each layer
 computes in the dtype of its weights. Adapters and embeddings are fp32 always. There are two
 exceptions: where all the weights of a model are trained in fp32, autocast narrows them for each
-layer; where fp32 is computed on weights in fp16 or bf16, families.widening widens them.
+layer; where fp32 is computed on weights in fp16 or bf16, models.recast widens them.
 """
 
 from __future__ import annotations
 
 import torch
-from torch import nn
 from torch.amp.grad_scaler import GradScaler
 
 from ..errors import UnavailableError
@@ -43,12 +42,6 @@ def _cpu_has_bf16() -> bool:
     # Without these instructions oneDNN emulates bf16, which is slower than fp32. torch has no
     # public question for them before 2.12.
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
-
-
-def computes_in(module: nn.Module) -> torch.dtype:
-    """The dtype that `module` computes in; it wants its input in the same."""
-    dtype: torch.dtype = getattr(module, "computes_in", next(module.parameters()).dtype)
-    return dtype
 
 
 def gradient_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Callable, Iterable
-from typing import Any
+import operator
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -30,7 +32,7 @@ def make_optimizer(
     """
 
     def make(some: ParamGroups) -> torch.optim.Optimizer:
-        return _MAKERS[config.optimizer](some, config.weight_decay)
+        return _make(config.optimizer, some, config.weight_decay)
 
     narrow = any(p.dtype != torch.float32 for group in groups for p in group["params"])
     if not (fused_backward or narrow):
@@ -54,62 +56,44 @@ def clip_gradients(
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
 
 
-def _adamw(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(groups, weight_decay=weight_decay, fused=True)
+class _Kind(NamedTuple):
+    """Where an optimizer is found, and how it is asked for."""
+
+    package: str
+    path: str
+    options: Mapping[str, Any] = MappingProxyType({})
 
 
-def _adamw_8bit(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
-    made: torch.optim.Optimizer = _library("bitsandbytes", "adamw_8bit").optim.AdamW8bit(
-        groups, weight_decay=weight_decay
-    )
-    return made
-
-
-def _adafactor(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
-    # Its own schedule and parameter scaling are off: the rate on the node is the rate (K).
-    made: torch.optim.Optimizer = _library("transformers", "adafactor").Adafactor(
-        groups,
-        lr=1e-3,  # each group has its own; None breaks the polynomial schedule
-        weight_decay=weight_decay,
-        scale_parameter=False,
-        relative_step=False,
-        warmup_init=False,
-    )
-    return made
-
-
-def _prodigy(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
-    made: torch.optim.Optimizer = _library("prodigyopt", "prodigy").Prodigy(
-        groups, weight_decay=weight_decay, safeguard_warmup=True, use_bias_correction=True
-    )
-    return made
-
-
-def _lion(groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
-    made: torch.optim.Optimizer = _library("bitsandbytes", "lion").optim.Lion(
-        groups, weight_decay=weight_decay
-    )
-    return made
-
-
-_MAKERS: dict[str, Callable[[ParamGroups, float], torch.optim.Optimizer]] = {
-    "adamw": _adamw,
-    "adamw_8bit": _adamw_8bit,
-    "adafactor": _adafactor,
-    "prodigy": _prodigy,
-    "lion": _lion,
+_KINDS = {
+    "adamw": _Kind("torch", "optim.AdamW", {"fused": True}),
+    "adamw_8bit": _Kind("bitsandbytes", "optim.AdamW8bit"),
+    # Its own schedule and parameter scaling are off: the rate on the node is the rate (K). Each
+    # group has its own rate; a missing one for all breaks the polynomial schedule.
+    "adafactor": _Kind(
+        "transformers",
+        "Adafactor",
+        {"lr": 1e-3, "scale_parameter": False, "relative_step": False, "warmup_init": False},
+    ),
+    "prodigy": _Kind(
+        "prodigyopt", "Prodigy", {"safeguard_warmup": True, "use_bias_correction": True}
+    ),
+    "lion": _Kind("bitsandbytes", "optim.Lion"),
 }
 
 
-def _library(package: str, optimizer: str) -> Any:
+def _make(name: str, groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+    kind = _KINDS[name]
     try:
-        return importlib.import_module(package)
+        package = importlib.import_module(kind.package)
     except ImportError as error:
         raise UnavailableError(
-            f"Optimizer '{optimizer}' needs the package {package}, which is not installed.\n"
-            f"Install it into ComfyUI's Python with: python -m pip install {package}; "
+            f"Optimizer '{name}' needs the package {kind.package}, which is not installed.\n"
+            f"Install it into ComfyUI's Python with: python -m pip install {kind.package}; "
             "or choose 'adamw'."
         ) from error
+    optimizer_class = operator.attrgetter(kind.path)(package)
+    made: torch.optim.Optimizer = optimizer_class(groups, weight_decay=weight_decay, **kind.options)
+    return made
 
 
 def make_schedule(

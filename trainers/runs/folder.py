@@ -38,14 +38,14 @@ from .files import save_error, save_tensors, whole_file, write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the files, and of all in trainers/ that decides a result; a new one, new runs
+FORMAT = 2  # of the files, and of all in trainers/ that decides a result; a new one, new runs
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
 MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
 
 
 def run_facts(
     config: RunConfig,
-    family: str,
+    architecture: str,
     base: Mapping[str, str],
     dataset: Dataset,
     class_dataset: Dataset | None = None,
@@ -59,7 +59,7 @@ def run_facts(
     return {
         "format": FORMAT,
         **config.as_dict(),
-        "family": family,
+        "architecture": architecture,
         "base_model": dict(base),
         "dataset": _listing(dataset),
         "class_dataset": _listing(class_dataset) if class_dataset else None,

@@ -7,9 +7,9 @@ import datetime
 import json
 from collections.abc import Iterable
 
-from ..contracts import Family
 from ..data.dataset import Dataset
 from ..methods.results import Embedding
+from ..models.architectures import Architecture
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 
@@ -17,7 +17,7 @@ NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
 
 def lora_metadata(
-    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+    config: RunConfig, architecture: Architecture, dataset: Dataset, prediction: str
 ) -> dict[str, str]:
     """Metadata of a LoRA file: kohya's ss_* that readers use, and modelspec 1.0.1.
 
@@ -31,13 +31,13 @@ def lora_metadata(
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(lora.rank),
         "ss_network_alpha": str(lora.alpha),
-        **model_metadata(config, family, dataset, prediction),
-        "modelspec.architecture": f"{family.modelspec}/lora",
+        **model_metadata(config, architecture, dataset, prediction),
+        "modelspec.architecture": f"{architecture.modelspec}/lora",
     }
 
 
 def model_metadata(
-    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+    config: RunConfig, architecture: Architecture, dataset: Dataset, prediction: str
 ) -> dict[str, str]:
     """Metadata of any result: how it was trained, by kohya's ss_*, and modelspec 1.0.1.
 
@@ -45,10 +45,10 @@ def model_metadata(
         prediction: "epsilon" or "v".
     """
     counts = collections.Counter(picture.caption for picture in dataset.pictures)
-    training = config.training
+    training, version = config.training, architecture.base_model_version
     return {
-        "ss_base_model_version": family.base_model_version,
-        "ss_v2": "False",
+        **({"ss_base_model_version": version} if version else {}),
+        "ss_v2": str(architecture.name == "sd2"),
         "ss_learning_rate": str(training.learning_rate),
         "ss_optimizer": training.optimizer,
         "ss_lr_scheduler": training.lr_schedule,
@@ -59,12 +59,14 @@ def model_metadata(
         "ss_gradient_accumulation_steps": str(training.gradient_accumulation),
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
         "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
-        **modelspec(family, "", dataset, prediction),
+        **modelspec(architecture, "", dataset, prediction),
         "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
     }
 
 
-def modelspec(family: Family, kind: str, dataset: Dataset, prediction: str) -> dict[str, str]:
+def modelspec(
+    architecture: Architecture, kind: str, dataset: Dataset, prediction: str
+) -> dict[str, str]:
     """The part of the modelspec standard 1.0.1 that every result's file has.
 
     Args:
@@ -74,7 +76,7 @@ def modelspec(family: Family, kind: str, dataset: Dataset, prediction: str) -> d
     now = datetime.datetime.now(datetime.timezone.utc)
     return {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": family.modelspec + (f"/{kind}" if kind else ""),
+        "modelspec.architecture": architecture.modelspec + (f"/{kind}" if kind else ""),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": dataset.name,
         "modelspec.date": now.isoformat(timespec="seconds"),
@@ -84,12 +86,12 @@ def modelspec(family: Family, kind: str, dataset: Dataset, prediction: str) -> d
 
 
 def embedding_metadata(
-    config: RunConfig, family: Family, dataset: Dataset, prediction: str
+    config: RunConfig, architecture: Architecture, dataset: Dataset, prediction: str
 ) -> dict[str, str]:
     """Metadata of an embedding's file: modelspec 1.0.1, and how it was trained."""
     own: TextualInversionConfig = config.own
     return {
-        **modelspec(family, "textual-inversion", dataset, prediction),
+        **modelspec(architecture, "textual-inversion", dataset, prediction),
         "modelspec.title": own.token,
         "modelspec.trigger_phrase": own.token,
         "personalize.token": own.token,

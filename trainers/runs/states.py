@@ -22,7 +22,7 @@ CHEAP_SECONDS = 0.25  # for the state of the last step, whatever share of a shor
 EXPECTED_BYTES_PER_SECOND = 2e8  # of a disk, until the first state was written
 
 
-class StateKeeper:
+class StateSaver:
     """Writes states of one training into its folder.
 
     A state that cannot be written ends nothing: the training goes on, with a warning.

@@ -31,9 +31,10 @@ class DatasetConfig:
     resolution: int = setting(
         512,
         "Training size in pixels: pictures keep their shape, with about this much squared of area. "
-        "512 for Stable Diffusion 1.5. Smaller is faster and needs less memory.",
+        "512 for Stable Diffusion 1.5, 768 for 2, 1024 for SDXL. Smaller is faster and needs less "
+        "memory.",
         min=64, max=2048, step=64, advanced=False,
-        source="SD1.5 was trained at 512",
+        source="what each was trained at",
     )  # fmt: skip
     captions: str = setting(
         "auto",

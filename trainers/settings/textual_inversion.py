@@ -47,7 +47,7 @@ class TextualInversionConfig:
     )  # fmt: skip
     vectors: int = setting(
         4,
-        "Tokens that the new word is worth: more learn more detail, and leave less of the 77 "
+        "Tokens that the new word is worth: more learn more detail, and leave less of the 75 "
         "tokens of a prompt. 1 to 8 are usual.",
         min=1, max=32, advanced=False, source="K 4; D, O 1",
     )  # fmt: skip

@@ -8,16 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
-from ....trainers.contracts import Family
+from ....trainers.models.architectures import Architecture
 from ....trainers.runs.fingerprint import tensors_fingerprint, weights_fingerprint
 from ..memory import make_room
-from .twin import host_side
 
 DEEPEST = 8  # patches are records in lists in dictionaries; what lies deeper is the host's own
 
@@ -25,13 +25,15 @@ DEEPEST = 8  # patches are records in lists in dictionaries; what lies deeper is
 def model_fingerprint(model: Any) -> str:
     """A hash of a MODEL."""
     own = _remembered(model.model, lambda: weights_fingerprint({"model": model.model}))
-    return _hash(own, model.patches, model.object_patches, model.model_options)
+    wrappers = getattr(model, "wrappers", {})
+    carried = (model.patches, model.object_patches, model.model_options, wrappers)
+    return _hash(own, *carried)
 
 
-def clip_fingerprint(clip: Any, family: Family, prompts: tuple[str, ...]) -> str:
+def clip_fingerprint(clip: Any, architecture: Architecture, prompts: tuple[str, ...]) -> str:
     """A hash of a CLIP and of what it is asked to encode: embeddings in a prompt are files."""
     own = _remembered(
-        clip.cond_stage_model, lambda: tensors_fingerprint(_prompt_weights(clip, family))
+        clip.cond_stage_model, lambda: tensors_fingerprint(_prompt_weights(clip, architecture))
     )
     tokens = [clip.tokenize(prompt) for prompt in prompts]
     return _hash(own, clip.patcher.patches, clip.layer_idx, tokens)
@@ -43,14 +45,13 @@ def vae_fingerprint(vae: Any) -> str:
     return _hash(_remembered(module, lambda: weights_fingerprint({"vae": module})))
 
 
-def _prompt_weights(clip: Any, family: Family) -> dict[str, Tensor]:
+def _prompt_weights(clip: Any, architecture: Architecture) -> dict[str, Tensor]:
     """Only what encodes prompts: the host leaves what a checkpoint lacks as memory had it."""
-    weights: dict[str, Tensor] = {}
-    for name in family.text_encoders:
-        facts, _, host_weights, host_key = host_side(None, clip, name)
-        keys = [host_key(key) for key in family.build(name, facts).state_dict()]
-        weights |= {key: host_weights[key] for key in keys}
-    return weights
+    return {
+        name: weight
+        for name, weight in clip.cond_stage_model.named_parameters()
+        if not re.fullmatch(architecture.unset_weights, name)
+    }
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()

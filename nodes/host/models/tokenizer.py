@@ -14,10 +14,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from ....trainers.contracts import LearnedIds
 from ....trainers.data.tokens import find_tokens
 from ....trainers.errors import UnsupportedModelError
 from ....trainers.methods.results import Embedding
@@ -33,17 +31,17 @@ def with_embedding(clip: Any, embedding: Embedding) -> Any:
     Raises:
         UnsupportedModelError: the embedding was made for other text encoders.
     """
-    widths = _widths(clip.tokenizer)
+    found = widths(clip.tokenizer)
     needed = {name: rows.shape[1] for name, rows in embedding.rows.items()}
-    if needed != widths:
+    if needed != found:
         raise UnsupportedModelError(
             f"The embedding '{embedding.token}' is for {_listed(needed)}, but input 'clip' has "
-            f"{_listed(widths)}.\nUse it with the kind of base model that it was trained on."
+            f"{_listed(found)}.\nUse it with the kind of base model that it was trained on."
         )
     others = [e for e in embeddings_of(clip) if e.token.lower() != embedding.token.lower()]
     known = (*others, embedding)
     clone = clip.clone()
-    clone.tokenizer = _knowing(clip.tokenizer, {e.token: e.rows for e in known})
+    clone.tokenizer = knowing(clip.tokenizer, {e.token: e.rows for e in known})
     clone.tokenizer.personalize_embeddings = known
     return clone
 
@@ -61,26 +59,30 @@ def embeddings_of(clip: Any) -> tuple[Embedding, ...]:
     return known
 
 
-def speaking_ids(clip: Any, learned: Mapping[str, LearnedIds]) -> Any:
-    """`clip` for its tokenize() alone, which gives the ids of learned tokens, not their rows."""
-    speaker = copy.copy(clip)
-    speaker.tokenizer = _knowing(
-        clip.tokenizer,
-        {
-            token: {name: torch.tensor(numbers)[:, None] for name, numbers in ids.items()}
-            for token, ids in learned.items()
-        },
-    )
-    return speaker
+def encoder_names(clip: Any) -> tuple[str, ...]:
+    """The text encoders of a CLIP, by the attributes that its module and its tokenizer share."""
+    names = [name for name, _ in clip.cond_stage_model.named_children()]
+    return tuple(name for name in names if name in widths(clip.tokenizer))
 
 
-def _knowing(tokenizer: Any, answers: Answers) -> Any:
-    plain = getattr(tokenizer, "personalize_plain", tokenizer)
+def token_key(encoder: str) -> str:
+    """Where the host's tokens of a text have those of one encoder."""
+    return encoder.removeprefix("clip_")
+
+
+def plain_tokenizer(tokenizer: Any) -> Any:
+    """The host's own one, without what this pack's nodes taught it."""
+    return getattr(tokenizer, "personalize_plain", tokenizer)
+
+
+def knowing(tokenizer: Any, answers: Answers) -> Any:
+    """A copy that answers for these tokens alone, with these rows."""
+    plain = plain_tokenizer(tokenizer)
     known = copy.copy(plain)
     known.personalize_plain = plain
     if answers:
-        for name in _widths(plain):
-            by_token = {token: by_encoder[name] for token, by_encoder in answers.items()}
+        for name in widths(plain):
+            by_token = {token: by[name] for token, by in answers.items() if name in by}
             setattr(known, name, _one_knowing(getattr(plain, name), by_token))
     return known
 
@@ -133,7 +135,7 @@ def _marked(text: str, pattern: re.Pattern[str], names: Mapping[str, str]) -> st
     return pattern.sub(mark, text)
 
 
-def _widths(tokenizer: Any) -> dict[str, int]:
+def widths(tokenizer: Any) -> dict[str, int]:
     """The width of each text encoder, by its tokenizer's attribute: clip_l, clip_g ..."""
     return {
         name: part.embedding_size

@@ -25,8 +25,11 @@ def check_vae(vae: Any) -> None:
         )
 
 
-def encoder_of(vae: Any) -> EncodePicture:
-    """Encode with `vae`; from the first picture that overflows on, with an fp32 copy of it."""
+def encoder_of(vae: Any, model: Any) -> EncodePicture:
+    """Encode with `vae`, scaled for the denoiser of `model`, as the host's sampler does.
+
+    From the first picture that overflows on, an fp32 copy of `vae` encodes.
+    """
     current = vae
 
     def encode(pixels: Tensor) -> Tensor:
@@ -36,7 +39,7 @@ def encoder_of(vae: Any) -> EncodePicture:
             log.warning("Personalize: the VAE overflows in %s; using fp32.", vae.vae_dtype)
             current = comfy.sd.VAE(sd=dict(vae.get_sd()), dtype=torch.float32)
             latents = _encode(current, pixels)
-        return latents
+        return alias(model.model.process_latent_in(latents))
 
     return encode
 

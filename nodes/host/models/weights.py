@@ -9,8 +9,8 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ....trainers.contracts import DENOISER, Family
-from .twin import alias, host_side
+from ....trainers.models.architectures import DENOISER
+from .twin import HOST_DENOISER, alias
 
 
 def apply_lora(
@@ -33,12 +33,13 @@ def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple
     """
     if model is None:
         return None, None
-    by_module = _by_module(weights)
     trained_model, trained_clip = model.clone(), clip.clone()
-    for name, tensors in by_module.items():
-        *_, host_key = host_side(model, clip, name)
-        target = trained_model if name == DENOISER else trained_clip
-        patches = {host_key(key): ("set", (tensor,)) for key, tensor in tensors.items()}
+    for target, of_denoiser in ((trained_model, True), (trained_clip, False)):
+        patches = {
+            host_key(key): ("set", (tensor,))
+            for key, tensor in weights.items()
+            if key.startswith(f"{DENOISER}.") == of_denoiser
+        }
         applied = target.add_patches(patches)
         assert len(applied) == len(patches), "every key is one of the host's"
     return trained_model, trained_clip
@@ -46,40 +47,36 @@ def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple
 
 def changed_weights(model: Any, clip: Any, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those of `learned` that differ from what the sockets carry, in the host's own dtypes."""
+    held = host_weights(model, clip)
     changed = {}
-    for name, tensors in _by_module(learned).items():
-        _, patcher, weights, host_key = host_side(model, clip, name)
-        for key, tensor in tensors.items():
-            place = host_key(key)
-            was = alias(weights[place]).cpu()
-            now = tensor.to("cpu", was.dtype)
-            if place in patcher.patches or not torch.equal(now, was):
-                changed[f"{name}.{key}"] = now
+    for key, tensor in learned.items():
+        place = host_key(key)
+        was = alias(held[place]).cpu()
+        now = tensor.to("cpu", was.dtype)
+        patched = place in model.patches or place in clip.patcher.patches
+        if patched or not torch.equal(now, was):
+            changed[key] = now
     return changed
 
 
-def weights_bytes(model: Any, clip: Any, names: tuple[str, ...]) -> int:
-    """What all weights of these modules take in the host's own dtypes."""
-    total = 0
-    for name in names:
-        _, _, weights, host_key = host_side(model, clip, name)
-        prefix = "" if name == DENOISER else f"{name}."
-        total += sum(
-            weight.numel() * weight.element_size()
-            for key, weight in weights.items()
-            if key.startswith(prefix)
-        )
-    return total
+def weights_bytes(model: Any, clip: Any, with_text: bool) -> int:
+    """What all weights of the denoiser, or of the text encoders too, take in the host's dtypes."""
+    return sum(
+        weight.numel() * weight.element_size()
+        for key, weight in host_weights(model, clip).items()
+        if with_text or key.startswith(HOST_DENOISER)
+    )
 
 
-def trained_modules(family: Family, trains_text: bool) -> tuple[str, ...]:
-    """Names of the modules that a full training changes."""
-    return (DENOISER, *family.text_encoders) if trains_text else (DENOISER,)
+def host_key(key: str) -> str:
+    """The host's key of a weight, from the name of its module and its own key there."""
+    return HOST_DENOISER + key.removeprefix(f"{DENOISER}.") if key.startswith(DENOISER) else key
 
 
-def _by_module(weights: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    by_module: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in weights.items():
-        name, _, own_key = key.partition(".")
-        by_module.setdefault(name, {})[own_key] = tensor
-    return by_module
+def host_weights(model: Any, clip: Any) -> dict[str, Tensor]:
+    """The parameters of denoiser and text encoders by the host's keys."""
+    denoiser = model.model.diffusion_model.named_parameters()
+    return {
+        **{HOST_DENOISER + name: weight for name, weight in denoiser},
+        **dict(clip.cond_stage_model.named_parameters()),
+    }

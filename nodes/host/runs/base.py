@@ -44,7 +44,7 @@ _served_without: set[str] = set()  # ids of nodes
 
 
 @dataclass(frozen=True)
-class Spot:
+class GraphNode:
     """A node in a graph, as it was queued.
 
     Attributes:
@@ -55,7 +55,7 @@ class Spot:
     prompt: Mapping[str, Any]
 
     @classmethod
-    def of(cls, hidden: Any) -> Spot:
+    def of(cls, hidden: Any) -> GraphNode:
         """The node with these hidden inputs, unique_id and prompt."""
         return cls(hidden.unique_id, hidden.prompt or {})
 
@@ -125,9 +125,9 @@ def _path() -> Path:
 # -- the host's cache ---------------------------------------------------------
 
 
-def served_without_base(spot: Spot) -> None:
+def served_without_base(node: GraphNode) -> None:
     """Note that the node hands out nothing where its base would be."""
-    _served_without.add(str(spot.node_id))
+    _served_without.add(str(node.node_id))
 
 
 def must_run_again(node_id: str | None, outputs: Collection[int]) -> bool:
@@ -136,4 +136,4 @@ def must_run_again(node_id: str | None, outputs: Collection[int]) -> bool:
         return False
     running, _ = server.PromptServer.instance.prompt_queue.get_current_queue()
     # (number, id, prompt, ...); the host asks before it runs the first node of a prompt.
-    return any(Spot(node_id, item[2]).is_wired(outputs) for item in running)
+    return any(GraphNode(node_id, item[2]).is_wired(outputs) for item in running)

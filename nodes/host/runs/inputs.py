@@ -21,7 +21,7 @@ class Sockets:
 
     Attributes:
         model, clip, vae: of one checkpoint; None where the host has not loaded them, since the
-            node said that it needs none (see sources.py).
+            node said that it needs none (see base.py).
     """
 
     model: Any

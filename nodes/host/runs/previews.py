@@ -16,13 +16,14 @@ import torch
 from PIL import Image, ImageDraw, PngImagePlugin
 from torch import Tensor, nn
 
-from ....trainers.data.examples import batch_tokens
 from ....trainers.errors import SaveError
 from ....trainers.loop import Progress
 from ....trainers.runs.files import whole_file
 from ....trainers.settings.preview import PreviewConfig
 from ....trainers.step import Job, evaluating
 from ..memory import make_room
+from ..models.text import conditioning_of
+from ..models.training_mode import sampling_mode
 from ..sampling import Sampling, conditioning, picture_of, sample
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ class Previews:
         if not self._config.is_due(step, last):
             return
         try:
-            with evaluating(job):
+            with evaluating(job), sampling_mode():
                 pictures = [self._picture(job, text) for text in self._config.lines]
         except torch.OutOfMemoryError:
             log.warning(
@@ -78,8 +79,7 @@ class Previews:
     def _text(self, job: Job, text: str) -> Any:
         if job.encoded is not None:
             return self._texts[text]
-        hidden = job.family.encode_text(job.parts, batch_tokens(job.parts, [text]))["hidden"]
-        return [[hidden, {}]]
+        return conditioning_of(job.parts.text.encode(text))
 
     def _keep(self, picture: Image.Image, step: int, number: int) -> None:
         facts = PngImagePlugin.PngInfo()
@@ -130,16 +130,18 @@ class LiveDenoiser(nn.Module):
     def __init__(self, job: Job) -> None:
         super().__init__()
         self._job = (job,)  # in a tuple, so that it is none of this module's modules
-        self.dtype = torch.float32  # the host hands over fp32, the family narrows it
+        self.dtype = job.parts.dtype
 
-    def forward(
-        self, x: Tensor, timesteps: Tensor, context: Tensor, *others: Any, **more: Any
-    ) -> Tensor:
+    def __getattr__(self, name: str) -> Any:
+        (job,) = vars(self)["_job"]
+        return getattr(job.parts.denoiser, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         (job,) = self._job
         autocast = job.trainable.autocast
-        with torch.autocast(x.device.type, autocast, enabled=autocast is not None):
-            predicted = job.family.predict(job.parts.denoiser, x, timesteps, {"hidden": context})
-        return predicted.to(x.dtype)
+        with torch.autocast(job.parts.device.type, autocast, enabled=autocast is not None):
+            predicted: Tensor = job.parts.denoiser(*args, **kwargs)
+        return predicted
 
 
 def _live(model: Any, job: Job) -> Any:

@@ -7,20 +7,19 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ....trainers.contracts import Family
 from ....trainers.loop import planned_steps
-from ....trainers.models import FAMILIES
+from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
 from ..folders import runs_folder
 from ..memory import device
-from ..models import twin as bridge
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from ..models.tokenizer import embeddings_of
+from ..models.support import check_clip, check_model
+from ..models.tokenizer import embeddings_of, encoder_names
 from ..models.vae import check_vae
-from .base import Spot, remember, remembered, served_without_base
+from .base import GraphNode, remember, remembered, served_without_base
 from .inputs import Sockets, check_wiring
 from .progress import Reporter
 
@@ -30,12 +29,14 @@ class Run:
     """One training as it was asked for, and where it is kept.
 
     Attributes:
+        text_encoders: names of the base's.
         sockets: without class images where they have no weight.
     """
 
     sockets: Sockets
     config: RunConfig
-    family: Family
+    architecture: Architecture
+    text_encoders: tuple[str, ...]
     facts: Mapping[str, Any]
     folder: RunFolder
     reporter: Reporter
@@ -62,57 +63,58 @@ class Run:
         return self.folder.stopped().get(asked, asked) if store.if_run_exists == USE else asked
 
 
-def make_run(sockets: Sockets, config: RunConfig, spot: Spot) -> Run:
+def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     """The run that these ask for.
 
     Raises:
         PersonalizeError: what is wired in does not go together.
     """
     check_wiring(sockets, config)
-    reporter = Reporter(spot.node_id)
+    reporter = Reporter(node.node_id)
     reporter.status("comparing with earlier runs")
-    return _run(sockets, config, _base(sockets, spot), reporter)
+    return _run(sockets, config, _base(sockets, node), reporter)
 
 
 def needs_base(
-    sockets: Sockets, config: RunConfig, spot: Spot, made_of_base: Collection[int]
+    sockets: Sockets, config: RunConfig, node: GraphNode, made_of_base: Collection[int]
 ) -> bool:
     """Whether model, clip and vae must be loaded: for a training, or for what is wired.
 
     Args:
-        sockets: as far as they are there yet; see sources.py.
+        sockets: as far as they are there yet; see base.py.
         made_of_base: the node's outputs that are made of model or clip, by their places.
     """
-    base = _base_on_disk(spot)
-    if base is None or spot.is_wired(made_of_base):
+    base = _base_on_disk(node)
+    if base is None or node.is_wired(made_of_base):
         return True
-    run = _run(sockets, config, base, Reporter(spot.node_id))
+    run = _run(sockets, config, base, Reporter(node.node_id))
     return run.kept_steps is None or not run.folder.has_result(run.kept_steps)
 
 
-def _base(sockets: Sockets, spot: Spot) -> dict[str, str]:
-    """The family, and fingerprints of all that is wired in beside the pictures."""
-    known = _base_on_disk(spot)
+def _base(sockets: Sockets, node: GraphNode) -> dict[str, str]:
+    """The architecture, and fingerprints of all that is wired in beside the pictures."""
+    known = _base_on_disk(node)
     if known is not None and sockets.without_base:
-        served_without_base(spot)
+        served_without_base(node)
         return known
-    family = bridge.family_of(sockets.model)
-    bridge.check_clip(sockets.clip, family)
+    architecture = check_model(sockets.model)
+    check_clip(sockets.clip, sockets.model)
     check_vae(sockets.vae)
     base = known or {
-        "family": family.name,
+        "architecture": architecture.name,
+        "text_encoders": " ".join(encoder_names(sockets.clip)),
         "model": model_fingerprint(sockets.model),
-        "clip": clip_fingerprint(sockets.clip, family, ()),
+        "clip": clip_fingerprint(sockets.clip, architecture, ()),
         "vae": vae_fingerprint(sockets.vae),
     }
-    if source := spot.base_source():
+    if source := node.base_source():
         remember(source, base)
     return base | {f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)}
 
 
-def _base_on_disk(spot: Spot) -> dict[str, str] | None:
-    """What the base's files are known to hash to; see sources.py."""
-    source = spot.base_source()
+def _base_on_disk(node: GraphNode) -> dict[str, str] | None:
+    """What the base's files are known to hash to; see base.py."""
+    source = node.base_source()
     return remembered(source) if source else None
 
 
@@ -120,9 +122,11 @@ def _run(sockets: Sockets, config: RunConfig, base: Mapping[str, str], reporter:
     if not config.objective.prior_weight:
         sockets = dataclasses.replace(sockets, class_dataset=None)
     place = device()
-    hashes = {name: value for name, value in base.items() if name != "family"}
+    hashes = {name: value for name, value in base.items() if name != "architecture"}
     hashes["computes_in"] = f"{compute_dtype(config.training.precision, place)} on {place.type}"
     datasets = sockets.dataset, sockets.class_dataset, sockets.validation_dataset
-    facts = run_facts(config, base["family"], hashes, *datasets)
+    facts = run_facts(config, base["architecture"], hashes, *datasets)
     folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
-    return Run(sockets, config, FAMILIES[base["family"]], facts, folder, reporter)
+    architecture = ARCHITECTURES[base["architecture"]]
+    encoders = tuple(base["text_encoders"].split())
+    return Run(sockets, config, architecture, encoders, facts, folder, reporter)

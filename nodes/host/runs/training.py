@@ -18,13 +18,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ....trainers.contracts import DENOISER, Family, Parts, Text
+from ....trainers.contracts import Parts, Text
 from ....trainers.data.dataset import Dataset
-from ....trainers.data.examples import Examples, encode_captions, encode_pictures
+from ....trainers.data.examples import Examples, encode_pictures
 from ....trainers.data.tokens import has_token
 from ....trainers.data.validation import held_out_places, split
 from ....trainers.errors import SaveError
-from ....trainers.loop import Best, Training, make_job, taught_job
+from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
 from ....trainers.models.precision import DTYPES, compute_dtype
 from ....trainers.runs.folder import Result, RunFolder, make_room_for_states
@@ -34,18 +34,21 @@ from ....trainers.runs.metadata import (
     model_metadata,
     needs_metadata,
 )
-from ....trainers.runs.states import StateKeeper
+from ....trainers.runs.states import StateSaver
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW
 from ....trainers.step import Job
 from ..folders import runs_folder
 from ..memory import device, make_room, training_session
-from ..models import twin as bridge
+from ..models.parts import parts_of
+from ..models.support import warn_of_what_is_left_out
+from ..models.text import encode_captions
 from ..models.tokenizer import embeddings_of
+from ..models.twin import Placement
 from ..models.vae import encoder_of
-from ..models.weights import changed_weights, trained_modules, weights_bytes
-from .base import Spot
+from ..models.weights import changed_weights, weights_bytes
+from .base import GraphNode
 from .inputs import Sockets
 from .previews import Previews, film_strip, preview_steps
 from .run import Run, make_run
@@ -66,7 +69,7 @@ class Outcome:
     """What a training came to.
 
     Attributes:
-        text_encoders: those of the base's family.
+        text_encoders: names of the base's.
         loss_map: the loss of every step, and what else Plot Loss shows.
         strip: the previews of all steps in one picture, if there are any.
     """
@@ -78,7 +81,7 @@ class Outcome:
     strip: Image.Image | None = None
 
 
-def run_training(sockets: Sockets, config: RunConfig, spot: Spot) -> Outcome:
+def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcome:
     """Train as `config` says on what `sockets` carry, or take from disk what was trained before.
 
     Raises:
@@ -87,16 +90,16 @@ def run_training(sockets: Sockets, config: RunConfig, spot: Spot) -> Outcome:
     """
     check_tracker(config.store.log_with)
     with torch.inference_mode(False):
-        run = make_run(sockets, config, spot)
+        run = make_run(sockets, config, node)
         if kept := _kept(run):
             return kept
         if config.changes_weights:
-            _check_disk(sockets, run.family, config)
+            _check_disk(sockets, config)
         with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
             if kept := _kept(run):
                 return kept
             try:
-                with training_session(), BUTTON.watching(spot.node_id, run.folder.path.name):
+                with training_session(), BUTTON.watching(node.node_id, run.folder.path.name):
                     return _train(run)
             except BaseException:  # Cancel, which is none of Exception's children
                 with contextlib.suppress(SaveError):
@@ -121,8 +124,7 @@ def _outcome(run: Run, result: Result) -> Outcome:
     learned = Adapter(result.tensors, result.metadata, needed)
     preview, folder = run.sockets.preview, run.folder
     strip = film_strip(folder.previews, preview, result.steps) if preview else None
-    encoders = run.family.text_encoders
-    return Outcome(learned, encoders, _loss_map(folder, result), folder.path, strip)
+    return Outcome(learned, run.text_encoders, _loss_map(folder, result), folder.path, strip)
 
 
 def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
@@ -148,7 +150,7 @@ def _train(run: Run) -> Outcome:
     previews = Previews(preview, run.sockets, folder.previews) if preview else None
     job = _job(run)
     if config.objective.uses_teacher:
-        job = taught_job(job, reporter.teacher)
+        job = with_teacher(job, reporter.teacher)
     best, metrics = _steps(run, job, previews)
     asked, steps = run.asked_steps, len(metrics)
     stopped.pop(asked, None)
@@ -166,11 +168,11 @@ def _train(run: Run) -> Outcome:
 
 def _job(run: Run) -> Job:
     """Pictures and captions encoded, the model made ready."""
-    sockets, family, reporter = run.sockets, run.family, run.reporter
-    encode = encoder_of(sockets.vae)
+    sockets, reporter = run.sockets, run.reporter
+    encode = encoder_of(sockets.vae, sockets.model)
 
     def encoded_pictures(dataset: Dataset) -> Examples:
-        return encode_pictures(dataset, encode, family, reporter.pictures)
+        return encode_pictures(dataset, encode, reporter.pictures)
 
     away = held_out_places(
         len(sockets.dataset), run.config.validation.held_out, run.config.training.seed
@@ -182,8 +184,18 @@ def _job(run: Run) -> Job:
         examples = examples.with_class_images(encoded_pictures(sockets.class_dataset))
     make_room()  # the VAE has done its part
     reporter.status("preparing the model")
+    warn_of_what_is_left_out(sockets.model, sockets.clip, run.architecture)
+    _note_what_is_unusual(run)
     parts, encoded = _parts(run)
-    return make_job(parts, family, examples, encoded, run.config, watched)
+    return make_job(parts, examples, encoded, run.config, watched)
+
+
+def _note_what_is_unusual(run: Run) -> None:
+    training = run.config.training
+    rate = 0.0 if training.optimizer == "prodigy" else training.learning_rate  # it finds its own
+    resolution_px = run.sockets.dataset.resolution_px
+    if rate and (found := run.architecture.unusual(run.config.method, resolution_px, rate)):
+        log.info("Personalize: for %s: %s.", run.architecture.title, "; ".join(found))
 
 
 def _steps(
@@ -192,7 +204,7 @@ def _steps(
     """Train to the end, or until Stop and keep: the best step, and what happened at each."""
     training = Training(job)
     metrics = _go_on(run, training)
-    keeper = StateKeeper(run.folder, run.config.store, training)
+    saver = StateSaver(run.folder, run.config.store, training)
     with tracker(run.config.store.log_with, run.folder.path) as log_row:
         while not training.has_ended and not (metrics and BUTTON.pressed):
             progress = training.step()
@@ -200,13 +212,13 @@ def _steps(
             log_row(metrics[-1])
             try:
                 run.reporter.step(progress)
-                keeper.after_step(metrics)
+                saver.after_step(metrics)
                 if previews is not None:
                     previews.after_step(job, progress, run.reporter.bar)
             except BaseException:  # Cancel, which is none of Exception's children
-                keeper.save(metrics)
+                saver.save(metrics)
                 raise
-    keeper.at_end(metrics)
+    saver.at_end(metrics)
     return training.best, metrics
 
 
@@ -230,7 +242,7 @@ def _result(
     if best is not None and best.tensors is not None:
         tensors, tokens, step = best.tensors, best.tokens or {}, best.step
     prediction = job.parts.objective.prediction
-    metadata = METADATA[config.method](config, job.family, sockets.dataset, prediction)
+    metadata = METADATA[config.method](config, run.architecture, sockets.dataset, prediction)
     metadata |= needs_metadata(_learned_tokens(run, tokens))
     metadata |= {"ss_steps": str(step), "ss_training_time": f"{seconds:.0f}"}
     if config.changes_weights:
@@ -258,10 +270,9 @@ def _forget_old_states(run: Run) -> None:
         )  # fmt: skip
 
 
-def _check_disk(sockets: Sockets, family: Family, config: RunConfig) -> None:
+def _check_disk(sockets: Sockets, config: RunConfig) -> None:
     # A result of gigabytes: better to hear of it before the training than after.
-    trained = trained_modules(family, config.own.train_text_encoder)
-    needed = weights_bytes(sockets.model, sockets.clip, trained)
+    needed = weights_bytes(sockets.model, sockets.clip, config.own.train_text_encoder)
     output = folder_paths.get_output_directory()
     free = shutil.disk_usage(output).free
     if free < needed:
@@ -272,31 +283,35 @@ def _check_disk(sockets: Sockets, family: Family, config: RunConfig) -> None:
 
 
 def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
-    """Modules to train; encodings of all captions if the text encoder is frozen.
+    """Modules to train; encodings of all captions if the text encoders are frozen.
 
-    A frozen text encoder encodes every caption once and is let go before the denoiser comes.
+    Frozen text encoders encode every caption once and have left before the denoiser comes.
     """
-    sockets, family, config = run.sockets, run.family, run.config
+    sockets, config = run.sockets, run.config
+    encoded = None
+    if not config.own.trains_text:
+        watched = sockets.validation_dataset
+        watched_captions = [picture.caption for picture in watched.pictures] if watched else []
+        encoded = encode_captions(sockets.clip, [*run.captions, *watched_captions, ""])
+        make_room()
+    denoiser, text = _placements(config)
+    model, clip = sockets.model, sockets.clip
+    placed = text if encoded is None else None
+    return parts_of(model, clip, run.architecture, denoiser, placed), encoded
+
+
+def _placements(config: RunConfig) -> tuple[Placement, Placement]:
+    """How the weights of the denoiser and of the text encoders are held."""
     place = device()
-    dtypes = {DENOISER: compute_dtype(config.training.precision, place)}
-    # The host computes prompts in fp32 whatever their weights are stored in; so does training.
-    dtypes |= dict.fromkeys(family.text_encoders, torch.float32)
-    private: dict[str, torch.dtype] = {}
-    if config.changes_weights:
+    computes_in = compute_dtype(config.training.precision, place)
+    text_changed = None
+    if not config.changes_weights:
+        denoiser = Placement(place, computes_in)
+    else:
         held_in = DTYPES[config.own.weights]
-        private = dict.fromkeys(trained_modules(family, config.own.train_text_encoder), held_in)
         # fp32 masters are narrowed by autocast; bf16 weights are widened where there is no bf16.
-        wide = held_in == torch.float32 or dtypes[DENOISER] == torch.float32
-        dtypes |= dict.fromkeys(private, torch.float32 if wide else held_in)
-
-    def make(*names: str) -> Parts:
-        return bridge.parts_of(sockets.model, sockets.clip, family, names, dtypes, place, private)
-
-    if config.own.trains_text:
-        return make(DENOISER, *family.text_encoders), None
-    text = make(*family.text_encoders)
-    watched = sockets.validation_dataset
-    watched_captions = [picture.caption for picture in watched.pictures] if watched else []
-    encoded = encode_captions(text, family, [*run.captions, *watched_captions, ""])
-    del text
-    return make(DENOISER), encoded
+        wide = torch.float32 in (held_in, computes_in)
+        denoiser = Placement(place, torch.float32 if wide else held_in, held_in)
+        text_changed = held_in if config.own.train_text_encoder else None
+    # The host computes prompts in fp32 whatever their weights are stored in; so does training.
+    return denoiser, Placement(place, torch.float32, text_changed)

@@ -1,0 +1,124 @@
+"""The host's model around a twin: what its own sampler would ask of the module.
+
+Conditions are made by the host for each sample by itself, with the shape of that sample's latents
+and the size of its picture, and joined as its sampler joins them.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from torch import Tensor, nn
+
+from ....trainers.contracts import Size, Text
+
+Conditions = dict[str, Any]  # objects of comfy.conds by argument of the module
+
+
+class AsGiven:
+    """A model_sampling that hands noise, timestep and prediction on; the rest is the host's."""
+
+    def __init__(self, sampling: Any) -> None:
+        self._sampling = sampling
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._sampling, name)
+
+    def calculate_input(self, timesteps: Tensor, noisy: Tensor) -> Tensor:
+        return noisy
+
+    def timestep(self, timesteps: Tensor) -> Tensor:
+        return timesteps
+
+    def calculate_denoised(self, timesteps: Tensor, predicted: Tensor, noisy: Tensor) -> Tensor:
+        return predicted
+
+
+class HostDenoiser:
+    """A trainers.contracts.Predict for a twin of a MODEL's module.
+
+    Args:
+        computes_in: what the module is to get its input in.
+    """
+
+    def __init__(self, model: Any, twin: nn.Module, computes_in: torch.dtype) -> None:
+        base = model.model
+        self._sampling = model.get_model_object("model_sampling")
+        around = copy.copy(base)
+        vars(around).update(_modules=dict(base._modules))
+        around.diffusion_model = twin
+        del around.model_sampling
+        around.model_sampling = AsGiven(self._sampling)
+        around.manual_cast_dtype, around.current_patcher = computes_in, None
+        self._model = around
+
+    def __call__(
+        self, noisy: Tensor, timesteps: Tensor, texts: Sequence[Text], sizes: Sequence[Size]
+    ) -> Tensor:
+        conditions = [
+            self._conditions(noisy[place, None], text, size)
+            for place, (text, size) in enumerate(zip(texts, sizes, strict=True))
+        ]
+        predicted: dict[int, Tensor] = {}
+        for group in together(conditions):
+            told = joined([conditions[place] for place in group])
+            options = {
+                "optimized_attention_override": plain_attention,
+                "cond_or_uncond": [0] * len(group),
+            }
+            output = self._model.apply_model(
+                noisy[group], timesteps[group], transformer_options=options, **told
+            )
+            predicted |= dict(zip(group, output, strict=True))
+        return torch.stack([predicted[place] for place in range(len(noisy))])
+
+    def _conditions(self, noisy: Tensor, text: Text, size: Size) -> Conditions:
+        facts = {**text, **size_facts(size), "model_conds": {}}
+        (made,) = comfy.samplers.encode_model_conds(
+            self._model.extra_conds, [facts], noisy, noisy.device, "positive"
+        )
+        conditions: Conditions = made["model_conds"]
+        return {k: c.process_cond(batch_size=1, area=None) for k, c in conditions.items()}
+
+
+def size_facts(size: Size) -> dict[str, int]:
+    """What the host's conditioning says of a picture's size (as CLIPTextEncodeSDXL)."""
+    return {
+        "width": size.width_px,
+        "height": size.height_px,
+        "crop_w": size.crop_left_px,
+        "crop_h": size.crop_top_px,
+        "target_width": size.bucket_width_px,
+        "target_height": size.bucket_height_px,
+    }
+
+
+def together(conditions: Sequence[Conditions]) -> list[list[int]]:
+    """Places of samples whose conditions can share a batch."""
+    groups: list[list[int]] = []
+    for place, one in enumerate(conditions):
+        for group in groups:
+            first = conditions[group[0]]
+            if one.keys() == first.keys() and all(first[k].can_concat(one[k]) for k in one):
+                group.append(place)
+                break
+        else:
+            groups.append([place])
+    return groups
+
+
+def joined(conditions: Sequence[Conditions]) -> Mapping[str, Any]:
+    """The arguments of the module for several samples at once."""
+    first, *others = conditions
+    return {k: cond.concat([other[k] for other in others]) for k, cond in first.items()}
+
+
+def plain_attention(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """torch's own attention in the place of the user's choice, which may have no backward pass."""
+    attended: Tensor = attention_pytorch(*args, **kwargs)
+    return attended

@@ -1,0 +1,63 @@
+"""From what the sockets carry to the Parts of a training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.utils
+
+from ....trainers.contracts import Parts
+from ....trainers.models.architectures import DENOISER, Architecture
+from .denoiser import HostDenoiser
+from .objective import objective_of
+from .text import HostText
+from .tokenizer import embeddings_of, encoder_names
+from .twin import HOST_DENOISER, Placement, twin_of
+
+
+def parts_of(
+    model: Any,
+    clip: Any,
+    architecture: Architecture,
+    denoiser: Placement,
+    text: Placement | None,
+) -> Parts:
+    """Twins of the modules that take part in a training.
+
+    Call it in `torch.inference_mode(False)`, after models were asked to leave the device.
+
+    Args:
+        denoiser: how the denoiser's weights are held.
+        text: how the text encoders' are; None where they are frozen and have encoded all there is.
+    """
+    twin = twin_of(model.model.diffusion_model, model, HOST_DENOISER, denoiser)
+    modules = {DENOISER: twin}
+    encoders = clip.cond_stage_model
+    if text is not None:
+        encoders = twin_of(encoders, clip.patcher, "", text)
+        modules |= {name: getattr(encoders, name) for name in encoder_names(clip)}
+    parts = Parts(
+        modules=modules,
+        predict=HostDenoiser(model, twin, denoiser.computes_in),
+        text=HostText(clip, encoders, denoiser.device),
+        architecture=architecture,
+        objective=objective_of(model),
+        device=denoiser.device,
+        dtype=denoiser.computes_in,
+        diffusers_names=diffusers_names(model) if architecture.diffusers_names else {},
+    )
+    if text is not None:
+        for embedding in embeddings_of(clip):
+            parts.add_token(embedding.token, embedding.rows)
+    return parts
+
+
+def diffusers_names(model: Any) -> dict[str, str]:
+    """The layers of a UNet by the names that diffusers has for them."""
+    named = comfy.utils.unet_to_diffusers(model.model.model_config.unet_config)
+    ending = ".weight"
+    return {
+        ours.removesuffix(ending): theirs.removesuffix(ending)
+        for theirs, ours in named.items()
+        if theirs.endswith(ending)
+    }

@@ -1,0 +1,127 @@
+"""What can be trained, asked before anything is loaded, and what of a MODEL training leaves out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import comfy.model_base
+import torch
+from torch import nn
+
+from ....trainers.errors import UnsupportedModelError
+from ....trainers.models.architectures import GENERIC, Architecture, architecture_of
+from .objective import objective_of
+from .tokenizer import widths
+
+log = logging.getLogger(__name__)
+
+PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+def check_model(model: Any) -> Architecture:
+    """The record of a MODEL; GENERIC where there is none.
+
+    Raises:
+        UnsupportedModelError: it cannot be trained; the message says why.
+    """
+    base = model.model
+    kind = type(base.model_config).__name__
+    if isinstance(base, comfy.model_base.SDXLRefiner):
+        raise _refused(f"is a {kind}, which goes on from another model's latents")
+    _check_weights("model", base.diffusion_model)
+    if _wants_images(base):
+        raise _refused(f"is a {kind} that takes a picture beside the noise (inpainting, image-"
+                       "conditioned)")  # fmt: skip
+    objective_of(model)
+    if model.injections:
+        raise UnsupportedModelError(
+            f"Input 'model' carries injections ({', '.join(model.injections)}), such as a LoRA in "
+            "bypass mode, which training would not see.\nLoad the LoRA with Load LoRA, or remove "
+            "it before the trainer."
+        )
+    return architecture_of(kind)
+
+
+def check_clip(clip: Any, model: Any) -> None:
+    """Raise UnsupportedModelError unless what `clip` gives fits `model`."""
+    if clip is None:
+        raise UnsupportedModelError(
+            "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
+            "Wire the clip of a checkpoint that has one, or of Load CLIP."
+        )
+    _check_weights("clip", clip.cond_stage_model)
+    wanted = model.model.model_config.unet_config.get("context_dim")
+    found = widths(clip.tokenizer)
+    if isinstance(wanted, int) and found and sum(found.values()) != wanted:
+        listed = ", ".join(f"{name} {width}" for name, width in found.items())
+        raise UnsupportedModelError(
+            f"Input 'clip' gives encodings {sum(found.values())} wide ({listed}), but 'model' "
+            f"takes {wanted}.\nWire model and clip from the same checkpoint."
+        )
+
+
+def warn_of_what_is_left_out(model: Any, clip: Any, architecture: Architecture) -> None:
+    """Log what a MODEL and CLIP carry that training leaves out."""
+    if architecture is GENERIC:
+        log.info(
+            "Personalize: %s is %s; it trains as any other module, with the settings' defaults.",
+            type(model.model.model_config).__name__, architecture.title,
+        )  # fmt: skip
+    if left_out := sorted({*_carried(model)}):
+        log.warning(
+            "Personalize: input 'model' carries %s. Training works on the model without; what is "
+            "handed out has it again.",
+            ", ".join(left_out),
+        )
+    if getattr(clip, "apply_hooks_to_conds", None) or clip.patcher.forced_hooks:
+        log.warning("Personalize: input 'clip' carries hooks. Training works on it without.")
+
+
+def _carried(model: Any) -> Iterator[str]:
+    options = model.model_options
+    yield from (f"the object patch '{key}'" for key in model.object_patches if _matters(key))
+    if "model_function_wrapper" in options:
+        yield "a model function wrapper"
+    transformer = options.get("transformer_options", {})
+    for kind in ("patches", "patches_replace"):
+        yield from (f"{kind} {name}" for name, given in transformer.get(kind, {}).items() if given)
+    for source in (getattr(model, "wrappers", {}), transformer.get("wrappers", {})):
+        for kind, by_key in source.items():
+            yield from (f"the {kind} wrapper '{key}'" for key, given in by_key.items() if given)
+
+
+def _matters(key: str) -> bool:
+    return key.startswith("diffusion_model")  # model_sampling and the like are honoured
+
+
+def _check_weights(socket: str, module: nn.Module) -> None:
+    for parameter in module.parameters():
+        kind = type(parameter.data).__name__
+        gguf = "GGML" in kind or "GGML" in type(parameter).__name__
+        if gguf or hasattr(parameter, "tensor_type"):
+            raise _refused("holds GGUF weights", socket)
+        inner = f"{kind} {type(parameter).__name__}"
+        if "Quantized" in inner or parameter.dtype not in PLAIN_DTYPES:
+            dtype = str(parameter.dtype).removeprefix("torch.")
+            raise _refused(f"holds quantized weights ({dtype})", socket)
+
+
+def _wants_images(base: Any) -> bool:
+    """Whether the module takes channels beside the latents' own."""
+    latents = base.latent_format
+    shape = (1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), 8, 8)
+    noise = torch.zeros(shape)
+    try:
+        beside = base.concat_cond(noise=noise, device=noise.device)
+    except (AttributeError, KeyError, TypeError):  # it takes for granted that there is a picture
+        return True
+    return beside is not None and beside.shape[1] > 0
+
+
+def _refused(what: str, socket: str = "model") -> UnsupportedModelError:
+    return UnsupportedModelError(
+        f"Input '{socket}' {what}, which cannot be trained here.\n"
+        "Supported: text-to-image models in fp32, fp16 or bf16. Load a checkpoint of one."
+    )

@@ -1,0 +1,107 @@
+"""Captions through the host's own CLIP: frozen as it stands, or through a twin that trains.
+
+Captions are taken literally: parentheses are text, not weights. A caption of any length is encoded
+whole, in as many windows as the host's own prompts have.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ....trainers.contracts import Rows, Text
+from ....trainers.errors import DatasetError
+from .tokenizer import encoder_names, knowing, plain_tokenizer, token_key
+from .twin import alias
+
+
+class HostText:
+    """A trainers.contracts.TextSide over a CLIP whose module is a twin.
+
+    Args:
+        twin: of clip.cond_stage_model; the module itself where nothing is asked of it.
+    """
+
+    def __init__(self, clip: Any, twin: nn.Module, device: torch.device) -> None:
+        self.encoders = encoder_names(clip)
+        self.learned: dict[str, Rows] = {}
+        self._clip, self._twin, self._device = clip, twin, device
+        self._speaker: tuple[tuple[int, ...], Any] | None = None
+
+    def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
+        windows = tokens_of(self._speaking(), text)
+        return {
+            name: [
+                token if isinstance(token, Tensor) else int(token)
+                for window in windows[token_key(name)]
+                for token, *_ in window
+            ]
+            for name in self.encoders
+        }
+
+    def encode(self, text: str) -> Text:
+        speaker = self._speaking()
+        return as_text(speaker.encode_from_tokens(tokens_of(speaker, text), return_dict=True))
+
+    def vocabulary(self, encoder: str) -> Tensor:
+        table: Tensor = getattr(self._twin, encoder).transformer.get_input_embeddings().weight
+        return table.detach()
+
+    def _speaking(self) -> Any:
+        """The clip around the twin; its tokenizer answers for what is learned by now."""
+        known = tuple(id(row) for rows in self.learned.values() for row in rows.values())
+        if self._speaker is None or self._speaker[0] != known:
+            speaker = copy.copy(self._clip)
+            speaker.cond_stage_model = self._twin
+            # In place of the patcher and of the host's loading: the twin is where it has to be.
+            speaker.patcher = SimpleNamespace(load_device=self._device, forced_hooks=None)
+            speaker.load_model = lambda tokens=None: speaker.patcher
+            speaker.tokenizer = knowing(self._clip.tokenizer, self.learned)
+            self._speaker = known, speaker
+        return self._speaker[1]
+
+
+def encode_captions(clip: Any, captions: Iterable[str]) -> dict[str, Text]:
+    """What each different caption becomes, by the host's CLIP as it stands, on the CPU."""
+    encoded: dict[str, Text] = {}
+    for caption in dict.fromkeys(captions):
+        with torch.inference_mode():
+            made = clip.encode_from_tokens(tokens_of(clip, caption), return_dict=True)
+        encoded[caption] = {name: alias(t).cpu().clone() for name, t in as_text(made).items()}
+    return encoded
+
+
+def as_text(made: dict[str, Any]) -> Text:
+    """What the host's CLIP gives, under the names that its conditioning takes."""
+    renamed = {"cross_attn": made["cond"], **made}
+    del renamed["cond"]
+    return {name: value for name, value in renamed.items() if isinstance(value, Tensor)}
+
+
+def conditioning_of(text: Text) -> Any:
+    """A Text as a CONDITIONING."""
+    others = {name: value for name, value in text.items() if name != "cross_attn"}
+    return [[text["cross_attn"], others]]
+
+
+def tokens_of(clip: Any, caption: str) -> Any:
+    """The host's tokens of a caption.
+
+    Raises:
+        DatasetError: it names an embedding's file, which would be trained on without being told.
+    """
+    if "embedding:" in caption:
+        plain = plain_tokenizer(clip.tokenizer).tokenize_with_weights(caption, disable_weights=True)
+        found = (token for windows in plain.values() for window in windows for token, *_ in window)
+        if any(isinstance(token, Tensor) for token in found):
+            raise DatasetError(
+                f"The caption '{caption}' names an embedding's file, which training does not read."
+                "\nWrite the words themselves, or wire in a clip that knows the token (Train "
+                "Textual Inversion, Apply Embedding) and write the token."
+            )
+    return clip.tokenize(caption, disable_weights=True)

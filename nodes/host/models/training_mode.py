@@ -1,0 +1,56 @@
+"""While models train, the host computes only what autograd can follow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import comfy.quant_ops
+
+
+class DifferentiableKernels:
+    """The host's kernels, but for rotary embeddings, which are those in plain torch."""
+
+    def __init__(self, kernels: Any, plain: Any) -> None:
+        self._kernels, self._plain = kernels, plain
+
+    def __getattr__(self, name: str) -> Any:
+        source = self._plain if "rope" in name and hasattr(self._plain, name) else self._kernels
+        return getattr(source, name)
+
+
+@contextmanager
+def training_mode() -> Iterator[None]:
+    """Inside, modules take operations that have a backward pass; afterwards all is as it was.
+
+    Most of them ask the host's `in_training`, as for its own trainer. A few forget to, and call
+    kernels that autograd knows nothing of; those are replaced by their equals in torch.
+    """
+    management: Any = comfy.model_management
+    before = getattr(management, "in_training", False)
+    kernels = getattr(comfy.quant_ops, "ck", None)
+    management.in_training = True
+    if kernels is not None and hasattr(kernels, "backends"):
+        from comfy_kitchen.backends import eager
+
+        comfy.quant_ops.ck = DifferentiableKernels(kernels, eager)
+    try:
+        yield
+    finally:
+        management.in_training = before
+        if kernels is not None:
+            comfy.quant_ops.ck = kernels
+
+
+@contextmanager
+def sampling_mode() -> Iterator[None]:
+    """Inside a training, the host samples with all its kernels."""
+    management: Any = comfy.model_management
+    before = getattr(management, "in_training", False)
+    management.in_training = False
+    try:
+        yield
+    finally:
+        management.in_training = before

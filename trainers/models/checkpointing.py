@@ -1,0 +1,106 @@
+"""Gradient checkpointing of any module, block by block.
+
+A block is the smallest module that stands in a list of modules and has layers of its own: a
+residual block, a transformer block. Blocks may change their input in place (`x += ...`), so each
+gets a copy of it inside the part that is computed again; with the module's norms guarded too
+(`guard_norms`), the gradients are those without checkpointing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+LISTS = (nn.ModuleList, nn.Sequential)
+_inside = False
+
+
+def checkpoint_blocks(module: nn.Module) -> int:
+    """Make every block of `module` recompute its activations in the backward pass; how many."""
+    found = list(blocks(module))
+    for block in found:
+        _checkpoint(block)
+    return len(found)
+
+
+def blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
+    """The blocks of `module`; see the top of this file.
+
+    Args:
+        listed: whether `module` is a list of modules.
+    """
+    for child in module.children():
+        if isinstance(child, LISTS):
+            yield from blocks(child, listed=True)
+        elif any(_lists_blocks(inner) for inner in child.modules()):
+            yield from blocks(child)
+        elif listed and any(True for _ in child.children()):
+            yield child
+
+
+def inside_checkpoint() -> bool:
+    """Whether a checkpointed block is at work: what it saves for the backward pass is dropped."""
+    return _inside
+
+
+def _lists_blocks(module: nn.Module) -> bool:
+    # A list of layers has no blocks, such as an attention's output with its dropout, or a
+    # feed-forward whose first of three layers has one in it.
+    if not isinstance(module, nn.ModuleList):
+        return False
+    with_layers = [entry for entry in module if any(True for _ in entry.children())]
+    return 2 * len(with_layers) > len(module)
+
+
+def _checkpoint(block: nn.Module) -> None:
+    forward = block.forward
+
+    def on_copies(*args: Any, **kwargs: Any) -> Any:
+        with _marked():
+            return forward(*map(_copy, args), **{k: _copy(v) for k, v in kwargs.items()})
+
+    def checkpointed(*args: Any, **kwargs: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        return checkpoint(on_copies, *args, use_reentrant=False, **kwargs)
+
+    block.forward = checkpointed
+
+
+@contextmanager
+def _marked() -> Iterator[None]:
+    global _inside
+    before, _inside = _inside, True
+    try:
+        yield
+    finally:
+        _inside = before
+
+
+def _copy(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
+def guard_norms(module: nn.Module) -> None:
+    """Let each norm of `module` keep its own copy of what it needs for the backward pass.
+
+    Transformers add to their residual stream in place after a norm has saved it. The copy takes
+    no more memory: the stream itself would have been kept. UNets, which alone have group norms,
+    do no such thing.
+    """
+    for layer in module.modules():
+        if "Norm" in type(layer).__name__ and not isinstance(layer, nn.GroupNorm):
+            layer.register_forward_pre_hook(_own_input)
+
+
+def _own_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    x = args[0] if args else None
+    if not (isinstance(x, Tensor) and torch.is_grad_enabled()):
+        return None
+    saves = x.requires_grad or any(p.requires_grad for p in layer.parameters(recurse=False))
+    return (x.clone(), *args[1:]) if saves else None
