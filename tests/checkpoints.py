@@ -33,18 +33,34 @@ THIN_SD15_UNET = SD15_UNET | {
     "down_block_types": ("CrossAttnDownBlock2D",),
     "up_block_types": ("CrossAttnUpBlock2D",),
 }
-THIN_SDXL_UNET: dict[str, Any] = {
-    "block_out_channels": (320, 320, 320),  # SDXL: 320, 640, 1280
+THIN_SD2_UNET = THIN_SD15_UNET | {
+    "attention_head_dim": 5,  # heads, in spite of its name: of 64 channels each
+    "cross_attention_dim": 1024,
+    "use_linear_projection": True,
+}
+SDXL_UNET: dict[str, Any] = {
+    "block_out_channels": (320, 640, 1280),
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     "transformer_layers_per_block": (1, 2, 10),
-    "attention_head_dim": (5, 5, 5),  # heads of 64 channels
+    "attention_head_dim": (5, 10, 20),  # heads of 64 channels
     "cross_attention_dim": 2048,
     "use_linear_projection": True,
     "addition_embed_type": "text_time",
     "addition_time_embed_dim": 256,
     "projection_class_embeddings_input_dim": 2816,
 }
+THIN_SDXL_UNET = SDXL_UNET | {
+    "block_out_channels": (320, 320, 320),
+    "attention_head_dim": (5, 5, 5),
+}
+# SDXL's relatives, which a host knows by how deep the transformers of each level are.
+THIN_SSD1B_UNET = THIN_SDXL_UNET | {"transformer_layers_per_block": (1, 2, 4)}
+THIN_KOALA_UNET = THIN_SDXL_UNET | {
+    "layers_per_block": 1,
+    "transformer_layers_per_block": (1, 2, 5),
+}
+SHALLOW = r"\.(middle_block|output_blocks\.\d+)\.1\.transformer_blocks\.[1-9]"
 KL_VAE: dict[str, Any] = {
     "block_out_channels": (128, 256, 512, 512),
     "layers_per_block": 2,
@@ -57,6 +73,12 @@ CLIP_L: dict[str, Any] = {
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
     "num_attention_heads": 12,
+}
+CLIP_H: dict[str, Any] = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
 }
 CLIP_G: dict[str, Any] = {
     "hidden_size": 1280,
@@ -87,10 +109,31 @@ def full_sd15(random: torch.Generator) -> StateDict:
     }
 
 
-def thin_sdxl(random: torch.Generator) -> StateDict:
-    """SDXL with its depths (2 and 10) and no widening: TAESD, CLIP-L and OpenCLIP-G."""
+def thin_sd2(random: torch.Generator) -> StateDict:
+    """SD2 with one level of one block: TAESD and OpenCLIP-H."""
     return {
-        **_unet(THIN_SDXL_UNET, random),
+        **_unet(THIN_SD2_UNET, random),
+        **_tiny_vae(0.18215, random),
+        **_open_clip(CLIP_H, "cond_stage_model.model.", random),
+    }
+
+
+def full_sdxl(random: torch.Generator) -> StateDict:
+    """SDXL with a UNet of its real size, 2.6 B parameters; TAESD, CLIP-L and OpenCLIP-G."""
+    return _sdxl(SDXL_UNET, random)
+
+
+def thin_sdxl(random: torch.Generator) -> StateDict:
+    """SDXL with its depths (2 and 10) on the way down and no widening: TAESD, CLIP-L, OpenCLIP-G.
+
+    Elsewhere a transformer has one block: a host knows SDXL by the way down.
+    """
+    return _without(SHALLOW, _sdxl(THIN_SDXL_UNET, random))
+
+
+def _sdxl(unet: dict[str, Any], random: torch.Generator) -> StateDict:
+    return {
+        **_unet(unet, random),
         **_tiny_vae(0.13025, random),
         **_clip(CLIP_L, "conditioner.embedders.0.transformer.text_model.", random),
         **_open_clip(CLIP_G, "conditioner.embedders.1.model.", random),
@@ -102,7 +145,22 @@ def thin_sdxl_v(random: torch.Generator) -> StateDict:
     return {**thin_sdxl(random), "v_pred": torch.empty(0)}
 
 
-BUILDERS = {f.__name__: f for f in (thin_sd15, full_sd15, thin_sdxl, thin_sdxl_v)}
+def thin_ssd1b(random: torch.Generator) -> StateDict:
+    """The UNet alone of SSD-1B, which has no transformer in the middle."""
+    return _without(rf"{SHALLOW}|middle_block\.[12]", _unet(THIN_SSD1B_UNET, random))
+
+
+def thin_koala(random: torch.Generator) -> StateDict:
+    """The UNet alone of KOALA-700M, which has no middle at all."""
+    return _without(rf"{SHALLOW}|middle_block", _unet(THIN_KOALA_UNET, random))
+
+
+BUILDERS = {
+    f.__name__: f
+    for f in (
+        thin_sd15, full_sd15, thin_sd2, thin_sdxl, thin_sdxl_v, full_sdxl, thin_ssd1b, thin_koala
+    )
+}  # fmt: skip
 
 
 def write(name: str, path: Path, dtype: torch.dtype = torch.float32, seed: int = 0) -> Path:
@@ -110,7 +168,8 @@ def write(name: str, path: Path, dtype: torch.dtype = torch.float32, seed: int =
     weights = BUILDERS[name](torch.Generator().manual_seed(seed))
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
-    save_file({k: w.to(dtype).contiguous() for k, w in weights.items()}, partial)
+    # one after another, since a large model in fp32 and its copy would not fit into memory
+    save_file({k: weights.pop(k).to(dtype).contiguous() for k in list(weights)}, partial)
     partial.replace(path)
     return path
 
@@ -224,6 +283,10 @@ def _open_clip(config: dict[str, Any], prefix: str, random: torch.Generator) -> 
     width = config["hidden_size"]
     weights["text_projection"] = torch.randn(width, width, generator=random) * width**-0.5
     return {prefix + name: weight for name, weight in _rename(weights, _OPEN_CLIP_RULES).items()}
+
+
+def _without(pattern: str, weights: StateDict) -> StateDict:
+    return {name: weight for name, weight in weights.items() if not re.search(pattern, name)}
 
 
 # -- names: diffusers' and transformers' to LDM's ------------------------------

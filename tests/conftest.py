@@ -44,14 +44,24 @@ def damped_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="session")
 def checkpoint_files() -> dict[str, Path]:
     """The base models by the names under which the hosts offer them."""
+    made = {file: model_file(name, dtype) for file, (name, dtype) in CHECKPOINTS.items()}
+    with _folder() as folder:
+        return made | {DEMO_CHECKPOINT: compose(folder / DEMO_CHECKPOINT)}
+
+
+def model_file(name: str, dtype: str = "fp16") -> Path:
+    """The file of one of tests.checkpoints' models; Host.add_model offers it."""
+    with _folder() as folder:
+        return checkpoints.cached(name, folder, dtype)
+
+
+@contextmanager
+def _folder() -> Iterator[Path]:
+    """Where base models are kept, for one process of the tests at a time."""
     folder = DEV_DIR / "checkpoints"
     folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):  # the tests may run in several processes
-        made = {
-            file: checkpoints.cached(name, folder, dtype)
-            for file, (name, dtype) in CHECKPOINTS.items()
-        }
-        return made | {DEMO_CHECKPOINT: compose(folder / DEMO_CHECKPOINT)}
+    with FileLock(folder / ".lock"):
+        yield folder
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 Link = list[Any]
@@ -20,6 +21,14 @@ SMALL_INVERSION = {
     "token": "<sks>", "initializer": "dog", "vectors": 3, "steps": 3, "batch_size": 1,
     "learning_rate": 1e-2, "seed": 7, "precision": "fp32",
 }  # fmt: skip
+
+
+_blanks = itertools.count(1)
+
+
+def as_new(prompt: str) -> str:
+    """The same to a text encoder; a host computes it anew, where it would hand out what it has."""
+    return prompt + " " * next(_blanks)
 
 
 class Graph(dict[str, dict[str, Any]]):
@@ -54,10 +63,13 @@ class Graph(dict[str, dict[str, Any]]):
         values = {**SMALL_DREAMBOOTH, **settings}
         return self.add("PersonalizeTrainDreamBooth", 4, **sockets, **values)
 
+    def encode(self, clip: Link, text: str) -> Link:
+        """The conditioning of a prompt."""
+        return self.add("CLIPTextEncode", clip=clip, text=text)[0]
+
     def sample(self, model: Link, clip: Link, prefix: str, prompt: str = "a photo of sks dog"):
         """Sample two steps at 64 px; the latents are saved under `prefix`."""
-        positive = self.add("CLIPTextEncode", clip=clip, text=prompt)[0]
-        negative = self.add("CLIPTextEncode", clip=clip, text="")[0]
+        positive, negative = self.encode(clip, prompt), self.encode(clip, "")
         empty = self.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
         latents = self.add(
             "KSampler", model=model, positive=positive, negative=negative, latent_image=empty,

@@ -187,6 +187,17 @@ def test_no_widened_weight_is_kept_for_the_backward_pass(
     assert not sizes & {parameter.numel() for parameter in layer.parameters()}
 
 
+def test_checkpointed_blocks_keep_nothing_themselves(kept: list[Any]) -> None:
+    stack = widened(Stack().half().requires_grad_(False))
+    x = drawn(5, 80).requires_grad_(True)
+    stack(x)
+    assert kept
+    kept.clear()
+    checkpoint_blocks(stack)
+    stack(x)
+    assert not kept
+
+
 def test_layer_without_narrow_weights_is_left_alone() -> None:
     layer = nn.Linear(4, 4)
     compute_wide(layer, Scratch(torch.float32))

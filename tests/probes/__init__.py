@@ -321,9 +321,9 @@ class Disk(io.ComfyNode):
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .gradients import Gradients
-        from .odd_models import Gguf, Refiner
+        from .odd_models import OfClass
 
-        return [Prediction, Trained, Gradients, Gguf, Refiner, Kept, Sharing, Same, Previewed, Disk]
+        return [Prediction, Trained, Gradients, OfClass, Kept, Sharing, Same, Previewed, Disk]
 
 
 async def comfy_entrypoint() -> Probes:

@@ -110,7 +110,9 @@ def _check_weights(socket: str, module: nn.Module) -> None:
 
 def _wants_images(base: Any) -> bool:
     """Whether the module takes channels beside the latents' own."""
-    latents = base.latent_format
+    latents, config = base.latent_format, base.model_config.unet_config
+    if "num_res_blocks" in config and config["in_channels"] > latents.latent_channels:
+        return True  # a UNet; some host classes join the picture elsewhere than in concat_cond
     shape = (1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), 8, 8)
     noise = torch.zeros(shape)
     try:

@@ -1,0 +1,325 @@
+"""Every kind of base model with every method, in a real ComfyUI: two tables."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import pytest
+import torch
+
+from tests.conftest import SHARED, model_file
+from tests.graphs import Graph, Link, as_new
+from tests.host import Host
+from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
+
+__all__ = ["any_host"]  # a fixture
+
+
+@dataclass(frozen=True)
+class Row:
+    """A base model.
+
+    Attributes:
+        name: in the tests' names.
+        architecture: which record of trainers.models.architectures it has.
+        checkpoint: where its text encoders and VAE are from, and its denoiser, unless
+        unet: names a file of its own.
+        methods: names in METHODS, in the newest host.
+        old_methods: those in the oldest host.
+        sampling: settings of the stock node that changes what it predicts.
+        objective: what it predicts then.
+        unused: adapters' tensors that no gradient reaches: those of a text encoder's last layer,
+            where the model takes what the last but one gives.
+    """
+
+    name: str
+    architecture: str
+    checkpoint: str
+    methods: Sequence[str]
+    old_methods: Sequence[str]
+    unet: str = ""
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "epsilon"
+    unused: int = 8
+
+    def __str__(self) -> str:
+        return self.name
+
+    def load(self, host: Host, graph: Graph) -> list[Link]:
+        """MODEL, CLIP and VAE."""
+        checkpoint = f"{self.checkpoint}.safetensors"
+        host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
+        model, clip, vae = graph.load(checkpoint)
+        if self.unet:
+            model = load_unet(host, graph, model_file(self.unet, "fp16"), self.unet)
+        return [self.sampled(graph, model), clip, vae]
+
+    def sampled(self, graph: Graph, model: Link) -> Link:
+        """`model` behind the node that changes what it predicts, if there is one."""
+        if not self.sampling:
+            return model
+        return graph.add("ModelSamplingDiscrete", model=model, **self.sampling)[0]
+
+
+def load_unet(host: Host, graph: Graph, path: Path, name: str) -> Link:
+    file = host.add_model("diffusion_models", path, f"{name}.safetensors")
+    return graph.add("UNETLoader", unet_name=file, weight_dtype="default")[0]
+
+
+def newest(host: Host, folder: str, name: str) -> Path:
+    """The newest file that a Save node wrote under a name."""
+    return max((host.base / "output" / folder).glob(f"{name}_0*"), key=lambda p: p.name)
+
+
+# -- the methods --------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """What to sample after a training, or with its file."""
+
+    model: Link
+    clip: Link
+    prompt: str = PROMPT
+
+
+class Method(Protocol):
+    """A way to train."""
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        """Train on `base` and save under `name`."""
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        """The saved file with `base`."""
+
+
+class Lora(NamedTuple):
+    """Train LoRA, Save LoRA and the host's LoraLoader.
+
+    Where text encoders are trained too, a probe compares what was trained with what samples.
+    """
+
+    settings: Mapping[str, Any]
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        settings = {"steps": 1, "learning_rate": 1e-2, **self.settings}
+        model, clip, lora, *_ = graph.train(*base, dataset, **settings)
+        graph.add(
+            "PersonalizeSaveLora", lora=lora, filename_prefix=f"loras/{name}", format="kohya fp32"
+        )
+        if "train_text_encoder" not in settings:
+            return Trained(model, base[1])
+        graph.add(
+            "ProbeTrained", model=base[0], clip=base[1], lora=lora, variant="lora", text=PROMPT,
+            trained_model=model, conditioning=graph.encode(clip, PROMPT),
+        )  # fmt: skip
+        return Trained(model, clip)
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        model, clip = graph.add(
+            "LoraLoader", 2, model=base[0], clip=base[1], strength_model=1.0, strength_clip=1.0,
+            lora_name=newest(host, "loras", name).name,
+        )  # fmt: skip
+        return Trained(model, clip if "train_text_encoder" in self.settings else base[1])
+
+
+class DreamBooth(NamedTuple):
+    """Train DreamBooth; a file of the denoiser alone, or of all where all is trained."""
+
+    settings: Mapping[str, Any]
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        settings = {"steps": 1, "learning_rate": 1e-4, **self.settings}
+        model, clip, *_ = graph.dreambooth(*base, dataset, **settings)
+        prefix = f"saved/{name}"
+        if not self.settings:
+            graph.add("ModelSave", model=model, filename_prefix=prefix)
+            return Trained(model, base[1])
+        graph.add("CheckpointSave", model=model, clip=clip, vae=base[2], filename_prefix=prefix)
+        return Trained(model, clip)
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        saved = newest(host, "saved", name)
+        offered = f"{host.base.name}-{row}-{saved.stem}"
+        if not self.settings:
+            return Trained(row.sampled(graph, load_unet(host, graph, saved, offered)), base[1])
+        file = host.add_model("checkpoints", saved, f"{offered}.safetensors")
+        model, clip, _ = graph.load(file)
+        return Trained(row.sampled(graph, model), clip)
+
+
+class Inversion(NamedTuple):
+    """Train Textual Inversion, Save Embedding and the file's name in a prompt."""
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        clip, embedding, *_ = graph.invert(*base, dataset, steps=1, vectors=2, learning_rate=1.0)
+        graph.add(
+            "PersonalizeSaveEmbedding", embedding=embedding, filename_prefix=f"embeddings/{name}"
+        )
+        return Trained(base[0], clip, "a photo of <sks>")
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        saved = newest(host, "embeddings", name).stem
+        return Trained(base[0], base[1], f"a photo of embedding:{saved}")
+
+
+TEXT = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-2}
+METHODS: dict[str, Method] = {
+    "lora": Lora({"targets": "all with convolutions"}),
+    "dora": Lora({"variant": "dora", "targets": "attention and feed-forward"}),
+    "textlora": Lora(TEXT),
+    "dreambooth": DreamBooth({}),
+    "textdreambooth": DreamBooth({**TEXT, "text_encoder_learning_rate": 1e-4}),
+    "inversion": Inversion(),
+}
+
+# -- the base models ----------------------------------------------------------------------
+
+V = {"sampling": "v_prediction", "zsnr": False}
+ZSNR = {**V, "zsnr": True}
+ALL = tuple(METHODS)
+DENOISER = ("lora", "dora", "dreambooth")
+# In the oldest host what is slow is left out: all text encoders in DreamBooth, and CLIP-G, whose
+# encodings take seconds and whose trained weights take gigabytes. SDXL's relatives have its text
+# encoders, so what they add are denoisers; and KOALA, which no record knows, names of its own.
+MOST = (*DENOISER, "textlora", "inversion")
+SD15 = Row("sd15", "sd15", "thin_sd15", ALL, MOST, unused=0)
+SD2 = Row("sd2", "sd2", "thin_sd2", ALL, MOST)
+SD2_V = Row("sd2-v", "sd2", "thin_sd2", MOST, ("lora",), sampling=V, objective="v")
+SD2_ZSNR = Row("sd2-zsnr", "sd2", "thin_sd2", DENOISER, ("lora",), sampling=ZSNR, objective="v")
+SDXL = Row("sdxl", "sdxl", "thin_sdxl", MOST, ("textlora",))
+SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", DENOISER, ("lora",), "thin_ssd1b")
+WITH_TEXT = (*DENOISER, "textlora")
+KOALA = Row("koala", "generic", "thin_sdxl", WITH_TEXT, ("lora",), "thin_koala")
+ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA]
+COMPLAINTS = (
+    "lora key not loaded", "NOT LOADED", "clip missing", "unet missing", "unet unexpected",
+    "left over keys",
+)  # fmt: skip
+every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def hosts_forget() -> Iterator[None]:
+    """Afterwards the hosts, which serve other tests too, hold none of the models."""
+    yield
+    forget()
+
+
+def forget() -> None:
+    for running in SHARED:
+        running.free()
+
+
+# -- what is measured ---------------------------------------------------------------------
+
+
+def sample(
+    graph: Graph, model: Link, clip: Link, prompt: str = PROMPT, prefix: str = "samples"
+) -> None:
+    """Two steps at 64 px without guidance, so that one prompt is all there is to encode."""
+    said = graph.encode(clip, prompt)
+    empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+    made = graph.add(
+        "KSampler", model=model, positive=said, negative=said, latent_image=empty, seed=1,
+        steps=2, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0,
+    )[0]  # fmt: skip
+    graph.add("SaveLatent", samples=made, filename_prefix=prefix)
+
+
+def found(entry: dict[str, Any]) -> dict[str, Any]:
+    """What the probes of a prompt measured, all in one."""
+    shown = (json.loads(o["found"][0]) for o in entry["outputs"].values() if "found" in o)
+    return {name: value for measured in shown for name, value in measured.items()}
+
+
+@pytest.mark.parametrize("place", ["host", "old_host"])
+@every_row
+def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str, row: Row) -> None:
+    host: Host = request.getfixturevalue(place)
+    names = row.methods if place == "host" else row.old_methods
+    log_from = len(host.log())
+    graph = Graph()
+    base = row.load(host, graph)
+    dataset = graph.dataset(pictures(host), "a photo of a dog")
+    sample(graph, *base[:2], prefix="before")
+    for name in names:
+        trained = METHODS[name].train(graph, base, dataset, name)
+        sample(graph, *trained, prefix=f"{name}-sockets")
+    as_trained = found(host.run(graph))
+
+    graph = Graph()
+    base = row.load(host, graph)
+    sample(graph, *base[:2], as_new(PROMPT), "after")
+    for name in names:
+        loaded = METHODS[name].load(host, graph, row, base, name)
+        sample(graph, *loaded, prefix=f"{name}-file")
+    host.run(graph)
+
+    before = latents(host, "before")
+    assert torch.equal(latents(host, "after"), before)
+    sockets = {name: latents(host, f"{name}-sockets") for name in names}
+    changed = {name: difference(sockets[name], before) for name in names}
+    away = {name: difference(latents(host, f"{name}-file"), sockets[name]) for name in names}
+    assert all(changed[name] > 1e-2 for name in names), changed
+    assert all(away[name] < 1e-5 for name in names), away
+    if "textlora" in names:
+        assert as_trained["unused keys"] == 0
+        assert max(as_trained["text"], as_trained["prediction"]) < 2e-3  # the host rounds to fp16
+    said = host.log()[log_from:]
+    assert [words for words in COMPLAINTS if words in said] == []
+
+
+@every_row
+def test_twins_compute_as_the_host(any_host: Host, row: Row) -> None:
+    host, graph = any_host, Graph()
+    model, clip, _ = row.load(host, graph)
+    said = graph.encode(clip, PROMPT)
+    graph.add("ProbePrediction", model=model, clip=clip, conditioning=said, text=PROMPT)
+    graph.add("ProbeSharing", model=model, clip=clip)
+    measured = found(host.run(graph))
+    assert measured.pop("prediction") < 1e-5
+    assert measured.pop("text") < 1e-5
+    assert measured.pop("frozen text") < 1e-5
+    assert measured.pop("architecture") == row.architecture
+    assert measured.pop("objective") == row.objective
+    assert len(measured) > 1  # the denoiser and each text encoder
+    for shared, total in measured.values():
+        assert shared == total > 0
+
+
+@pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA], ids=str)
+def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
+    graph = Graph()
+    model, clip, _ = row.load(host, graph)
+    of_text_encoders = not row.unet  # SDXL's are those of its relatives
+    graph.add(
+        "ProbeGradients", model=model, clip=clip, text=PROMPT, of_text_encoders=of_text_encoders
+    )
+    measured = found(host.run(graph))
+    assert measured["difference"] < 5e-5  # sums in another order
+    assert measured["numeric"] < 2e-2
+    assert measured["without"] == (row.unused if of_text_encoders else 0)
+
+
+def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
+    forget()  # this takes gigabytes by itself
+    graph = Graph()
+    base = SDXL.load(host, graph)
+    dataset = graph.dataset(pictures(host), "a photo of a dog")
+    small = {"weights": "bf16", "fused_backward": True, "optimizer": "adafactor"}
+    model, clip, *_ = graph.dreambooth(*base, dataset, **small, **TEXT, steps=1, learning_rate=1e-4)
+    sample(graph, base[0], base[1], prefix="before")
+    sample(graph, base[0], clip, prefix="text")
+    sample(graph, model, clip, prefix="all")
+    host.run(graph)
+    graph = Graph()
+    base = SDXL.load(host, graph)
+    sample(graph, *base[:2], as_new(PROMPT), "after")
+    host.run(graph)
+    assert torch.equal(latents(host, "before"), latents(host, "after"))
+    assert difference(latents(host, "text"), latents(host, "before")) > 1e-2
+    assert difference(latents(host, "all"), latents(host, "text")) > 1e-2
