@@ -22,21 +22,20 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.bare_loop import peak_bytes
-from tests.checkpoints import SD15_UNET, THIN_SD15_UNET
-from trainers.models.sd15 import CLIP_L_FACTS
+from benchmarks.bare_loop import UNETS, peak_bytes
+from tests.checkpoints import CLIP_L
 
-VOCABULARY = CLIP_L_FACTS["vocab_size"]
+VOCABULARY = 49408
 START, END = 49406, 49407
 
 
 class Loop:
     """A UNet and a text encoder, both frozen but for the table, and what trains it."""
 
-    def __init__(self, thin: bool, vectors: int) -> None:
-        self.unet = UNet2DConditionModel(**(THIN_SD15_UNET if thin else SD15_UNET))
+    def __init__(self, model: str, vectors: int) -> None:
+        self.unet = UNet2DConditionModel(**UNETS[model])
         self.unet.requires_grad_(False).train()
-        self.encoder = CLIPTextModel(CLIPTextConfig(**CLIP_L_FACTS))
+        self.encoder = CLIPTextModel(CLIPTextConfig(**CLIP_L))
         self.encoder.requires_grad_(False).train()
         old = self.encoder.get_input_embeddings().weight
         rows = old[:vectors] + 0.01
@@ -70,11 +69,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--vectors", type=int, default=4)
     parser.add_argument("--size-px", type=int, default=256)
-    parser.add_argument("--thin", action="store_true")
+    parser.add_argument("--model", choices=("full_sd15", "thin_sd15"), default="full_sd15")
     parser.add_argument("--cpu-time", action="store_true", help="instead of the clock's")
     asked = parser.parse_args()
     clock = time.process_time if asked.cpu_time else time.perf_counter
-    loop = Loop(asked.thin, asked.vectors)
+    loop = Loop(asked.model, asked.vectors)
     latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8)
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     times = [clock()]

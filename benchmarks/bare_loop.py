@@ -24,8 +24,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.checkpoints import DTYPES, SD15_UNET, THIN_SD15_UNET
+from tests.checkpoints import DTYPES, SD15_UNET, SDXL_UNET, THIN_SD15_UNET, THIN_SDXL_UNET
 
+UNETS = {
+    "full_sd15": SD15_UNET,
+    "thin_sd15": THIN_SD15_UNET,
+    "full_sdxl": SDXL_UNET,
+    "thin_sdxl": THIN_SDXL_UNET,
+}
 MATMUL_SIZE = 4096
 MATMUL_ROUNDS = 5
 
@@ -33,9 +39,13 @@ MATMUL_ROUNDS = 5
 class Loop:
     """A UNet with a LoRA in its attention, and what trains it; the base is in `dtype`."""
 
-    def __init__(self, thin: bool, rank: int, dtype: torch.dtype) -> None:
-        unet = UNet2DConditionModel(**(THIN_SD15_UNET if thin else SD15_UNET))
-        self.unet = unet.to(dtype).requires_grad_(False).train()
+    def __init__(self, model: str, rank: int, dtype: torch.dtype) -> None:
+        self.config = UNETS[model]
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)  # so that a large model needs no fp32 copy on its way
+        unet = UNet2DConditionModel(**self.config)
+        torch.set_default_dtype(before)
+        self.unet = unet.requires_grad_(False).train()
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
         lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
         peft.inject_adapter_in_model(lora, self.unet)
@@ -45,12 +55,19 @@ class Loop:
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, weight_decay=1e-2, fused=True)
         self.scheduler = DDPMScheduler()
         self.dtype = dtype
+        self.added = None
+        if "addition_embed_type" in self.config:  # SDXL: a pooled text and the picture's sizes
+            self.added = {
+                "text_embeds": torch.randn(1, 1280).to(dtype),
+                "time_ids": torch.zeros(1, 6, dtype=dtype),
+            }
 
     def step(self, latents: Tensor, hidden: Tensor) -> float:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(1000, (len(latents),))
         noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
-        predicted = self.unet(noisy, timesteps, encoder_hidden_states=hidden.to(self.dtype)).sample
+        hidden = hidden.to(self.dtype)
+        predicted = self.unet(noisy, timesteps, hidden, added_cond_kwargs=self.added).sample
         loss = F.mse_loss(predicted.float(), noise)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
@@ -89,13 +106,13 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--size-px", type=int, default=256)
-    parser.add_argument("--thin", action="store_true")
+    parser.add_argument("--model", choices=UNETS, default="full_sd15")
     parser.add_argument("--cpu-time", action="store_true", help="instead of the clock's")
     asked = parser.parse_args()
     clock = time.process_time if asked.cpu_time else time.perf_counter
-    loop = Loop(asked.thin, asked.rank, DTYPES[asked.precision])
+    loop = Loop(asked.model, asked.rank, DTYPES[asked.precision])
     latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8)
-    hidden = torch.randn(1, 77, 768)
+    hidden = torch.randn(1, 77, loop.config["cross_attention_dim"])
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
     times = [clock()]
     for _ in range(asked.steps):

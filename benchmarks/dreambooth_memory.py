@@ -2,50 +2,47 @@
 
     python -m benchmarks.dreambooth_memory                # 256 px, batch size 1
     python -m benchmarks.dreambooth_memory --quick        # a thin model, to see that it works
+    python -m benchmarks.dreambooth_memory --against DIR  # another checkout's beside each of ours
 
 Each contender runs in a process of its own, with random weights; its peak is counted from the
-moment its weights are there. Linux only. Exit code 1 if a promised ratio is missed.
+moment its weights are there, its time from the start of the process's work. Linux only. Exit code
+1 if a promised ratio is missed.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import nn
+from torch import Tensor, nn
 
 from benchmarks.bare_loop import peak_bytes
+from benchmarks.jobs import one_picture
+from benchmarks.running import BEFORE, Limit, Row, add_against, as_good_as, checked, conclude
 from tests.checkpoints import SD15_UNET, THIN_SD15_UNET
-from trainers.contracts import DENOISER, Parts
-from trainers.data.examples import Examples
-from trainers.loop import make_job, train
-from trainers.models import FAMILIES
+from tests.host import ROOT
+from trainers.contracts import Size as PictureSize
+from trainers.contracts import Text
+from trainers.loop import train
+from trainers.models.architectures import SD15
+from trainers.models.convolution import use_small_map_convolutions
 from trainers.models.precision import DTYPES, compute_dtype
-from trainers.models.widening import widen
-from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+from trainers.models.recast import Scratch, compute_wide
 from trainers.settings.run import run_config
 from trainers.step import Job
 
-ROOT = Path(__file__).resolve().parent.parent
 LIMIT = 0.45  # of plain fp32 AdamW's peak
-CPU = torch.device("cpu")
-CAPTION = "a photo of sks dog"
-# The checkpoint facts of SD1.5's UNet (LDM's v1-inference.yaml), and of one with a single level.
-FULL_FACTS: dict[str, Any] = {
-    "model_channels": 320, "channel_mult": [1, 2, 4, 4], "num_res_blocks": [2, 2, 2, 2],
-    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0], "in_channels": 4, "out_channels": 4,
-    "context_dim": 768, "num_heads": 8, "use_linear_in_transformer": False,
-}  # fmt: skip
-THIN_FACTS = FULL_FACTS | {"channel_mult": [1], "num_res_blocks": [1], "transformer_depth": [1]}
+LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
 
 class Size(NamedTuple):
@@ -93,24 +90,39 @@ def ours(**settings: Any) -> Callable[[Size], None]:
 def job_of(method: str, size: Size, **settings: Any) -> Job:
     """A training of a UNet with random weights on one random latent, ready to go."""
     config = run_config(method, {"steps": size.steps, **settings})
-    dtype = DTYPES[getattr(config.own, "weights", "fp32")]
-    family = FAMILIES["sd15"]
-    denoiser = family.build(DENOISER, THIN_FACTS if size.thin else FULL_FACTS)
+    held_in = DTYPES[getattr(config.own, "weights", "fp32")]
+    wide = torch.float32 in (held_in, compute_dtype(config.training.precision, torch.device("cpu")))
+    computes_in = torch.float32 if wide else held_in
+    unet = random_unet(size.thin, held_in)
+    if computes_in != held_in:
+        scratch = Scratch(computes_in)
+        for layer in unet.modules():
+            if isinstance(layer, LAYERS):
+                compute_wide(layer, scratch)
+
+    def predict(
+        noisy: Tensor, timesteps: Tensor, texts: Sequence[Text], sizes: Sequence[PictureSize]
+    ) -> Tensor:
+        hidden = torch.cat([text["hidden"] for text in texts]).to(computes_in)
+        predicted: Tensor = unet(noisy.to(computes_in), timesteps, hidden).sample
+        return predicted
+
+    told = {"hidden": torch.randn(1, 77, 768)}
+    return one_picture(unet, predict, SD15, computes_in, told, size.px, config)
+
+
+def random_unet(thin: bool, dtype: torch.dtype) -> nn.Module:
+    """diffusers' UNet of SD1.5, changed for small maps as the host's is."""
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(**(THIN_SD15_UNET if thin else SD15_UNET))
     weights = {
         name: torch.empty(empty.shape, dtype=dtype).normal_(0, 0.02)
-        for name, empty in denoiser.state_dict().items()
+        for name, empty in unet.state_dict().items()
     }
-    denoiser.load_state_dict(weights, assign=True)
-    del weights
-    denoiser.requires_grad_(False)
-    if dtype != torch.float32 and compute_dtype("auto", CPU) == torch.float32:
-        widen(denoiser, torch.float32)  # as nodes/host/training.py does
-    process = Diffusion("epsilon", scaled_linear_alphas_cumprod())
-    parts = Parts({DENOISER: denoiser}, lambda text, learned: {}, process, CPU)
-    latents = torch.randn(4, size.px // 8, size.px // 8)
-    examples = Examples((latents,), (None,), (CAPTION,), (1,))
-    encoded = {text: {"hidden": torch.randn(77, 768)} for text in (CAPTION, "")}
-    return make_job(parts, family, examples, encoded, config)
+    unet.load_state_dict(weights, assign=True)
+    unet.requires_grad_(False)
+    use_small_map_convolutions(unet)
+    return unet
 
 
 BF16 = {"weights": "bf16", "precision": "auto"}
@@ -137,17 +149,6 @@ def count_from_here() -> None:
     Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak
 
 
-def measure(name: str, size: Size) -> tuple[float, float]:
-    """Peak in GB and seconds a step of one contender, in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.dreambooth_memory", "--run", name]
-    command += ["--size-px", str(size.px), "--steps", str(size.steps)] + ["--thin"] * size.thin
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
-    if done.returncode:
-        raise SystemExit(f"{CONTENDERS[name].title} failed:\n{done.stderr}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return found["peak_bytes"] / 1e9, found["seconds"] / size.steps
-
-
 def run_one(name: str, size: Size) -> None:
     torch.manual_seed(0)
     began = time.perf_counter()
@@ -156,35 +157,88 @@ def run_one(name: str, size: Size) -> None:
     print(json.dumps({"peak_bytes": peak_bytes(), "seconds": seconds}))
 
 
+def measure(name: str, size: Size, tree: Path) -> tuple[float, float]:
+    """Peak in GB and seconds a step of one contender, in a process of its own.
+
+    Args:
+        tree: the checkout whose code runs.
+    """
+    command = [sys.executable, "-m", "benchmarks.dreambooth_memory", "--run", name]
+    command += ["--size-px", str(size.px), "--steps", str(size.steps)] + ["--thin"] * size.thin
+    done = subprocess.run(command, cwd=tree, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"{CONTENDERS[name].title} failed in {tree}:\n{done.stderr}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return found["peak_bytes"] / 1e9, found["seconds"] / size.steps
+
+
+def measure_all(names: Sequence[str], size: Size, rounds: int, other: Path | None) -> list[Row]:
+    """All in turn, another checkout's after each of ours; their lines in that order."""
+    runs = []
+    for name in names:
+        runs.append((name, CONTENDERS[name].title, ROOT))
+        if other is not None and name != "plain":
+            runs.append((name, before_title(CONTENDERS[name].title), other))
+    found: dict[str, list[tuple[float, float]]] = {title: [] for _, title, _ in runs}
+    for number in range(rounds):
+        for name, title, tree in runs:
+            found[title].append(measure(name, size, tree))
+            peak, seconds = found[title][-1]
+            print(f"  round {number + 1}  {title:40} {peak:6.2f} GB {seconds:6.1f} s", flush=True)
+    return [
+        Row(title, "", statistics.median(s for _, s in pairs), max(gb for gb, _ in pairs))
+        for title, pairs in found.items()
+    ]
+
+
+def before_title(title: str) -> str:
+    return title.replace("ours", BEFORE)
+
+
+def limits(rows: dict[str, Row]) -> list[Limit]:
+    """Those that the rows at hand, by title, can tell."""
+    found = []
+    plain_one = rows.get(CONTENDERS["plain"].title)
+    for title, _, promised in CONTENDERS.values():
+        if title not in rows:
+            continue
+        if promised and plain_one is not None:
+            ratio = rows[title].peak_gb / plain_one.peak_gb
+            found.append(Limit(f"peak memory, {title} / plain", ratio, True, LIMIT))
+        if before := rows.get(before_title(title)):
+            found += as_good_as(f"{title} / before", rows[title], before)
+    return found
+
+
+def table(rows: dict[str, Row]) -> str:
+    lines = [f"{'':40}{'peak GB':>8}{'x plain':>9}{'s/step, making weights too':>28}"]
+    plain_one = rows.get(CONTENDERS["plain"].title)
+    for title, row in rows.items():
+        ratio = "-" if plain_one is None else f"{row.peak_gb / plain_one.peak_gb:.2f}"
+        lines.append(f"{title:40}{row.peak_gb:8.2f}{ratio:>9}{row.seconds:28.1f}")
+    return "\n".join(lines)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--steps", type=int, default=2, help="the first makes optimizer states")
+    parser.add_argument("--rounds", type=int, default=1, help="runs of each contender")
     parser.add_argument("--only", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    add_against(parser)
     parser.add_argument("--quick", "--thin", action="store_true", dest="thin")
     parser.add_argument("--run", choices=CONTENDERS, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = checked(parser)
     size = Size(asked.thin, asked.size_px, asked.steps)
     if asked.run:
         run_one(asked.run, size)
         return 0
     model = "thin model" if size.thin else "SD1.5"
-    print(f"{model}, {size.px} px, batch size 1, {size.steps} steps")
-    print(f"{'':32}{'peak GB':>8}{'x plain':>9}{'s, making weights too':>24}")
-    peaks: dict[str, float] = {}
-    kept = True
-    for name in asked.only:
-        peaks[name], seconds = measure(name, size)
-        ratio = peaks[name] / peaks["plain"] if "plain" in peaks else float("nan")
-        contender = CONTENDERS[name]
-        print(f"{contender.title:32}{peaks[name]:8.2f}{ratio:9.2f}{seconds:24.1f}", flush=True)
-        if contender.promised and not ratio <= LIMIT:
-            kept = False
-    print(f"Promised: 8-bit and factored at most {LIMIT} x plain: {'ok' if kept else 'MISSED'}")
-    if size.thin:
-        print("The thin model only shows that this works; its figures say nothing.")
-        return 0
-    return 0 if kept else 1
+    print(f"{model}, {size.px} px, batch size 1, {size.steps} steps, {asked.rounds} rounds")
+    measured = measure_all(asked.only, size, asked.rounds, asked.against)
+    rows = {row.title: row for row in measured}
+    print(f"\n{table(rows)}")
+    return conclude(limits(rows), size.thin)
 
 
 if __name__ == "__main__":

@@ -20,8 +20,8 @@ from typing import Any
 import torch
 
 from benchmarks.dreambooth_memory import Size, job_of
-from trainers.contracts import DENOISER
 from trainers.loop import Training
+from trainers.models.architectures import DENOISER
 from trainers.runs.fingerprint import weights_fingerprint
 from trainers.runs.folder import RunFolder
 from trainers.runs.states import StateKeeper

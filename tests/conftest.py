@@ -98,6 +98,26 @@ def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
         yield running
 
 
+@pytest.fixture(autouse=True, scope="module")
+def little_in_memory() -> Iterator[None]:
+    """After a file of tests, the hosts that serve others too hold none of its models."""
+    yield
+    forget_models()
+
+
+@pytest.fixture
+def much_memory() -> Iterator[None]:
+    """For a test that takes ten gigabytes by itself."""
+    forget_models()
+    yield
+    forget_models()
+
+
+def forget_models() -> None:
+    for running in SHARED:
+        running.free()
+
+
 @pytest.fixture(autouse=True)
 def little_on_disk() -> Iterator[None]:
     """Deletes the weights that a test has made, or the suite would leave tens of GB."""
@@ -133,9 +153,12 @@ def _checkout(variable: str) -> Path:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a host, so that ``-m "not host"`` is quick; those run last."""
     hosts = {"host", "old_host", "fp32_host", "new_host"}
+    large = ("test_host_models.py", "test_host_diffusers.py", "SDXL")  # CLIP-G alone has 700 M
     for item in items:
         parameters = item.callspec.params.values() if hasattr(item, "callspec") else ()
         asked = {*getattr(item, "fixturenames", ()), *(p for p in parameters if type(p) is str)}
         if hosts & asked:
             item.add_marker(pytest.mark.host)
+        if any(words in item.nodeid for words in large):
+            item.add_marker(pytest.mark.large)
     items.sort(key=lambda item: item.get_closest_marker("host") is not None)

@@ -18,7 +18,6 @@ from transformers import CLIPTokenizer
 from tests import tiny
 from tests.dataset_files import batch
 from trainers.contracts import Parts
-from trainers.data.tokens import split_at_tokens
 from trainers.methods.results import Embedding, read, spelled
 from trainers.methods.textual_inversion import prepare
 from trainers.models.architectures import SD15
@@ -124,7 +123,7 @@ class Words(tiny.Characters):
 
     def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
         tokens: list[int | Tensor] = []
-        for piece, is_learned in split_at_tokens(text, self.learned):
+        for piece, is_learned in tiny.split_at_tokens(text, self.learned):
             plain = self._tokenizer(piece, add_special_tokens=False)["input_ids"]
             tokens += list(self.learned[piece]["clip_l"]) if is_learned else plain
         return {"clip_l": [49406, *tokens[:75], *[49407] * (76 - len(tokens))]}

@@ -103,7 +103,7 @@ def difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 @pytest.fixture
-def trained(fp32_host: Host) -> dict[str, Path]:
+def trained(much_memory: None, fp32_host: Host) -> dict[str, Path]:
     """A token, then a LoRA of UNet and text encoders with captions that have it: their files."""
     folder = fp32_host.base / "input" / "dog"
     folder.mkdir(exist_ok=True)
@@ -119,6 +119,7 @@ def trained(fp32_host: Host) -> dict[str, Path]:
     conditioning = graph.add("CLIPTextEncode", clip=lora[1], text=PROMPT)[0]
     graph.add("ProbeKept", model=lora[0], conditioning=conditioning)
     fp32_host.run(graph)
+    fp32_host.free()  # diffusers' modules come next, in this process
     output = fp32_host.base / "output"
     newest = functools.partial(max, key=lambda path: path.stat().st_mtime)
     return {

@@ -128,6 +128,7 @@ def test_model_that_cannot_be_trained_is_refused(
         ("thin_sdxl", "thin_sd15", r"768 wide \(clip_l 768\), but 'model' takes 2048"),
         ("thin_sd15", "thin_sdxl", r"2048 wide \(clip_l 768, clip_g 1280\), but 'model' takes 768"),
     ],
+    ids=["sd15 with sdxl", "sdxl with sd15"],
 )
 def test_clip_of_another_model_is_refused(
     host: Host, of_model: str, of_clip: str, words: str

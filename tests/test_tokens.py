@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.data.tokens import has_token, put_in, split_at_tokens
+from trainers.data.tokens import has_token, put_in
 
 
 @pytest.mark.parametrize(
@@ -26,15 +26,6 @@ def test_token_is_a_whole_word(text: str, found: bool) -> None:
 def test_token_in_brackets_needs_no_blanks() -> None:
     assert has_token("a<sks>dog", "<sks>")
     assert not has_token("a sks dog", "<sks>")
-
-
-def test_split_takes_the_longest_and_spells_as_given() -> None:
-    pieces = split_at_tokens("a Sks-two, sks", ["sks", "sks-two"])
-    assert pieces == [("a ", False), ("sks-two", True), (", ", False), ("sks", True)]
-
-
-def test_split_without_tokens_is_the_text() -> None:
-    assert split_at_tokens("a dog", []) == [("a dog", False)]
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from trainers.contracts import Parts, Rows, Size, Text
 from trainers.data.examples import Examples
-from trainers.data.tokens import split_at_tokens
+from trainers.data.tokens import find_tokens
 from trainers.loop import Progress, make_job, train
 from trainers.models.architectures import DENOISER, SD15, UNET_TARGETS
 from trainers.models.convolution import use_small_map_convolutions
@@ -77,6 +77,18 @@ def _weight(name: str, shape: torch.Size, generator: torch.Generator) -> Tensor:
     if len(shape) == 1:
         return 0.1 * drawn + ("norm" in name and name.endswith("weight"))
     return drawn / shape[1:].numel() ** 0.5
+
+
+def split_at_tokens(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
+    """`text` in pieces, each with whether it is one of `tokens`, which are spelled as given."""
+    spelled = {token.lower(): token for token in tokens}
+    if not spelled:
+        return [(text, False)]
+    pieces, end = [], 0
+    for found in find_tokens(spelled.values()).finditer(text):
+        pieces += [(text[end : found.start()], False), (spelled[found.group().lower()], True)]
+        end = found.end()
+    return [(piece, known) for piece, known in [*pieces, (text[end:], False)] if piece]
 
 
 class Characters:

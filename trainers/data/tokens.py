@@ -22,18 +22,6 @@ def has_token(text: str, token: str) -> bool:
     return find_tokens([token]).search(text) is not None
 
 
-def split_at_tokens(text: str, tokens: Iterable[str]) -> list[tuple[str, bool]]:
-    """`text` in pieces, each with whether it is one of `tokens`, which are spelled as given."""
-    spelled = {token.lower(): token for token in tokens}
-    if not spelled:
-        return [(text, False)]
-    pieces, end = [], 0
-    for found in find_tokens(spelled.values()).finditer(text):
-        pieces += [(text[end : found.start()], False), (spelled[found.group().lower()], True)]
-        end = found.end()
-    return [(piece, known) for piece, known in [*pieces, (text[end:], False)] if piece]
-
-
 def put_in(caption: str, token: str, instead_of: str) -> str:
     """`caption` with `token` in it.
 

@@ -22,17 +22,20 @@ class DifferentiableKernels:
 
 
 @contextmanager
-def training_mode() -> Iterator[None]:
+def training_mode(training: bool = True) -> Iterator[None]:
     """Inside, modules take operations that have a backward pass; afterwards all is as it was.
 
     Most of them ask the host's `in_training`, as for its own trainer. A few forget to, and call
     kernels that autograd knows nothing of; those are replaced by their equals in torch.
+
+    Args:
+        training: False within a training gives the host its own ways back, to sample.
     """
     management: Any = comfy.model_management
     before = getattr(management, "in_training", False)
     kernels = getattr(comfy.quant_ops, "ck", None)
-    management.in_training = True
-    if kernels is not None and hasattr(kernels, "backends"):
+    management.in_training = training
+    if training and hasattr(kernels, "backends"):
         from comfy_kitchen.backends import eager
 
         comfy.quant_ops.ck = DifferentiableKernels(kernels, eager)
@@ -42,15 +45,3 @@ def training_mode() -> Iterator[None]:
         management.in_training = before
         if kernels is not None:
             comfy.quant_ops.ck = kernels
-
-
-@contextmanager
-def sampling_mode() -> Iterator[None]:
-    """Inside a training, the host samples with all its kernels."""
-    management: Any = comfy.model_management
-    before = getattr(management, "in_training", False)
-    management.in_training = False
-    try:
-        yield
-    finally:
-        management.in_training = before

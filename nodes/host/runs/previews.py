@@ -23,7 +23,7 @@ from ....trainers.settings.preview import PreviewConfig
 from ....trainers.step import Job, evaluating
 from ..memory import make_room
 from ..models.text import conditioning_of
-from ..models.training_mode import sampling_mode
+from ..models.training_mode import training_mode
 from ..sampling import Sampling, conditioning, picture_of, sample
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Previews:
         if not self._config.is_due(step, last):
             return
         try:
-            with evaluating(job), sampling_mode():
+            with evaluating(job), training_mode(False):
                 pictures = [self._picture(job, text) for text in self._config.lines]
         except torch.OutOfMemoryError:
             log.warning(
