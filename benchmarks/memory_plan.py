@@ -7,7 +7,8 @@ shapes and dtypes but no numbers, and what they leave alive is added up. That is
 to hold at once of weights, activations, gradients and optimizer states; its driver, the workspaces
 of libraries and what an allocator loses between blocks come on top. Frozen text encoders are not
 there while the denoiser trains. bf16, a batch of one picture. Exit code 1 if a case needs more
-than promised.
+than promised. Takes four minutes and 1 GB of memory; most of it goes into the 2700 small optimizers
+of the 8-bit case.
 """
 
 from __future__ import annotations
