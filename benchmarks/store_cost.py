@@ -24,7 +24,7 @@ from trainers.loop import Training
 from trainers.models.architectures import DENOISER
 from trainers.runs.fingerprint import weights_fingerprint
 from trainers.runs.folder import RunFolder
-from trainers.runs.states import StateKeeper
+from trainers.runs.states import StateSaver
 
 MOST = 0.02
 METHODS: dict[str, dict[str, Any]] = {
@@ -41,15 +41,15 @@ def measure(method: str, size: Size, folder: Path) -> tuple[float, float, int]:
     weights_fingerprint({DENOISER: job.parts.denoiser})
     spent = time.perf_counter() - began
     run, training = RunFolder(folder / method, "0" * 64), Training(job)
-    keeper = StateKeeper(run, job.config.store, training)
+    saver = StateSaver(run, job.config.store, training)
     metrics: list[dict[str, Any]] = []
     states: set[int] = set()
     while not training.has_ended:
         metrics.append(training.step().as_row())
         at = time.perf_counter()
-        keeper.after_step(metrics)
+        saver.after_step(metrics)
         if training.has_ended:
-            keeper.at_end(metrics)
+            saver.at_end(metrics)
         spent += time.perf_counter() - at
         states |= set(run.state_steps)
     return time.perf_counter() - began, spent, len(states)
