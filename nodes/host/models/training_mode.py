@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import comfy.model_management
+import comfy.ops
 import comfy.quant_ops
 
 
@@ -35,6 +36,11 @@ def training_mode(training: bool = True) -> Iterator[None]:
     before = getattr(management, "in_training", False)
     kernels = getattr(comfy.quant_ops, "ck", None)
     management.in_training = training
+    # Each layer of the host asks whether Cancel was pressed. In the middle of a step that would
+    # leave weights half updated; trainings ask between two steps.
+    every_op = getattr(comfy.ops, "run_every_op", None)
+    if training and every_op is not None:
+        comfy.ops.run_every_op = _nothing
     if training and hasattr(kernels, "backends"):
         from comfy_kitchen.backends import eager
 
@@ -43,5 +49,11 @@ def training_mode(training: bool = True) -> Iterator[None]:
         yield
     finally:
         management.in_training = before
+        if every_op is not None:
+            comfy.ops.run_every_op = every_op
         if kernels is not None:
             comfy.quant_ops.ck = kernels
+
+
+def _nothing() -> None:
+    pass
