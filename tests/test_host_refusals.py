@@ -10,6 +10,7 @@ import safetensors.torch
 import torch
 
 from tests.conftest import model_file
+from tests.events import Event
 from tests.graphs import Graph, Link
 from tests.host import Host, HostError
 from tests.test_host_lora import pictures
@@ -21,16 +22,20 @@ CAN_BE = r"\nSupported: text-to-image models in fp32, fp16 or bf16"
 
 def refused(host: Host, graph: Graph, base: Loaded, words: str) -> None:
     """Train on `base`: the error has `words`, and nothing was loaded for it."""
-    for link in base:
-        graph.add("PreviewAny", source=link)
-    host.run(graph)  # the loaders, which load text encoders themselves
-    graph.train(*base, graph.dataset(pictures(host)), train_text_encoder=True)
+    (trainer, _), *_ = graph.train(*base, graph.dataset(pictures(host)), train_text_encoder=True)
     runs = set((host.base / "output").glob("personalize/*"))
-    log_from = len(host.log())
+    log_from = 0
+
+    def on_event(event: Event) -> None:
+        nonlocal log_from
+        if event.kind == "executing" and event.data["node"] == trainer:
+            log_from = len(host.log())  # loaders, which load text encoders themselves, are done
+
     with pytest.raises(HostError, match=words) as failed:
-        host.run(graph)
+        host.follow(graph, on_event)
     assert failed.value.node == "PersonalizeTrainLora"
     assert failed.value.kind.endswith("UnsupportedModelError")
+    assert log_from
     assert "Requested to load" not in host.log()[log_from:]
     assert set((host.base / "output").glob("personalize/*")) == runs
 
