@@ -21,7 +21,7 @@ from pathlib import Path
 
 from dev_setup import DEV, NEWEST, OLDEST, PYTHON, ROOT, Trouble, own_environment, set_up
 
-NO_TESTS = 5  # pytest's exit code where a choice leaves none
+SOME_FAILED, NO_TESTS = 1, 5  # exit codes of pytest; the other where a choice leaves no test
 
 
 def demo(asked: argparse.Namespace) -> int:
@@ -61,9 +61,13 @@ def test(asked_of_pytest: Sequence[str]) -> int:
     rounds = [[*apart, "-m", "not large"], ["-m", "large"]]
     if "-m" in asked_of_pytest:  # of two, pytest takes the last
         rounds = [apart]
-    codes = {call([PYTHON, "-m", "pytest", *own, *asked_of_pytest]) for own in rounds}
-    codes = codes - {NO_TESTS} or codes
-    return max(codes, key=abs) or bool(failed)
+    codes = []
+    for own in rounds:
+        codes.append(call([PYTHON, "-m", "pytest", *own, *asked_of_pytest]))
+        if codes[-1] not in (0, SOME_FAILED, NO_TESTS):  # stopped, or cannot go on
+            return codes[-1]
+    told = set(codes) - {NO_TESTS} or {NO_TESTS}
+    return max(told) or bool(failed)
 
 
 def checks() -> dict[str, list[str]]:

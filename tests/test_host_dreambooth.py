@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from tests.graphs import Graph, Link
+from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
 from tests.test_host_runs import folder_of
@@ -45,7 +45,7 @@ def test_saved_checkpoint_samples_as_the_sockets_do(
 
     graph = Graph()
     model, clip, _ = graph.load(checkpoint)
-    graph.sample(model, clip, "after", PROMPT)
+    graph.sample(model, clip, "after", as_new(PROMPT))
     graph.sample(*graph.load(name)[:2], "file", PROMPT)
     host.run(graph)
     assert torch.equal(latents(host, "before"), latents(host, "after"))

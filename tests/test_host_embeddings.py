@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from tests.graphs import Graph, Link
+from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 
 
@@ -148,7 +148,7 @@ def test_base_samples_the_same_after_a_training(host: Host) -> None:
     taken = []
     for seed in (1, 2):
         graph, base, outputs = learned(host, seed=seed)
-        graph.sample(base[0], base[1], "ti_base")
+        graph.sample(base[0], base[1], "ti_base", as_new("a photo of sks dog"))
         graph.sample(base[0], outputs[0], "ti_token", "a photo of <sks>")
         host.run(graph)
         folder = host.base / "output"
@@ -207,7 +207,7 @@ def test_name_that_leads_out_of_the_folder_is_refused(host: Host, prefix: str) -
     assert not list(host.base.parent.rglob("escape*.safetensors"))
 
 
-def test_embedding_of_another_family_is_refused(host: Host) -> None:
+def test_embedding_of_another_model_is_refused(host: Host) -> None:
     graph, _, outputs = learned(host, steps=1)
     _, clip, _ = graph.load("thin_sdxl.safetensors")
     applied = graph.add("PersonalizeApplyEmbedding", clip=clip, embedding=outputs[1])[0]

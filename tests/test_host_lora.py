@@ -11,7 +11,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from tests.graphs import Graph, Link
+from tests.graphs import Graph, Link, as_new
 from tests.host import Host
 
 PROMPT = "a photo of sks dog"
@@ -79,7 +79,7 @@ def test_file_and_sockets_sample_alike(any_host: Host, settings: dict[str, Any])
 
     graph = Graph()
     model, clip, _ = graph.load()
-    graph.sample(model, clip, "after", PROMPT)
+    graph.sample(model, clip, "after", as_new(PROMPT))
     from_file = graph.add(
         "LoraLoader", 2, model=model, clip=clip, lora_name=saved_lora(host, "a").name,
         strength_model=1.0, strength_clip=1.0,

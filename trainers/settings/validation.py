@@ -24,7 +24,7 @@ class ValidationConfig:
         min=0.0, max=0.9, step=0.05,
     )  # fmt: skip
     validate_every: int = setting(
-        50, "Steps between two looks at the held-out pictures.", min=1, max=1_000_000,
+        50, "Steps between two validations on the held-out pictures.", min=1, max=1_000_000,
     )  # fmt: skip
     hand_out: str = setting(
         LAST,
@@ -34,7 +34,7 @@ class ValidationConfig:
     )
     patience: int = setting(
         0,
-        "Ends the training when so many looks in a row brought no lower loss; 0 never does.",
+        "Ends the training when so many validations in a row brought no lower loss; 0 never does.",
         min=0, max=100_000,
     )  # fmt: skip
 

@@ -48,12 +48,12 @@ class HostDenoiser:
 
     def __init__(self, model: Any, twin: nn.Module, computes_in: torch.dtype) -> None:
         base = model.model
-        self._sampling = model.get_model_object("model_sampling")
+        sampling = model.get_model_object("model_sampling")
         around = copy.copy(base)
         vars(around).update(_modules=dict(base._modules))
         around.diffusion_model = twin
         del around.model_sampling
-        around.model_sampling = AsGiven(self._sampling)
+        around.model_sampling = AsGiven(sampling)
         around.manual_cast_dtype, around.current_patcher = computes_in, None
         self._model = around
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ....trainers.contracts import Rows, Text
 from ....trainers.errors import DatasetError
+from ..memory import check_interrupt
 from .tokenizer import encoder_names, knowing, plain_tokenizer, token_key
 from .twin import alias
 
@@ -70,6 +71,7 @@ def encode_captions(clip: Any, captions: Iterable[str]) -> dict[str, Text]:
     """What each different caption becomes, by the host's CLIP as it stands, on the CPU."""
     encoded: dict[str, Text] = {}
     for caption in dict.fromkeys(captions):
+        check_interrupt()
         with torch.inference_mode():
             made = clip.encode_from_tokens(tokens_of(clip, caption), return_dict=True)
         encoded[caption] = {name: alias(t).cpu().clone() for name, t in as_text(made).items()}

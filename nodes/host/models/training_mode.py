@@ -30,7 +30,7 @@ def training_mode(training: bool = True) -> Iterator[None]:
     kernels that autograd knows nothing of; those are replaced by their equals in torch.
 
     Args:
-        training: False within a training gives the host its own ways back, to sample.
+        training: False, within a training, while the host samples: modules take its fused ways.
     """
     management: Any = comfy.model_management
     before = getattr(management, "in_training", False)
