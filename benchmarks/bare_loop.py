@@ -39,11 +39,12 @@ MATMUL_ROUNDS = 5
 class Loop:
     """A UNet with a LoRA in its attention, and what trains it; the base is in `dtype`."""
 
-    def __init__(self, model: str, rank: int, dtype: torch.dtype) -> None:
+    def __init__(self, model: str, rank: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = UNETS[model]
         before = torch.get_default_dtype()
         torch.set_default_dtype(dtype)  # so that a large model needs no fp32 copy on its way
-        unet = UNet2DConditionModel(**self.config)
+        with device:
+            unet = UNet2DConditionModel(**self.config)
         torch.set_default_dtype(before)
         self.unet = unet.requires_grad_(False).train()
         targets = ["to_q", "to_k", "to_v", "to_out.0"]
@@ -54,17 +55,17 @@ class Loop:
             weight.data = weight.data.float()
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, weight_decay=1e-2, fused=True)
         self.scheduler = DDPMScheduler()
-        self.dtype = dtype
+        self.dtype, self.device = dtype, device
         self.added = None
         if "addition_embed_type" in self.config:  # SDXL: a pooled text and the picture's sizes
             self.added = {
-                "text_embeds": torch.randn(1, 1280).to(dtype),
-                "time_ids": torch.zeros(1, 6, dtype=dtype),
+                "text_embeds": torch.randn(1, 1280).to(device, dtype),
+                "time_ids": torch.zeros(1, 6, dtype=dtype, device=device),
             }
 
     def step(self, latents: Tensor, hidden: Tensor) -> float:
         noise = torch.randn_like(latents)
-        timesteps = torch.randint(1000, (len(latents),))
+        timesteps = torch.randint(1000, (len(latents),), device=self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
         hidden = hidden.to(self.dtype)
         predicted = self.unet(noisy, timesteps, hidden, added_cond_kwargs=self.added).sample
@@ -76,15 +77,24 @@ class Loop:
         return loss.item()
 
 
-def matmul_rate(dtype: torch.dtype, clock: Callable[[], float]) -> float:
+def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:
     """Operations a second of the best of a few large matmuls."""
-    left, right = (torch.randn(MATMUL_SIZE, MATMUL_SIZE).to(dtype) for _ in range(2))
+    size = MATMUL_SIZE if device.type == "cpu" else 2 * MATMUL_SIZE
+    left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
     for _ in range(1 + MATMUL_ROUNDS):
+        finish(device)
         began = clock()
         left @ right
+        finish(device)
         seconds.append(clock() - began)
-    return 2 * MATMUL_SIZE**3 / min(seconds)
+    return 2 * size**3 / min(seconds)
+
+
+def finish(device: torch.device) -> None:
+    """Wait until the device has done what it was told to."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def count_operations(loop: Loop, latents: Tensor, hidden: Tensor) -> int:
@@ -94,8 +104,17 @@ def count_operations(loop: Loop, latents: Tensor, hidden: Tensor) -> int:
     return int(counter.get_total_flops())
 
 
-def peak_bytes() -> int:
-    """The most resident memory of this process so far (Linux)."""
+def reset_peak(device: torch.device) -> None:
+    """Let the peak count from here on (Linux)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory so far: tensors on a GPU, else what of the process was resident (Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
@@ -107,23 +126,25 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--size-px", type=int, default=256)
     parser.add_argument("--model", choices=UNETS, default="full_sd15")
+    parser.add_argument("--device", type=torch.device, default="cpu")
     parser.add_argument("--cpu-time", action="store_true", help="instead of the clock's")
     asked = parser.parse_args()
     clock = time.process_time if asked.cpu_time else time.perf_counter
-    loop = Loop(asked.model, asked.rank, DTYPES[asked.precision])
-    latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8)
-    hidden = torch.randn(1, 77, loop.config["cross_attention_dim"])
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    device: torch.device = asked.device
+    loop = Loop(asked.model, asked.rank, DTYPES[asked.precision], device)
+    latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8, device=device)
+    hidden = torch.randn(1, 77, loop.config["cross_attention_dim"], device=device)
+    reset_peak(device)
     times = [clock()]
     for _ in range(asked.steps):
         loop.step(latents, hidden)
         times.append(clock())
-    peak = peak_bytes()
+    peak = peak_bytes(device)
     measured = {
         "seconds": [after - before for before, after in itertools.pairwise(times)],
         "peak_bytes": peak,
         "operations": count_operations(loop, latents, hidden),
-        "operations_per_second": matmul_rate(loop.dtype, clock),
+        "operations_per_second": matmul_rate(loop.dtype, device, clock),
     }
     print(json.dumps(measured))
 

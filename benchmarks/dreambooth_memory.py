@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor, nn
 
-from benchmarks.bare_loop import peak_bytes
+from benchmarks.bare_loop import peak_bytes, reset_peak
 from benchmarks.jobs import one_picture
 from benchmarks.running import BEFORE, Limit, Row, add_against, as_good_as, checked, conclude
 from tests.checkpoints import SD15_UNET, THIN_SD15_UNET
@@ -41,6 +41,7 @@ from trainers.models.recast import Scratch, compute_wide
 from trainers.settings.run import run_config
 from trainers.step import Job
 
+CPU = torch.device("cpu")
 LIMIT = 0.45  # of plain fp32 AdamW's peak
 LAYERS = (nn.Linear, nn.Conv2d, nn.GroupNorm, nn.LayerNorm)
 
@@ -65,7 +66,7 @@ def plain(size: Size) -> None:
     optimizer = torch.optim.AdamW(unet.parameters(), lr=2e-6)
     scheduler = DDPMScheduler()
     latents, hidden = torch.randn(1, 4, size.px // 8, size.px // 8), torch.randn(1, 77, 768)
-    count_from_here()
+    reset_peak(CPU)
     for _ in range(size.steps):
         noise, timesteps = torch.randn_like(latents), torch.randint(1000, (1,))
         noisy = scheduler.add_noise(latents, noise, timesteps)
@@ -81,7 +82,7 @@ def ours(**settings: Any) -> Callable[[Size], None]:
 
     def run(size: Size) -> None:
         job = job_of("dreambooth", size, **settings)
-        count_from_here()
+        reset_peak(CPU)
         train(job)
 
     return run
@@ -145,16 +146,12 @@ CONTENDERS = {
 }
 
 
-def count_from_here() -> None:
-    Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: resets the peak
-
-
 def run_one(name: str, size: Size) -> None:
     torch.manual_seed(0)
     began = time.perf_counter()
     CONTENDERS[name].run(size)
     seconds = time.perf_counter() - began
-    print(json.dumps({"peak_bytes": peak_bytes(), "seconds": seconds}))
+    print(json.dumps({"peak_bytes": peak_bytes(CPU), "seconds": seconds}))
 
 
 def measure(name: str, size: Size, tree: Path) -> tuple[float, float]:

@@ -37,7 +37,7 @@ from benchmarks.running import (
     measure,
     parser_of,
 )
-from tests.graphs import Graph
+from tests.graphs import Graph, Link
 from tests.host import ROOT
 
 RANK = 16
@@ -73,23 +73,34 @@ def run_ours(bench: Bench, precision: str, pack: Path = ROOT) -> Sample:
 
 
 def run_comfyui(bench: Bench, precision: str) -> Sample:
-    """ComfyUI's own node as it comes, gradient checkpointing included; rank and dtype are ours."""
     graph = Graph()
-    model, clip, vae = graph.load(CHECKPOINT)
-    name = f"{bench.picture.parent.name}/{bench.picture.name}"
+    base = graph.load(CHECKPOINT)
+    steps = min(bench.steps, OWN_NODE_STEPS)
+    return in_host(bench, graph, own_node(graph, base, bench.picture, precision, steps), pack=None)
+
+
+def own_node(graph: Graph, base: list[Link], picture: Path, precision: str, steps: int) -> str:
+    """ComfyUI's own node as it comes, gradient checkpointing included; rank and dtype are ours.
+
+    Returns:
+        The node's id.
+    """
+    model, clip, vae = base
+    name = f"{picture.parent.name}/{picture.name}"
     pixels = graph.add("LoadImage", image=name)[0]
     latents = graph.add("VAEEncode", pixels=pixels, vae=vae)[0]
     positive = graph.add("CLIPTextEncode", clip=clip, text="a photo of sks dog")[0]
     lora = graph.add(
         "TrainLoraNode", model=model, latents=latents, positive=positive, batch_size=1,
-        grad_accumulation_steps=1, steps=min(bench.steps, OWN_NODE_STEPS), learning_rate=1e-4,
+        grad_accumulation_steps=1, steps=steps, learning_rate=1e-4,
         rank=RANK, optimizer="AdamW", loss_function="MSE", seed=0, training_dtype=precision,
         lora_dtype=precision, quantized_backward=False, algorithm="LoRA",
         gradient_checkpointing=True, checkpoint_depth=1, offloading=False,
         existing_lora="[None]", bucket_mode=False, bypass_mode=False,
     )[0]  # fmt: skip
     graph.add("SaveLoRA", lora=lora, prefix="loras/benchmark")
-    return in_host(bench, graph, lora[0], pack=None)
+    node_id: str = lora[0]
+    return node_id
 
 
 def run_bare(bench: Bench, precision: str) -> Sample:

@@ -20,6 +20,8 @@ PROBES = ROOT / "tests" / "probes"  # a node pack that asserts inside the host
 DEV_DIR = Path(os.environ.get("PERSONALIZE_DEV_DIR") or ROOT / ".dev")
 # Models this small gain nothing from threads, and lose much where other processes want the cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# How the hosts are started; on a machine with a GPU, "--force-fp32 --fp32-vae" tries it there.
+HOST_ARGUMENTS = os.environ.get("PERSONALIZE_HOST_ARGUMENTS", "--cpu").split()
 SHARED: list[Host] = []  # the hosts that run now for all tests
 CHECKPOINTS = {
     "thin_sd15.safetensors": ("thin_sd15", "fp32"),
@@ -139,7 +141,7 @@ def _host(variable: str, checkpoint_files: dict[str, Path], *args: str) -> Host:
         _checkout(variable),
         more_packs={"probes": PROBES},
         checkpoints=checkpoint_files,
-        args=("--cpu", *args),
+        args=(*HOST_ARGUMENTS, *args),
     )
 
 

@@ -22,7 +22,9 @@ import comfy.samplers
 import folder_paths
 import safetensors.torch
 import torch
+from aiohttp import web
 from comfy_api.latest import ComfyExtension, io
+from server import PromptServer
 
 
 def pack(module: str) -> ModuleType:
@@ -37,7 +39,8 @@ def shown(found: dict[str, Any]) -> io.NodeOutput:
 
 def relative(ours: torch.Tensor, theirs: torch.Tensor) -> float:
     """Largest difference over the largest value."""
-    return float((ours.float() - theirs.float()).abs().max() / theirs.float().abs().max())
+    ours, theirs = ours.float().cpu(), theirs.float().cpu()
+    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def probe(node_id: str, *inputs: io.Input) -> io.Schema:
@@ -54,14 +57,14 @@ def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
     architecture = pack(f"{models}.support").check_model(model)
     placement = pack(f"{models}.twin").Placement
     comfy.model_management.unload_all_models()
-    cpu = torch.device("cpu")
+    device = comfy.model_management.get_torch_device()
     with (
         torch.inference_mode(False),
         torch.no_grad(),
         pack(f"{models}.training_mode").training_mode(),
     ):
         yield pack(f"{models}.parts").parts_of(
-            model, clip, architecture, placement(cpu, dtype), placement(cpu, torch.float32)
+            model, clip, architecture, placement(device, dtype), placement(device, torch.float32)
         )
 
 
@@ -74,7 +77,8 @@ def size_of_picture() -> Any:
 
 def noisy_latents(model: Any) -> torch.Tensor:
     channels = model.model.latent_format.latent_channels
-    return torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    noisy = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    return noisy.to(comfy.model_management.get_torch_device())
 
 
 def host_prediction(
@@ -88,7 +92,7 @@ def host_prediction(
     conds = {"positive": comfy.sampler_helpers.convert_cond(told)}
     before = model.model.model_sampling
     with torch.inference_mode():
-        sigma = sampling.sigmas[timestep][None]
+        sigma = sampling.sigmas[timestep][None].to(noisy.device)
         x = noisy * (sigma**2 + 1).sqrt()  # the host scales its input by 1 / sqrt(sigma^2 + 1)
         model.model.model_sampling = sampling
         model.pre_run()
@@ -107,7 +111,8 @@ def host_prediction(
 
 
 def predicted(parts: Any, noisy: torch.Tensor, timestep: int, text: Any) -> torch.Tensor:
-    return parts.predict(noisy, torch.tensor([timestep]), [text], [size_of_picture()])
+    timesteps = torch.tensor([timestep], device=noisy.device)
+    return parts.predict(noisy, timesteps, [text], [size_of_picture()])
 
 
 def compared(text: Any, conditioning: Any) -> float:
@@ -230,7 +235,7 @@ class Kept(io.ComfyNode):
             "pooled": conditioning[0][1]["pooled_output"],
         }
         path = pathlib.Path(folder_paths.get_output_directory()) / "kept.safetensors"
-        safetensors.torch.save_file({k: t.contiguous() for k, t in kept.items()}, path)
+        safetensors.torch.save_file({k: t.cpu().contiguous() for k, t in kept.items()}, path)
         return shown({"size": SIZE})
 
 
@@ -316,6 +321,20 @@ class Disk(io.ComfyNode):
         )
         pack("nodes.host.runs.training").shutil = faked if free_bytes else shutil
         return shown({})
+
+
+@PromptServer.instance.routes.get("/probes/memory")
+async def memory(request: web.Request) -> web.Response:
+    """The most GPU memory that torch had since the last question, in tensors and in all; bytes."""
+    found = {"held": 0, "peak": 0, "reserved": 0}
+    if torch.cuda.is_available():
+        found = {
+            "held": torch.cuda.memory_allocated(),
+            "peak": torch.cuda.max_memory_allocated(),
+            "reserved": torch.cuda.max_memory_reserved(),
+        }
+        torch.cuda.reset_peak_memory_stats()
+    return web.json_response(found)
 
 
 class Probes(ComfyExtension):

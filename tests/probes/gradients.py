@@ -62,7 +62,8 @@ def gradients(
         frozen = parts.text.encode(text)
         trainable = pack("trainers.methods").METHODS["lora"](parts, config)
         for parameter in trainable.parameters:
-            parameter.add_(0.02 * torch.randn(parameter.shape, generator=random))
+            noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
+            parameter.add_(0.02 * noise)
         if checkpointed:
             for module in parts.modules.values():
                 assert checkpointing.checkpoint_blocks(module)
@@ -88,7 +89,7 @@ def _from_numeric(
     loss: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor], random: torch.Generator
 ) -> float:
     """How far the gradients are from the loss's slope along a random direction."""
-    ways = [torch.randn(p.shape, generator=random) for p in parameters]
+    ways = [torch.randn(p.shape, generator=random).to(p.device) for p in parameters]
     pairs = list(zip(parameters, ways, strict=True))
     along = sum(float((p.grad * way).sum()) for p, way in pairs if p.grad is not None)
     ends, size = [], 1e-4
