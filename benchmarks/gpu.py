@@ -260,6 +260,7 @@ def measure(bench: Bench, cases: Sequence[Case]) -> tuple[list[Row], list[str]]:
             f"{row.held / 1e9:7.2f} after, {time.perf_counter() - began:4.0f} s in all",
             flush=True,
         )
+    rows.sort(key=lambda row: CASES.index(row.case))
     return rows, failures
 
 
@@ -371,11 +372,21 @@ def write(page: Path, text: str) -> None:
     page.write_text(f"{first}{place}\n{text}\n{rest.lstrip()}".rstrip() + "\n", encoding="utf-8")
 
 
+def chosen(words: Sequence[str]) -> list[Case]:
+    """The cases whose name has one of the words, in the order of the words."""
+    found: list[Case] = []
+    for word in words:
+        for case in CASES:
+            if word in f"{case.base} {case.kind} {case.title} {case.precision}":
+                found += [case] * (case not in found)
+    return found
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_comfyui(parser)
     parser.add_argument("--steps", type=int, default=24, help=f"a row; {WARM_UP_STEPS} warm it up")
-    parser.add_argument("--only", nargs="+", metavar="WORD", help="cases whose name has a word")
+    parser.add_argument("--only", nargs="+", metavar="WORD", help="cases that it names, in turn")
     parser.add_argument("--report", type=Path, help="where rows are written; the page on speed")
     parser.add_argument("--cpu", action="store_true", help="without a GPU")
     parser.add_argument("--quick", action="store_true", help="thin models, to see that it works")
@@ -386,10 +397,7 @@ def main() -> int:
         parser.error("this machine has no GPU that torch can use; --cpu --quick tries it without")
     steps = 8 if asked.quick else asked.steps
     page = asked.report or (dev.DEV / "gpu-quick.md" if asked.quick else PAGE)
-    cases = [
-        case for case in CASES if not asked.only
-        or any(word in f"{case.base} {case.kind} {case.title}" for word in asked.only)
-    ]  # fmt: skip
+    cases = chosen(asked.only or [""])
     arguments = [*(["--cpu"] if asked.cpu else []), *asked.host.split()]
     with (
         tempfile.TemporaryDirectory() as scratch,

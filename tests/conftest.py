@@ -30,6 +30,14 @@ CHECKPOINTS = {
 }
 
 
+def on_the_cpu() -> bool:
+    """Whether the hosts compute there."""
+    return "--cpu" in HOST_ARGUMENTS
+
+
+on_a_cpu = pytest.mark.skipif(not on_the_cpu(), reason="holds on a CPU alone")
+
+
 @pytest.fixture
 def damped_adamw(monkeypatch: pytest.MonkeyPatch) -> None:
     """Gives every AdamW, ours and a plain loop's, an epsilon above the tiny models' gradients.

@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests.conftest import on_a_cpu
 from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
@@ -73,6 +74,7 @@ def test_lora_stacks_on_the_sockets(any_host: Host) -> None:
     assert difference(latents(host, "second"), latents(host, "alone")) > 1e-3
 
 
+@on_a_cpu
 def test_run_folder_holds_the_weights_in_the_dtype_of_the_base(host: Host) -> None:
     folder = host.base / "output" / "personalize"
     before = set((host.base / "output").glob("personalize/dreambooth-*"))

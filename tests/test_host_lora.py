@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from tests.conftest import on_a_cpu
 from tests.graphs import Graph, Link, as_new
 from tests.host import Host
 
@@ -169,6 +170,7 @@ def test_clip_skip_is_honoured(any_host: Host) -> None:
     assert found(any_host.run(graph))["text"] < 1e-5
 
 
+@on_a_cpu
 def test_weights_are_shared_with_the_host(any_host: Host) -> None:
     graph = Graph()
     model, clip, _ = graph.load()
@@ -176,6 +178,13 @@ def test_weights_are_shared_with_the_host(any_host: Host) -> None:
     measured = found(any_host.run(graph))
     for shared, total in measured.values():
         assert shared == total > 0
+
+
+def test_notes_of_a_host_that_streams_stay_its_own(any_host: Host) -> None:
+    graph = Graph()
+    model, clip, _ = graph.load()
+    graph.add("ProbeStreamed", model=model, clip=clip)
+    assert found(any_host.run(graph)) == {"twin": [], "host": ["_v_weight", "_pin_state"]}
 
 
 def one_step_losses(host: Host) -> list[float]:

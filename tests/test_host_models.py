@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 import torch
 
-from tests.conftest import model_file
+from tests.conftest import model_file, on_the_cpu
 from tests.graphs import Graph, Link, as_new
 from tests.host import Host
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
@@ -278,7 +278,7 @@ def test_twins_compute_as_the_host(any_host: Host, row: Row) -> None:
     assert measured.pop("objective") == row.objective
     assert len(measured) > 1  # the denoiser and each text encoder
     for shared, total in measured.values():
-        assert shared == total > 0
+        assert shared == (total if on_the_cpu() else 0)
 
 
 @pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA], ids=str)

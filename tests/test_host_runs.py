@@ -14,6 +14,7 @@ import safetensors.torch
 import torch
 from PIL import Image
 
+from tests.conftest import on_a_cpu
 from tests.graphs import Graph
 from tests.host import Host, HostError
 
@@ -77,6 +78,7 @@ def test_memory_comes_back_over_ten_runs(new_host: Host) -> None:
     assert memory[9] <= 1.05 * memory[1], " ".join(f"{m / 1e6:.0f}" for m in memory)
 
 
+@on_a_cpu
 def test_pictures_of_their_own_are_watched_and_not_trained(host: Host) -> None:
     folder_of(host, "dog", (80, 72), (72, 80))
     folder_of(host, "others", (64, 64), (72, 72), (80, 80))
@@ -103,7 +105,7 @@ def test_pictures_of_their_own_are_watched_and_not_trained(host: Host) -> None:
     [
         ({"rank": 0}, "rank"),
         ({"steps": 0}, "steps"),
-        ({"precision": "fp16"}, "fp16 is not possible on a CPU"),
+        pytest.param({"precision": "fp16"}, "fp16 is not possible on a CPU", marks=on_a_cpu),
         ({"warmup_steps": 5}, "constant_with_warmup"),
     ],
 )

@@ -15,6 +15,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.conftest import HOST_ARGUMENTS
 from tests.events import Event
 from tests.graphs import Graph, Link
 from tests.host import Host, HostError
@@ -275,7 +276,7 @@ def test_two_equal_nodes_train_once(host: Host) -> None:
 def test_two_hosts_on_one_folder_train_once(
     new_host: Host, checkpoint_files: dict[str, Path], tmp_path: Path
 ) -> None:
-    shared = ("--cpu", "--output-directory", str(new_host.base / "output"))
+    shared = (*HOST_ARGUMENTS, "--output-directory", str(new_host.base / "output"))
     with Host(new_host.comfyui, checkpoints=checkpoint_files, args=shared) as second:
         reported: dict[str, list[int]] = {}
 

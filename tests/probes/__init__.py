@@ -11,6 +11,7 @@ import json
 import pathlib
 import shutil
 import sys
+import threading
 import types
 from types import ModuleType
 from typing import Any
@@ -259,6 +260,30 @@ class Sharing(io.ComfyNode):
         return shown(found)
 
 
+class Streamed(io.ComfyNode):
+    """A twin of a denoiser whose layers have notes on them, as when its host streams weights."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeStreamed", io.Model.Input("model"), io.Clip.Input("clip"))
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any) -> io.NodeOutput:
+        layer = model.model.diffusion_model.out[2]
+        notes = {"_v_weight": torch.ones(2, 2), "_pin_state": threading.Lock()}  # has no copy
+        vars(layer).update(notes)
+        try:
+            with parts_of(model, clip) as parts:
+                twin = parts.denoiser.out[2]
+                return shown({
+                    "twin": [note for note in notes if note in vars(twin)],
+                    "host": [note for note in notes if vars(layer).get(note) is notes[note]],
+                })  # fmt: skip
+        finally:
+            for note in notes:
+                vars(layer).pop(note, None)
+
+
 class Same(io.ComfyNode):
     """The largest difference of two conditionings, pooled output included."""
 
@@ -342,7 +367,10 @@ class Probes(ComfyExtension):
         from .gradients import Gradients
         from .odd_models import OfClass
 
-        return [Prediction, Trained, Gradients, OfClass, Kept, Sharing, Same, Previewed, Disk]
+        return [
+            *(Prediction, Trained, Gradients, OfClass, Kept),
+            *(Sharing, Streamed, Same, Previewed, Disk),
+        ]
 
 
 async def comfy_entrypoint() -> Probes:

@@ -104,8 +104,15 @@ def _check_weights(socket: str, module: nn.Module) -> None:
             raise _refused("holds GGUF weights", socket)
         inner = f"{kind} {type(parameter).__name__}"
         if "Quantized" in inner or parameter.dtype not in PLAIN_DTYPES:
-            dtype = str(parameter.dtype).removeprefix("torch.")
-            raise _refused(f"holds quantized weights ({dtype})", socket)
+            raise _quantized(parameter.dtype, socket)
+    for layer in module.modules():  # a host that streams narrows weights on their way to the GPU
+        dtype = getattr(layer, "weight_comfy_model_dtype", None)
+        if dtype is not None and dtype not in PLAIN_DTYPES:
+            raise _quantized(dtype, socket)
+
+
+def _quantized(dtype: torch.dtype, socket: str) -> UnsupportedModelError:
+    return _refused(f"holds quantized weights ({str(dtype).removeprefix('torch.')})", socket)
 
 
 def _wants_images(base: Any) -> bool:

@@ -12,6 +12,8 @@ refuses; `alias` gives a normal tensor on the same storage.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import comfy.lora
@@ -23,10 +25,12 @@ from ....trainers.models.convolution import use_small_map_convolutions
 from ....trainers.models.recast import NARROW, Scratch, compute_wide
 
 HOST_DENOISER = "diffusion_model."  # what the host's keys of its weights start with
-# What the host notes on a layer while it streams or patches that layer's weights.
+# What the host notes on a layer while it streams or patches that layer's weights: GPU memory,
+# pinned RAM and who else has some, which no copy may hold or even follow.
 NOTES = (
-    "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pin", "seed_key",
-    "weight_lowvram_function", "bias_lowvram_function",
+    "_v", "_v_signature", "_v_weight", "_v_bias", "_prefetch", "_pin", "_pins", "_pin_state",
+    "seed_key", "weight_lowvram_function", "bias_lowvram_function",
+    "weight_function", "bias_function",
 )  # fmt: skip
 WIDENED = (nn.Linear, nn.modules.conv._ConvNd, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -69,12 +73,25 @@ def twin_of(module: nn.Module, patcher: Any, prefix: str, placement: Placement) 
             memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
         for buffer in module.buffers():
             memo[id(buffer)] = alias(buffer).to(placement.device)
-        for layer in module.modules():
-            memo |= {id(vars(layer)[note]): None for note in NOTES if vars(layer).get(note)}
-        twin = copy.deepcopy(module, memo)
+        with _without_notes(module):
+            twin = copy.deepcopy(module, memo)
     _plain(twin, placement)
     guard_norms(twin)
     return twin
+
+
+@contextmanager
+def _without_notes(module: nn.Module) -> Iterator[None]:
+    """The host's layers without its notes on them; they are back afterwards."""
+    aside = []
+    for layer in module.modules():
+        own = vars(layer)
+        aside.append((own, {note: own.pop(note) for note in NOTES if note in own}))
+    try:
+        yield
+    finally:
+        for own, notes in aside:
+            own.update(notes)
 
 
 def _weight(parameter: Tensor, patches: Any, key: str, device: torch.device) -> Tensor:
@@ -90,11 +107,9 @@ def _weight(parameter: Tensor, patches: Any, key: str, device: torch.device) -> 
 
 
 def _plain(twin: nn.Module, placement: Placement) -> None:
-    """Rid the layers of the host's casting and streaming: the twin's weights are in their place."""
+    """Rid the layers of the host's casting: the twin's weights are in their place."""
     layer: Any
     for layer in twin.modules():
-        for note in NOTES:
-            vars(layer).pop(note, None)
         if hasattr(layer, "comfy_cast_weights"):
             layer.comfy_cast_weights = isinstance(layer, nn.Embedding)  # they cast what they give
             layer.weight_function = layer.bias_function = []
