@@ -224,6 +224,7 @@ def in_host(bench: Bench, case: Case) -> Row:
     host.follow(graph, see, timeout=3600)
     memory = host.get("/probes/memory")
     host.free()
+    host.delete_large_files()
     seconds = step_seconds(ticks)
     return Row(case, statistics.median(seconds), memory["peak"], memory["reserved"], memory["held"])
 
