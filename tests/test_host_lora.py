@@ -187,6 +187,15 @@ def test_notes_of_a_host_that_streams_stay_its_own(any_host: Host) -> None:
     assert found(any_host.run(graph)) == {"twin": [], "host": ["_v_weight", "_pin_state"]}
 
 
+def test_models_on_the_cpu_beside_a_gpu_make_room_too(any_host: Host) -> None:
+    graph = Graph()
+    _, clip, _ = graph.load()
+    graph.add("ProbeRoom", clip=clip)
+    measured = found(any_host.run(graph))
+    assert measured["before"] > 0
+    assert measured["after"] == 0
+
+
 def one_step_losses(host: Host) -> list[float]:
     """The first losses of the two newest runs."""
     runs = sorted((host.base / "output" / "personalize").glob("*/metrics.jsonl"), key=_age)[-2:]

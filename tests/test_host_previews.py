@@ -8,6 +8,7 @@ import pytest
 from safetensors.torch import load_file
 
 from tests import tiny
+from tests.conftest import on_the_cpu
 from tests.graphs import Graph, Link
 from tests.host import Host
 from tests.test_host_store import METHODS, run_folders, training
@@ -58,6 +59,8 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
     ours = previewed["0002"]  # the first prompt after the last step
     assert (ours - theirs).abs().max() < 1e-3 * theirs.abs().max()
 
+    if not on_the_cpu():
+        return  # where two trainings of the same are not the same to the bit
     with_them = load_file(run / "result-00000004.safetensors")
     plain, sockets = training(host, method, **settings, if_run_exists="start anew")
     host.run(plain)

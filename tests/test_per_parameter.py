@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -222,3 +224,15 @@ def test_pieces_of_a_bf16_parameter_learn_as_the_whole(
     step = 2.0 ** (1 - BF16_BITS)  # of numbers above 1
     assert (whole - pieces).abs().max() <= 3 * step
     assert (whole - pieces).mean().abs() < 1e-4
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_weights_go_with_their_training(fused: bool) -> None:
+    parameters = weights(torch.float32)
+    optimizer = made(parameters, fused=fused)
+    loss(parameters).backward()
+    optimizer.step()
+    seen = [weakref.ref(parameter) for parameter in parameters]
+    del parameters, optimizer
+    gc.collect()
+    assert [ref() for ref in seen] == [None] * len(seen)

@@ -22,8 +22,13 @@ def device() -> torch.device:
 
 
 def make_room() -> None:
-    """Ask every loaded model to leave the device; their weights are then as they were loaded."""
-    comfy.model_management.unload_all_models()
+    """Ask every loaded model to leave its device; their weights are then as they were loaded.
+
+    Beside a GPU the host runs some models on the CPU, with patches worked into their weights.
+    """
+    comfy.model_management.unload_all_models()  # of the GPUs
+    for device in {loaded.device for loaded in comfy.model_management.current_loaded_models}:
+        comfy.model_management.free_memory(1e30, device)
     comfy.model_management.soft_empty_cache()
 
 

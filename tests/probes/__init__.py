@@ -57,7 +57,7 @@ def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
     models = "nodes.host.models"
     architecture = pack(f"{models}.support").check_model(model)
     placement = pack(f"{models}.twin").Placement
-    comfy.model_management.unload_all_models()
+    pack("nodes.host.memory").make_room()
     device = comfy.model_management.get_torch_device()
     with (
         torch.inference_mode(False),
@@ -214,7 +214,7 @@ def fill(parts: Any, module_name: str, lora: dict[str, torch.Tensor]) -> int:
                 merged = weight + layer.get_delta_weight("default")
                 ratio = merged.flatten(1).norm(dim=1) / weight.flatten(1).norm(dim=1)
                 magnitude = layer.lora_magnitude_vector["default"].weight
-                scale = lora[f"{key}.dora_scale"].flatten() * ratio
+                scale = lora[f"{key}.dora_scale"].flatten().to(ratio.device) * ratio
                 magnitude.copy_(scale.reshape(magnitude.shape))
     return filled
 
@@ -282,6 +282,26 @@ class Streamed(io.ComfyNode):
         finally:
             for note in notes:
                 vars(layer).pop(note, None)
+
+
+class Room(io.ComfyNode):
+    """How many models stay loaded where a host runs them on the CPU beside its GPU."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeRoom", io.Clip.Input("clip"))
+
+    @classmethod
+    def execute(cls, clip: Any) -> io.NodeOutput:
+        management = comfy.model_management
+        management.load_models_gpu([clip.patcher])
+        before, unload_all = len(management.current_loaded_models), management.unload_all_models
+        management.unload_all_models = lambda: None  # of a GPU, which has none
+        try:
+            pack("nodes.host.memory").make_room()
+        finally:
+            management.unload_all_models = unload_all
+        return shown({"before": before, "after": len(management.current_loaded_models)})
 
 
 class Same(io.ComfyNode):
@@ -369,7 +389,7 @@ class Probes(ComfyExtension):
 
         return [
             *(Prediction, Trained, Gradients, OfClass, Kept),
-            *(Sharing, Streamed, Same, Previewed, Disk),
+            *(Sharing, Streamed, Room, Same, Previewed, Disk),
         ]
 
 

@@ -73,33 +73,34 @@ class PerParameter(torch.optim.Optimizer):
         self._squared_norms: list[Tensor] = []
         self._pieces: dict[nn.Parameter, list[_Piece]] = {}
         numbers = itertools.count()
-        for group, parameter in self._parameters():
+        self._groups = {parameter: group for group, parameter in self._parameters()}
+        for parameter, group in self._groups.items():
             self._pieces[parameter] = [
                 _Piece(next(numbers), span, make_inner([{**group, "params": [_leaf(parameter)]}]))
                 for span in _spans(parameter, elementwise)
             ]
             if fused:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
-                    _hook(self, group)
+                    _hook(self)
                 )
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update what has a gradient; in the fused case all gradients are gone already."""
         assert closure is None, "no optimizer here computes the loss again"
-        for group, parameter in self._parameters():
+        for parameter in self._groups:
             if parameter.grad is not None:
-                self.update(parameter, group)
+                self.update(parameter)
         self._num_steps += 1
 
     @torch.no_grad()
-    def update(self, parameter: nn.Parameter, group: dict[str, Any]) -> None:
+    def update(self, parameter: nn.Parameter) -> None:
         """Update one parameter by its gradient and drop the gradient."""
         if self.fused:
             self._clip(parameter)
         gradient, parameter.grad = parameter.grad, None
         assert gradient is not None
         for number, span, inner in self._pieces[parameter]:
-            inner.param_groups[0]["lr"] = group["lr"]
+            inner.param_groups[0]["lr"] = self._groups[parameter]["lr"]
             (leaf,) = inner.param_groups[0]["params"]
             if leaf is parameter:
                 leaf.grad = gradient
@@ -197,14 +198,15 @@ def _nothing(parameter: Tensor) -> Tensor:
     return torch.empty(0, dtype=torch.float32, device=parameter.device)
 
 
-def _hook(optimizer: PerParameter, group: dict[str, Any]) -> Callable[[Tensor], None]:
-    # Weak, so that the optimizer's state goes when the run ends and not with the parameters.
+def _hook(optimizer: PerParameter) -> Callable[[Tensor], None]:
+    # Weak, so that the optimizer's state goes when the run ends and not with the parameters. They
+    # would not go at all if a hook of one of them held them: Python's collector does not see it.
     owner = weakref.ref(optimizer)
 
     def update(parameter: Tensor) -> None:
         alive = owner()
         assert alive is not None
         assert isinstance(parameter, nn.Parameter)
-        alive.update(parameter, group)
+        alive.update(parameter)
 
     return update
