@@ -1,10 +1,11 @@
-"""The least that a LoRA step takes: diffusers, peft and torch with nothing around them.
+"""The least that a LoRA step takes: diffusers, transformers, peft and torch, nothing around them.
 
     python -m benchmarks.bare_loop --precision bf16 --steps 8
 
 Prints one JSON object: the seconds of every step, the peak memory, the floating-point operations
 of a step and how many of them this machine's matmul does in a second. `benchmarks.lora_step` runs
-it in a process of its own.
+it in a process of its own. SDXL's loop encodes its caption by both text encoders and keeps them, as
+diffusers' text-to-image script does; SD1.5's takes a random text.
 """
 
 from __future__ import annotations
@@ -13,18 +14,27 @@ import argparse
 import itertools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import peft
 import torch
 import torch.nn.functional as F
 from diffusers import DDPMScheduler, UNet2DConditionModel
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from tests.checkpoints import DTYPES, SD15_UNET, SDXL_UNET, THIN_SD15_UNET, THIN_SDXL_UNET
+from tests.checkpoints import (
+    CLIP_G,
+    CLIP_L,
+    DTYPES,
+    SD15_UNET,
+    SDXL_UNET,
+    THIN_SD15_UNET,
+    THIN_SDXL_UNET,
+)
 
 UNETS = {
     "full_sd15": SD15_UNET,
@@ -56,18 +66,19 @@ class Loop:
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, weight_decay=1e-2, fused=True)
         self.scheduler = DDPMScheduler()
         self.dtype, self.device = dtype, device
+        self.hidden = torch.randn(1, 77, self.config["cross_attention_dim"], device=device)
         self.added = None
         if "addition_embed_type" in self.config:  # SDXL: a pooled text and the picture's sizes
-            self.added = {
-                "text_embeds": torch.randn(1, 1280).to(device, dtype),
-                "time_ids": torch.zeros(1, 6, dtype=dtype, device=device),
-            }
+            self.encoders = text_encoders(dtype, device)
+            self.hidden, pooled = encoded(self.encoders)
+            sizes = torch.zeros(1, 6, dtype=dtype, device=device)
+            self.added = {"text_embeds": pooled, "time_ids": sizes}
 
-    def step(self, latents: Tensor, hidden: Tensor) -> float:
+    def step(self, latents: Tensor) -> float:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(1000, (len(latents),), device=self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
-        hidden = hidden.to(self.dtype)
+        hidden = self.hidden.to(self.dtype)
         predicted = self.unet(noisy, timesteps, hidden, added_cond_kwargs=self.added).sample
         loss = F.mse_loss(predicted.float(), noise)
         loss.backward()
@@ -75,6 +86,30 @@ class Loop:
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss.item()
+
+
+def text_encoders(dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
+    """SDXL's two, with random weights."""
+    made = []
+    for kind, config in ((CLIPTextModel, CLIP_L), (CLIPTextModelWithProjection, CLIP_G)):
+        with torch.device("meta"):
+            encoder = kind(CLIPTextConfig(**config, projection_dim=config["hidden_size"]))
+        encoder = encoder.to(dtype).to_empty(device=device).requires_grad_(False)
+        for name, weight in encoder.named_parameters():
+            nn.init.normal_(weight, 1.0 if "norm" in name else 0.0, 0.02)
+        for places in encoder.buffers():
+            places.copy_(torch.arange(places.numel()).view_as(places))  # position ids
+        made.append(encoder)
+    return made
+
+
+@torch.no_grad()
+def encoded(encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
+    """A caption's (1, 77, 2048) and its pooled (1, 1280), by SDXL's two text encoders."""
+    device = next(encoders[0].parameters()).device
+    ids = torch.tensor([[49406, 320, 1125, 539, 1929] + [49407] * 72], device=device)
+    outputs = [encoder(ids, output_hidden_states=True) for encoder in encoders]
+    return torch.cat([o.hidden_states[-2] for o in outputs], dim=-1), outputs[1].text_embeds
 
 
 def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:
@@ -97,10 +132,10 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def count_operations(loop: Loop, latents: Tensor, hidden: Tensor) -> int:
+def count_operations(loop: Loop, latents: Tensor) -> int:
     # The counter does not know the CPU's fused attention; in its plain form it is two matmuls.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loop.step(latents, hidden)
+        loop.step(latents)
     return int(counter.get_total_flops())
 
 
@@ -133,17 +168,16 @@ def main() -> None:
     device: torch.device = asked.device
     loop = Loop(asked.model, asked.rank, DTYPES[asked.precision], device)
     latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8, device=device)
-    hidden = torch.randn(1, 77, loop.config["cross_attention_dim"], device=device)
     reset_peak(device)
     times = [clock()]
     for _ in range(asked.steps):
-        loop.step(latents, hidden)
+        loop.step(latents)
         times.append(clock())
     peak = peak_bytes(device)
     measured = {
         "seconds": [after - before for before, after in itertools.pairwise(times)],
         "peak_bytes": peak,
-        "operations": count_operations(loop, latents, hidden),
+        "operations": count_operations(loop, latents),
         "operations_per_second": matmul_rate(loop.dtype, device, clock),
     }
     print(json.dumps(measured))
