@@ -1,4 +1,4 @@
-"""The loss plot: smoothing, range, ticks and what ends up in the picture, as numbers."""
+"""The loss plot: smoothing, range and what ends up in the picture, as numbers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,11 @@ from trainers.runs.plot import (
     SMOOTH,
     STATE,
     VALIDATION,
-    Axis,
     Marks,
     draw_losses,
-    extremes,
     loss_range,
     marks_of,
     smooth,
-    tick_label,
-    tick_step,
     window_steps,
 )
 
@@ -74,64 +70,6 @@ def test_smooth_keeps_a_constant() -> None:
     np.testing.assert_allclose(smooth(np.full(300, 0.25)), 0.25, rtol=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "most", "step"),
-    [
-        (0, 1, 5, 0.2),
-        (0, 1, 10, 0.1),
-        (0, 0.006, 3, 0.002),
-        (0, 500, 8, 100),
-        (0, 30, 8, 5),
-        (0, 20_000, 8, 5000),
-        (0, 100_000, 8, 20_000),
-        (0.1, 0.13, 6, 0.005),
-    ],
-)
-def test_tick_step_is_round(low: float, high: float, most: int, step: float) -> None:
-    assert tick_step(low, high, most) == step
-
-
-def test_tick_step_any_range_is_one_two_or_five() -> None:
-    draw = random.Random(1)
-    for _ in range(2000):
-        width, most = 10 ** draw.uniform(-9, 9), draw.randint(2, 9)
-        step = tick_step(0, width, most)
-        assert f"{step:.0e}"[0] in "125"
-        assert step == pytest.approx(float(f"{step:.0e}"), rel=1e-12)
-        assert 1 - 1e-9 <= step * most / width <= 2.5 + 1e-9
-
-
-def test_tick_step_of_steps_is_whole() -> None:
-    assert tick_step(0, 2, 8, least=1) == 1
-
-
-@pytest.mark.parametrize(
-    ("tick", "step", "label"),
-    [
-        (0, 0.2, "0.0"),
-        (0.1 + 0.2, 0.1, "0.3"),
-        (0.05, 0.05, "0.05"),
-        (0.12, 0.002, "0.120"),
-        (20_000, 5000, "20,000"),
-        (3e-7, 1e-7, "3e-07"),
-        (2e30, 1e30, "2e+30"),
-    ],
-)
-def test_tick_label(tick: float, step: float, label: str) -> None:
-    assert tick_label(tick, step) == label
-
-
-def test_axis_ticks_reach_both_ends() -> None:
-    axis = Axis(low=0, high=0.6, start_px=470, end_px=50, step=0.2)
-    assert [label for _, label in axis.ticks()] == ["0.0", "0.2", "0.4", "0.6"]
-    assert [place for place, _ in axis.ticks()] == pytest.approx([470, 330, 190, 50])
-
-
-def test_axis_px_beyond_an_end_lies_on_it() -> None:
-    axis = Axis(low=0, high=1, start_px=10, end_px=110, step=0.5)
-    assert axis.px(np.array([-5, 0.25, 9.0])).tolist() == [10, 35, 110]
-
-
 def test_range_one_spike_does_not_flatten() -> None:
     losses = noisy(500)
     without = loss_range(np.array(losses))
@@ -161,21 +99,6 @@ def test_range_starts_at_zero_only_where_that_is_cheap() -> None:
 def test_range_of_one_value_has_it_in_the_middle(loss: float, ends: tuple[float, float]) -> None:
     assert loss_range(np.full(50, loss)) == ends
     assert loss_range(np.array([loss])) == ends
-
-
-def test_extremes_keep_lowest_and_highest_of_every_column() -> None:
-    losses = np.array(noisy(100_000))
-    kept = extremes(losses, 200)
-    assert len(kept) == 400
-    assert (np.diff(kept) > 0).all()
-    columns = losses.reshape(200, 500)
-    pairs = np.sort(losses[kept].reshape(200, 2), axis=1)
-    np.testing.assert_array_equal(pairs[:, 0], columns.min(axis=1))
-    np.testing.assert_array_equal(pairs[:, 1], columns.max(axis=1))
-
-
-def test_extremes_of_few_are_all() -> None:
-    assert extremes(np.array([3.0, 1.0, 2.0]), 2).tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize(
@@ -221,13 +144,13 @@ def test_draw_equal_losses_are_one_level_line() -> None:
     lit = np.flatnonzero(column[:, 2] > 150)
     assert len(lit) in (3, 4)
     # Of 0 to 0.2, 0.1 is the middle of the plot.
-    assert lit.mean() == pytest.approx((56 + 540 - 70) / 2, abs=1)
+    assert lit.mean() == pytest.approx((50 + 540 - 64) / 2, abs=1)
 
 
 def test_draw_raw_line_lies_behind_the_smoothed() -> None:
     in_legend = num_pixels(draw_losses([0.1] * 40), RAW)
-    assert 50 < in_legend < 120
-    assert num_pixels(draw_losses([0.1, 0.5] * 20), RAW) > 1000
+    assert 20 < in_legend < 120
+    assert num_pixels(draw_losses([0.1, 0.5] * 20), RAW) > 10 * in_legend
 
 
 def test_draw_says_how_many_losses_are_off_the_scale() -> None:
