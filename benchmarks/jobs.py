@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.schedules import scaled_linear_alphas_cumprod
 from trainers.contracts import Parts, Predict, Rows, Size
 from trainers.data.examples import Examples
 from trainers.loop import make_job
 from trainers.models.architectures import DENOISER, Architecture
-from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+from trainers.noise import Diffusion
 from trainers.settings.run import RunConfig
 from trainers.step import Job
 

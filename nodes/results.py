@@ -117,11 +117,8 @@ class PlotLoss(io.ComfyNode):
 
     @classmethod
     def execute(cls, loss_map: Any) -> io.NodeOutput:
-        import numpy as np
-        import torch
-
         from ..trainers.runs.plot import draw_losses, marks_of
+        from .host.overview import image_of
 
-        picture = draw_losses(loss_map["loss"], marks=marks_of(loss_map))
-        image = torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
+        image = image_of(draw_losses(loss_map["loss"], marks=marks_of(loss_map)))
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

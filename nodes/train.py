@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from comfy_api.latest import io, ui
 
@@ -16,6 +16,80 @@ from .sockets import PersonalizeDataset, PersonalizeEmbedding, PersonalizePrevie
 if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
     from .host.runs.inputs import Sockets
     from .host.runs.training import Outcome
+
+BASE = ("model", "clip", "vae")  # the sockets that carry it
+
+
+class TrainingNode(io.ComfyNode):
+    """What the training nodes share.
+
+    Attributes:
+        METHOD: its name in trainers.methods.METHODS.
+        MADE_OF_BASE: places of the outputs that are made of the base, so that it must be there.
+    """
+
+    METHOD: ClassVar[str]
+    MADE_OF_BASE: ClassVar[tuple[int, ...]] = (0, 1)
+
+    @classmethod
+    def schema(cls, inputs: list[io.Input], outputs: list[io.Output], **words: Any) -> io.Schema:
+        """Adds what all have to a node's own inputs and outputs."""
+        return io.Schema(
+            category="personalize/train",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            inputs=[*_sockets_in(), *inputs, *_others_in(cls.METHOD)],
+            outputs=[
+                *outputs,
+                io.LossMap.Output(
+                    display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
+                ),
+                io.String.Output(
+                    display_name="run", tooltip="The run's folder: settings, losses, result."
+                ),
+            ],
+            **words,
+        )
+
+    @classmethod
+    def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
+        """The node's own outputs; model and clip are None where nothing made of them is asked."""
+        raise NotImplementedError
+
+    @classmethod
+    def execute(cls, **given: Any) -> io.NodeOutput:
+        from .host.models.tokenizer import with_embeddings
+        from .host.overview import image_of
+        from .host.runs.base import GraphNode
+        from .host.runs.training import run_training
+
+        config = run_config(cls.METHOD, given)
+        outcome = run_training(_sockets(given), config, GraphNode.of(cls.hidden))
+        clip = given["clip"]
+        if getattr(config.own, "train_token", False):
+            clip = with_embeddings(clip, outcome.learned.needs)
+        made = cls.outputs(outcome, config, given["model"], clip)
+        # The previews of all steps, in the node's body.
+        shown = ui.PreviewImage(image_of(outcome.strip), cls=cls) if outcome.strip else None
+        return io.NodeOutput(*made, outcome.loss_map, str(outcome.run), ui=shown)
+
+    @classmethod
+    def check_lazy_status(cls, **given: Any) -> list[str]:
+        """Which of the base's sockets the host must evaluate before the node can run."""
+        from .host.runs.base import GraphNode
+        from .host.runs.run import needs_base
+
+        missing = [name for name in BASE if given.get(name) is None]
+        if not missing:
+            return []
+        config, node = run_config(cls.METHOD, given), GraphNode.of(cls.hidden)
+        return missing if needs_base(_sockets(given), config, node, cls.MADE_OF_BASE) else []
+
+    @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> bool:
+        from .host.runs.base import must_run_again
+
+        return must_run_again(cls.hidden.unique_id, cls.MADE_OF_BASE)
 
 
 def _sockets_in() -> list[io.Input]:
@@ -57,49 +131,6 @@ def _others_in(method: str) -> list[io.Input]:
     return [*classes, validation_dataset, preview]
 
 
-def _schema(method: str, inputs: list[io.Input], outputs: list[io.Output], **words: Any) -> Any:
-    """What the schemas of the training nodes share."""
-    records = [
-        io.LossMap.Output(
-            display_name="loss_map", tooltip="The loss of every step, for Plot Loss."
-        ),
-        io.String.Output(display_name="run", tooltip="The run's folder: settings, losses, result."),
-    ]
-    return io.Schema(
-        category="personalize/train",
-        is_output_node=True,
-        hidden=[io.Hidden.unique_id, io.Hidden.prompt],
-        inputs=[*_sockets_in(), *inputs, *_others_in(method)],
-        outputs=[*outputs, *records],
-        **words,
-    )
-
-
-def _shown(strip: Any, cls: type[io.ComfyNode]) -> Any:
-    """The previews of all steps, for the node's body."""
-    if strip is None:
-        return None
-    import numpy as np
-    import torch
-
-    picture = torch.from_numpy(np.asarray(strip, dtype=np.float32) / 255)[None]
-    return ui.PreviewImage(picture, cls=cls)
-
-
-# -- what the three nodes share -----------------------------------------------
-
-LAZY = ("model", "clip", "vae")
-# Places of the outputs that are made of the base, so that it must be there.
-MADE_OF_BASE = {"lora": (0, 1), "dreambooth": (0, 1), "textual_inversion": (0,)}
-
-
-def _train(cls: type[io.ComfyNode], config: RunConfig, **given: Any) -> Outcome:
-    from .host.runs.base import GraphNode
-    from .host.runs.training import run_training
-
-    return run_training(_sockets(given), config, GraphNode.of(cls.hidden))
-
-
 def _sockets(given: Mapping[str, Any]) -> Sockets:
     from .host.runs.inputs import Sockets
 
@@ -107,46 +138,27 @@ def _sockets(given: Mapping[str, Any]) -> Sockets:
     return Sockets(**{name: given[name] for name in names if name in given})
 
 
-def _missing(cls: type[io.ComfyNode], method: str, given: Mapping[str, Any]) -> list[str]:
-    """Which of the lazy inputs the host must evaluate before the node can run."""
-    from .host.runs.base import GraphNode
-    from .host.runs.run import needs_base
-
-    missing = [name for name in LAZY if given.get(name) is None]
-    if not missing:
-        return []
-    config, node = run_config(method, given), GraphNode.of(cls.hidden)
-    return missing if needs_base(_sockets(given), config, node, MADE_OF_BASE[method]) else []
+# -- the nodes ----------------------------------------------------------------
 
 
-def _lazily(method: str) -> Callable[[type[io.ComfyNode]], type[io.ComfyNode]]:
-    """Lets a training node ask for its base only where it needs it."""
+class TrainLora(TrainingNode):
+    METHOD = "lora"
 
-    def check_lazy_status(cls: type[io.ComfyNode], /, **given: Any) -> list[str]:
-        return _missing(cls, method, given)
-
-    def fingerprint_inputs(cls: type[io.ComfyNode], /, **given: Any) -> bool:
-        from .host.runs.base import must_run_again
-
-        return must_run_again(cls.hidden.unique_id, MADE_OF_BASE[method])
-
-    def decorated(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-        node.check_lazy_status = classmethod(check_lazy_status)
-        node.fingerprint_inputs = classmethod(fingerprint_inputs)
-        return node
-
-    return decorated
-
-
-@_lazily("lora")
-class TrainLora(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         first = (
             "steps", "batch_size", "learning_rate", "rank", "alpha", "train_text_encoder", "seed",
         )  # fmt: skip
-        return _schema(
-            "lora",
+        return cls.schema(
+            settings_inputs("lora", first),
+            [
+                io.Model.Output(display_name="model", tooltip="The base model with the LoRA."),
+                io.Clip.Output(display_name="clip", tooltip="The clip with the LoRA."),
+                io.LoraModel.Output(
+                    display_name="lora",
+                    tooltip="The LoRA alone: for Save LoRA, Apply LoRA and ComfyUI's own nodes.",
+                ),
+            ],
             node_id="PersonalizeTrainLora",
             display_name="Train LoRA",
             description=(
@@ -157,44 +169,32 @@ class TrainLora(io.ComfyNode):
                 "lora trainer", "train lora", "finetune", "fine-tune", "dreambooth lora", "dora",
                 "kohya", "personalize",
             ],
-            inputs=[
-                *settings_inputs("lora", first),
-            ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The base model with the LoRA."),
-                io.Clip.Output(display_name="clip", tooltip="The clip with the LoRA."),
-                io.LoraModel.Output(
-                    display_name="lora",
-                    tooltip="The LoRA alone: for Save LoRA, Apply LoRA and ComfyUI's own nodes.",
-                ),
-            ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
-        from .host.models.tokenizer import with_embeddings
+    def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
         from .host.models.weights import apply_lora
 
-        config = run_config("lora", others)
-        outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
-        if config.own.train_token:
-            clip = with_embeddings(clip, outcome.learned.needs)
-        model, clip = apply_lora(model, clip, outcome.learned, 1.0, 1.0)
-        return io.NodeOutput(
-            model, clip, outcome.learned, outcome.loss_map, str(outcome.run),
-            ui=_shown(outcome.strip, cls),
-        )  # fmt: skip
+        return (*apply_lora(model, clip, outcome.learned, 1.0, 1.0), outcome.learned)
 
 
-@_lazily("dreambooth")
-class TrainDreamBooth(io.ComfyNode):
+class TrainDreamBooth(TrainingNode):
+    METHOD = "dreambooth"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         first = (
             "steps", "batch_size", "learning_rate", "train_text_encoder", "prior_weight", "seed",
         )  # fmt: skip
-        return _schema(
-            "dreambooth",
+        return cls.schema(
+            [_preset(), *settings_inputs("dreambooth", first)],
+            [
+                io.Model.Output(display_name="model", tooltip="The trained model."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The trained clip; the one that was wired in if it was not trained.",
+                ),
+            ],
             node_id="PersonalizeTrainDreamBooth",
             display_name="Train DreamBooth",
             description=(
@@ -206,44 +206,17 @@ class TrainDreamBooth(io.ComfyNode):
                 "dreambooth", "train checkpoint", "train model", "full finetune", "fine-tune",
                 "prior preservation", "regularization images", "personalize",
             ],
-            inputs=[
-                _preset(),
-                *settings_inputs("dreambooth", first),
-            ],
-            outputs=[
-                io.Model.Output(display_name="model", tooltip="The trained model."),
-                io.Clip.Output(
-                    display_name="clip",
-                    tooltip="The trained clip; the one that was wired in if it was not trained.",
-                ),
-            ],
         )  # fmt: skip
 
     @classmethod
-    def execute(
-        cls,
-        model: Any,
-        clip: Any,
-        vae: Any,
-        dataset: Any,
-        preset: str = CUSTOM,  # fills the widgets in the editor; a run takes the widgets
-        **others: Any,
-    ) -> io.NodeOutput:
-        from .host.models.tokenizer import with_embeddings
+    def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
         from .host.models.weights import apply_weights
 
-        config = run_config("dreambooth", others)
-        outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
-        if config.own.train_token:
-            clip = with_embeddings(clip, outcome.learned.needs)
-        model, clip = apply_weights(model, clip, outcome.learned)
-        return io.NodeOutput(
-            model, clip, outcome.loss_map, str(outcome.run),
-            ui=_shown(outcome.strip, cls),
-        )  # fmt: skip
+        return apply_weights(model, clip, outcome.learned)
 
 
 def _preset() -> io.Input:
+    """It fills the widgets in the editor; a run takes those alone."""
     return io.Combo.Input(
         "preset",
         options=[CUSTOM, *PRESETS],
@@ -256,8 +229,10 @@ def _preset() -> io.Input:
     )
 
 
-@_lazily("textual_inversion")
-class TrainTextualInversion(io.ComfyNode):
+class TrainTextualInversion(TrainingNode):
+    METHOD = "textual_inversion"
+    MADE_OF_BASE = (0,)
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         first = (
@@ -265,8 +240,18 @@ class TrainTextualInversion(io.ComfyNode):
         )  # fmt: skip
         # Class images would keep what this method does not change.
         without = ("prior_weight", "prior", "class_prompt", "prior_samples")
-        return _schema(
-            "textual_inversion",
+        return cls.schema(
+            settings_inputs("textual_inversion", first, without),
+            [
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="Knows the token at once: write it in any prompt, also with a weight.",
+                ),
+                PersonalizeEmbedding.Output(
+                    display_name="embedding",
+                    tooltip="The token alone: for Save Embedding and Apply Embedding.",
+                ),
+            ],
             node_id="PersonalizeTrainTextualInversion",
             display_name="Train Textual Inversion",
             description=(
@@ -277,34 +262,13 @@ class TrainTextualInversion(io.ComfyNode):
                 "textual inversion", "embedding training", "train embedding", "learn a word",
                 "ti", "finetune", "personalize",
             ],
-            inputs=[
-                *settings_inputs("textual_inversion", first, without),
-            ],
-            outputs=[
-                io.Clip.Output(
-                    display_name="clip",
-                    tooltip="Knows the token at once: write it in any prompt, also with a weight.",
-                ),
-                PersonalizeEmbedding.Output(
-                    display_name="embedding",
-                    tooltip="The token alone: for Save Embedding and Apply Embedding.",
-                ),
-            ],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, vae: Any, dataset: Any, **others: Any) -> io.NodeOutput:
+    def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
         from ..trainers.methods.results import Embedding, read
         from .host.models.tokenizer import with_embedding
 
-        config = run_config("textual_inversion", others)
-        outcome = _train(cls, config, model=model, clip=clip, vae=vae, dataset=dataset, **others)
-        learned, token = outcome.learned, config.own.token
-        embedding = Embedding(token, read(learned, outcome.text_encoders), learned.metadata)
-        return io.NodeOutput(
-            None if clip is None else with_embedding(clip, embedding),
-            embedding,
-            outcome.loss_map,
-            str(outcome.run),
-            ui=_shown(outcome.strip, cls),
-        )
+        rows = read(outcome.learned, outcome.text_encoders)
+        embedding = Embedding(config.own.token, rows, outcome.learned.metadata)
+        return None if clip is None else with_embedding(clip, embedding), embedding

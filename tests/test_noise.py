@@ -10,13 +10,13 @@ from diffusers import DDPMScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
+from tests.schedules import scaled_linear_alphas_cumprod
 from trainers.noise import (
     PREDICTIONS,
     Diffusion,
     draw_noise,
     draw_timesteps,
     generator_for,
-    scaled_linear_alphas_cumprod,
 )
 
 TIMESTEPS = torch.tensor([0, 1, 250, 500, 998, 999])

@@ -17,6 +17,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from tests.schedules import scaled_linear_alphas_cumprod
 from trainers.contracts import Parts, Rows, Size, Text
 from trainers.data.examples import Examples
 from trainers.data.tokens import find_tokens
@@ -24,7 +25,7 @@ from trainers.loop import Progress, make_job, train
 from trainers.models.architectures import DENOISER, SD15, UNET_TARGETS
 from trainers.models.convolution import use_small_map_convolutions
 from trainers.models.recast import Scratch, compute_wide
-from trainers.noise import Diffusion, scaled_linear_alphas_cumprod
+from trainers.noise import Diffusion
 from trainers.settings.field import settings_of
 from trainers.settings.run import RunConfig, config_groups
 from trainers.settings.run import run_config as config_of

@@ -86,14 +86,6 @@ class Diffusion:
         return capped / snr if self.prediction == "epsilon" else capped / (snr + 1)
 
 
-def scaled_linear_alphas_cumprod(
-    start: float = 0.00085, end: float = 0.012, num_timesteps: int = 1000
-) -> Tensor:
-    """The schedule of Stable Diffusion: sqrt(beta) rises linearly. (T,) fp32."""
-    betas = torch.linspace(start**0.5, end**0.5, num_timesteps, dtype=torch.float64) ** 2
-    return torch.cumprod(1 - betas, dim=0).float()
-
-
 def generator_for(seed: int, *place: int | str) -> torch.Generator:
     """A CPU generator that depends on `seed` and on `place` (step, micro-batch, ...) alone."""
     digest = hashlib.sha256(repr((seed, *place)).encode()).digest()

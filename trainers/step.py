@@ -59,9 +59,8 @@ def losses_and_weights(
 def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Loss and weight of each of some pictures of one shape, both (B,) fp32."""
     examples, parts, objective = job.examples, job.parts, job.config.objective
-    latents = torch.stack([examples.latents[picture] for picture in pictures])
-    mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
-    noise = draw_noise(latents.shape, generator, objective.noise_offset)
+    shape = (len(pictures), *examples.latents[pictures[0]].shape)
+    noise = draw_noise(shape, generator, objective.noise_offset)
     lowest, highest = objective.timestep_min, objective.timestep_max
     timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
@@ -69,19 +68,37 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
         "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
+    losses, timesteps = _losses(job, examples, pictures, noise, timesteps, captions)
+    is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
+    weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
+    if objective.min_snr_gamma:
+        weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
+    return losses, weights
 
+
+def _losses(
+    job: Job,
+    examples: Examples,
+    pictures: list[int],
+    noise: Tensor,
+    timesteps: Tensor,
+    captions: list[str],
+) -> tuple[Tensor, Tensor]:
+    """Loss of each of some pictures of one shape, and timesteps, both (B,) on the device.
+
+    A class sample that has a teacher's brings its own timestep.
+    """
+    parts = job.parts
+    latents = torch.stack([examples.latents[picture] for picture in pictures])
+    mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
     latents, noise, timesteps = (x.to(parts.device) for x in (latents, noise, timesteps))
     noisy = parts.objective.add_noise(latents, noise, timesteps)
     target = parts.objective.target(latents, noise, timesteps)
     put_teacher_samples(examples, pictures, noisy, timesteps, target)
     sizes = [examples.sizes[picture] for picture in pictures]
     prediction = predict(job, noisy, timesteps, captions, sizes)
-    losses = sample_losses(prediction, target, None if mask is None else mask.to(parts.device))
-    is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
-    weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
-    if objective.min_snr_gamma:
-        weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
-    return losses, weights
+    mask = None if mask is None else mask.to(parts.device)
+    return sample_losses(prediction, target, mask), timesteps
 
 
 def predict(
@@ -117,23 +134,17 @@ def evaluating(job: Job) -> Iterator[None]:
 
 def validation_loss(job: Job) -> float:
     """The mean loss of the held-out pictures; see trainers.data.validation."""
-    examples, parts, objective = job.held_out, job.parts, job.config.objective
+    examples, objective = job.held_out, job.config.objective
     assert examples is not None
     losses = []
     lowest, highest = objective.timestep_min, objective.timestep_max
     seed = job.config.training.seed
     with evaluating(job):
         for picture, noise, timestep in held_out_samples(examples, lowest, highest, seed):
-            latents = examples.latents[picture][None]
-            mask = stack_masks([examples.masks[picture]], latents)
-            latents, noise, timestep = (x.to(parts.device) for x in (latents, noise, timestep))
-            noisy = parts.objective.add_noise(latents, noise, timestep)
             # The last of a caption's prompts is the caption itself.
             prompt = job.prompts[examples.captions[picture]][-1]
-            prediction = predict(job, noisy, timestep, [prompt], [examples.sizes[picture]])
-            target = parts.objective.target(latents, noise, timestep)
-            mask = None if mask is None else mask.to(parts.device)
-            losses.append(sample_losses(prediction, target, mask).item())
+            loss, _ = _losses(job, examples, [picture], noise, timestep, [prompt])
+            losses.append(loss.item())
     return sum(losses) / len(losses)
 
 

@@ -19,6 +19,9 @@ from .models.identity import clip_fingerprint, model_fingerprint, vae_fingerprin
 from .models.support import check_clip, check_model
 from .sampling import Sampling, conditioning, picture_of, sample
 
+# Settings that decide what a picture is.
+DECISIVE = ("prompt", "negative_prompt", "width", "height", "steps", "cfg")
+
 
 @dataclass(frozen=True)
 class Painter:
@@ -54,12 +57,7 @@ def _key(painter: Painter, config: ClassImagesConfig, architecture: Architecture
         "model": model_fingerprint(painter.model),
         "clip": clip_fingerprint(painter.clip, architecture, prompts),
         "vae": vae_fingerprint(painter.vae),
-        "prompt": config.prompt,
-        "negative_prompt": config.negative_prompt,
-        "width": config.width,
-        "height": config.height,
-        "steps": config.steps,
-        "cfg": config.cfg,
+        **{name: getattr(config, name) for name in DECISIVE},
         "sampler_name": painter.sampler_name,
         "scheduler": painter.scheduler,
     }

@@ -42,16 +42,16 @@ def training_session() -> Iterator[None]:
     """Autograd works inside. After it, also after an error or Cancel, nothing is held any more.
 
     Raises:
-        torch.OutOfMemoryError: with the settings that help, instead of torch's own text; still an
-            out-of-memory error, so that the host unloads its models.
+        torch.cuda.OutOfMemoryError: with the settings that help, instead of torch's own text; still
+            an out-of-memory error, so that the host unloads its models.
     """
     make_room()
     try:
         with torch.inference_mode(False), torch.enable_grad(), training_mode():
             yield
-    except torch.OutOfMemoryError as error:
+    except torch.cuda.OutOfMemoryError as error:
         _let_go(error)
-        raise torch.OutOfMemoryError(
+        raise torch.cuda.OutOfMemoryError(
             "Training needs more memory than this device has.\nLower resolution or batch_size, "
             "turn on gradient_checkpointing, or choose optimizer 'adamw_8bit'; for DreamBooth, "
             "turn on fused_backward and choose weights 'bf16'."

@@ -1,4 +1,4 @@
-"""Shows a dataset in its node: a picture, a text, and progress while it is read."""
+"""What nodes show: pictures, a dataset with its text, and progress while it is read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from comfy_api.latest import ui
 from comfy_execution.utils import get_executing_context
+from PIL import Image
 from server import PromptServer
+from torch import Tensor
 
 from ...trainers.data.dataset import Dataset
 from ...trainers.data.summary import contact_sheet, summary
@@ -27,8 +29,12 @@ def show_dataset(dataset: Dataset) -> dict[str, Any]:
     logging.getLogger(__name__).info("%s", text)
     if context := get_executing_context():
         PromptServer.instance.send_progress_text(text, context.node_id)
-    sheet = np.asarray(contact_sheet(dataset), dtype=np.float32) / 255
-    return {**ui.PreviewImage(torch.from_numpy(sheet)[None]).as_dict(), "text": [text]}
+    return {**ui.PreviewImage(image_of(contact_sheet(dataset))).as_dict(), "text": [text]}
+
+
+def image_of(picture: Image.Image) -> Tensor:
+    """An RGB picture as an IMAGE, fp32 (1, h, w, 3) in 0..1."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
 def reading_progress() -> Callable[[int, int], None]:

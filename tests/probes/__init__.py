@@ -341,7 +341,7 @@ class Previewed(io.ComfyNode):
 
         def recording(*args: Any) -> torch.Tensor:
             if no_memory:
-                raise torch.OutOfMemoryError("none left")
+                raise torch.cuda.OutOfMemoryError("none left")
             latents = sample(*args)
             kept[f"{len(kept):04}"] = latents.contiguous()
             path = pathlib.Path(folder_paths.get_output_directory()) / "previewed.safetensors"

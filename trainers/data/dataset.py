@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections.abc import Callable, Container, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -56,11 +57,8 @@ class Dataset:
         Raises:
             DatasetError: its file is gone or was damaged since the dataset was made.
         """
-        picture = self.pictures[index]
-        try:
+        with self._reading(self.pictures[index]) as picture:
             return picture.source.pixels(picture.bucket_px)
-        except READ_ERRORS as error:
-            raise self._changed(picture) from error
 
     def mask(self, index: int) -> Tensor | None:
         """fp32 (H, W) in 0..1, cut and resized like the pixels, 1 where it is trained; or None.
@@ -68,11 +66,8 @@ class Dataset:
         Raises:
             DatasetError: its file is gone or was damaged since the dataset was made.
         """
-        picture = self.pictures[index]
-        try:
+        with self._reading(self.pictures[index]) as picture:
             return picture.source.mask(picture.bucket_px)
-        except READ_ERRORS as error:
-            raise self._changed(picture) from error
 
     def fingerprint(self) -> str:
         """A hash of all that training sees: pictures, masks, captions, sizes, repeats, order.
@@ -97,16 +92,19 @@ class Dataset:
             DatasetError: a file is gone since the dataset was made.
         """
         for picture in self.pictures:
-            try:
-                yield picture.source.digest()
-            except OSError as error:
-                raise self._changed(picture) from error
+            with self._reading(picture):
+                digest = picture.source.digest()
+            yield digest
 
-    def _changed(self, picture: Picture) -> DatasetError:
-        return DatasetError(
-            f"Dataset '{self.name}': {picture.name} or its mask could be read before, but not "
-            "now.\nPut it back, or queue again without it."
-        )
+    @contextmanager
+    def _reading(self, picture: Picture) -> Iterator[Picture]:
+        try:
+            yield picture
+        except READ_ERRORS as error:
+            raise DatasetError(
+                f"Dataset '{self.name}': {picture.name} or its mask could be read before, but not "
+                "now.\nPut it back, or queue again without it."
+            ) from error
 
 
 def folder_dataset(

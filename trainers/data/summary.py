@@ -98,11 +98,7 @@ def _paste_centred(sheet: Image.Image, image: Image.Image, corner: tuple[int, in
     sheet.paste(image, (left, top))
 
 
-def _write_label(
-    draw: ImageDraw.ImageDraw,
-    picture: Picture,
-    corner: tuple[int, int],
-) -> None:
+def _write_label(draw: ImageDraw.ImageDraw, picture: Picture, corner: tuple[int, int]) -> None:
     left, top = corner[0], corner[1] + THUMBNAIL_PX + 4
     size = f"{picture.bucket_px[0]}x{picture.bucket_px[1]}"
     if picture.repeats > 1:

@@ -22,7 +22,7 @@ from ..models.precision import compute_dtype
 from ..optimizers.average import Average
 from ..settings.dreambooth import DreamBoothConfig
 from ..settings.run import RunConfig
-from .learned_tokens import copies, token_groups, train_tokens
+from .learned_tokens import copies, train_tokens
 
 
 def prepare(parts: Parts, config: RunConfig) -> Trainable:
@@ -39,8 +39,8 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
             parameter.requires_grad_()
         named |= {f"{name}.{key}": parameter for key, parameter in weights.items()}
         groups.append({"name": name, "params": list(weights.values()), "lr": rate})
-    learned = train_tokens(parts.text) if own.train_token else {}
-    groups += token_groups(learned, own.token_learning_rate)
+    learned, more = train_tokens(parts.text, own)
+    groups += more
 
     text = [
         parameter

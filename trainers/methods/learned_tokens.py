@@ -9,32 +9,31 @@ from torch import Tensor
 
 from ..contracts import Rows, TextSide
 from ..errors import SettingsError
+from ..settings.dreambooth import DreamBoothConfig
+from ..settings.lora import LoraConfig
 
 Learned = Mapping[str, Rows]
 
 
-def train_tokens(text: TextSide) -> Learned:
-    """The rows of every learned token; they train from now on.
+def train_tokens(
+    text: TextSide, own: LoraConfig | DreamBoothConfig
+) -> tuple[Learned, list[dict[str, Any]]]:
+    """The rows of every learned token, which train from now on, and their group for the optimizer.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: they are to be trained, and there is none.
     """
+    if not own.train_token:
+        return {}, []
     if not text.learned:
         raise SettingsError(
             ("train_token is on, but the clip knows no learned token; allowed: off, or a clip "
              "from Train Textual Inversion or Apply Embedding",)
         )  # fmt: skip
-    for rows in text.learned.values():
-        for row in rows.values():
-            row.requires_grad_()
-    return dict(text.learned)
-
-
-def token_groups(learned: Learned, rate: float) -> list[dict[str, Any]]:
-    """Their group for the optimizer, if there are any."""
-    rows = [row for by_encoder in learned.values() for row in by_encoder.values()]
+    rows = [row.requires_grad_() for by in text.learned.values() for row in by.values()]
     # Without decay, a token that no caption has stays as it is.
-    return [{"name": "tokens", "params": rows, "lr": rate, "weight_decay": 0.0}] if rows else []
+    group = {"name": "tokens", "params": rows, "lr": own.token_learning_rate, "weight_decay": 0.0}
+    return dict(text.learned), [group]
 
 
 def copies(learned: Learned) -> dict[str, dict[str, Tensor]]:

@@ -18,7 +18,7 @@ from ..contracts import Parts, Trainable
 from ..models.architectures import DENOISER, KOHYA
 from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
-from .learned_tokens import copies, token_groups, train_tokens
+from .learned_tokens import copies, train_tokens
 
 ADAPTER = "default"
 
@@ -40,8 +40,8 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
         _inject(module, layers, lora, config.training.seed)
         trained = [p for p in module.parameters() if p.requires_grad]
         groups.append({"name": name, "params": trained, "lr": rate})
-    learned = train_tokens(parts.text) if lora.train_token else {}
-    groups += token_groups(learned, lora.token_learning_rate)
+    learned, more = train_tokens(parts.text, lora)
+    groups += more
 
     def export() -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = {}

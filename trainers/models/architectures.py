@@ -8,6 +8,7 @@ M = the modelspec standard 1.0.1, P = the model's paper or card, D = diffusers' 
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -114,18 +115,16 @@ SD15 = Architecture(
     rates={"lora": 1e-4, "dreambooth": 2e-6},  # D; huggingface.co/blog/dreambooth
     unset_weights=r".*\.(logit_scale|text_projection\.weight)",
 )
-SD2 = Architecture(
+SD2 = dataclasses.replace(
+    SD15,
     name="sd2",
     title="Stable Diffusion 2",
     host_classes=("SD20",),
     modelspec="stable-diffusion-v2-768-v",
     base_model_version="sd_v2",
-    spelling=KOHYA,
-    diffusers_names=True,
     text_prefixes={"clip_h": "lora_te"},
-    targets=SD15.targets,
     resolution_px=768,  # P: 2.1; 2.1-base 512
-    rates=SD15.rates,
+    unset_weights=Architecture.unset_weights,
 )
 SDXL = Architecture(
     name="sdxl",

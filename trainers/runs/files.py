@@ -8,15 +8,12 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
 import torch
 from torch import Tensor
 
 from ..errors import SaveError
-
-if TYPE_CHECKING:
-    pass
 
 
 def save_tensors(

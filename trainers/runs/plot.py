@@ -48,7 +48,7 @@ def draw_losses(
     dpi = unit * POINTS_PER_INCH
     inches = ((width_px + 0.01) / dpi, (height_px + 0.01) / dpi)  # pixels are rounded down
     figure = Figure(inches, dpi, facecolor=BACKGROUND)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     room = np.array(ROOM_PX) * unit / np.array([width_px, height_px, width_px, height_px])
     axes = figure.add_axes((*room[:2], *(1 - room[:2] - room[2:])), facecolor=PANEL)
     _set_scales(axes, values)
@@ -178,10 +178,9 @@ def _draw_marks(axes: Any, marks: Marks) -> None:
             *zip(*validation, strict=True), "o-", color=VALIDATION, linewidth=0.7 * SMOOTH_PX,
             markersize=DOT_PX, label="held out", **dots,
         )  # fmt: skip
-    if marks.best in marks.validation:
-        best = marks.validation[marks.best]
+    if marks.best is not None:
         ring = {"markersize": 2.2 * DOT_PX, "fillstyle": "none", "color": FOREGROUND}
-        axes.plot(marks.best, best, "o", **ring, **dots)
+        axes.plot(marks.best, marks.validation[marks.best], "o", **ring, **dots)
     for name, steps, colour, row in (
         ("preview", marks.previews, PREVIEW, PREVIEW_ROW), ("state", marks.states, STATE, STATE_ROW)
     ):  # fmt: skip

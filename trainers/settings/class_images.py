@@ -9,11 +9,11 @@ import math
 from dataclasses import dataclass
 
 from .dataset import STEP_PX
-from .field import check, setting
+from .field import Settings, setting
 
 
 @dataclass(frozen=True)
-class ClassImagesConfig:
+class ClassImagesConfig(Settings):
     """What class images are made, and how; sampler and scheduler are the host's."""
 
     prompt: str = setting(
@@ -50,9 +50,6 @@ class ClassImagesConfig:
     batch_size: int = setting(
         4, "Pictures made at once. More is faster on a large GPU.", min=1, max=256,
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def seeds(self) -> range:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .field import check, setting
+from .field import Settings, setting
 
 STEP_PX = 64  # sides of training sizes: UNets halve 1/8-size latents three times
 CAPTION_SOURCES = (
@@ -19,7 +19,7 @@ MASK_SOURCES = ("none", "auto", "alpha", "file")
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
+class DatasetConfig(Settings):
     """How a folder or a batch of pictures becomes a dataset."""
 
     prompt: str = setting(
@@ -65,6 +65,3 @@ class DatasetConfig:
         "size, which keeps them sharp.",
         source="K bucket_no_upscale",
     )
-
-    def __post_init__(self) -> None:
-        check(self)

@@ -10,14 +10,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .field import check, setting
+from .field import Settings, setting
 from .textual_inversion import token_learning_rate, train_token
 
 WEIGHTS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
-class DreamBoothConfig:
+class DreamBoothConfig(Settings):
     """What of the base model is trained, and how its memory is kept small."""
 
     train_text_encoder: bool = setting(
@@ -61,9 +61,6 @@ class DreamBoothConfig:
     train_token: bool = train_token()
     token_learning_rate: float = token_learning_rate()
 
-    def __post_init__(self) -> None:
-        check(self)
-
     @property
     def trains_text(self) -> bool:
         return self.train_text_encoder or self.train_token
@@ -95,32 +92,25 @@ DREAMBOOTH_DEFAULTS: dict[str, Any] = {
     "steps": 400,  # B: objects
 }
 
+
+def _preset(learning_rate: float, steps: int, train_text_encoder: bool) -> dict[str, Any]:
+    return {
+        "learning_rate": learning_rate,
+        "steps": steps,
+        "train_text_encoder": train_text_encoder,
+        "text_encoder_learning_rate": learning_rate,
+        "prior_weight": 1.0,
+    }
+
+
 CUSTOM = "custom"
 # A preset fills widgets in the editor, nothing else: a run sees the widgets alone.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # B: "2e-6 with 400 training steps works well for objects"; prior preservation changes little
-    "object": {
-        "learning_rate": 2e-6,
-        "steps": 400,
-        "train_text_encoder": False,
-        "text_encoder_learning_rate": 2e-6,
-        "prior_weight": 1.0,
-    },
+    "object": _preset(2e-6, 400, False),
     # B: "faces required 1e-6 (or 2e-6) with ~1200 steps", prior preservation, text encoder
-    "face": {
-        "learning_rate": 1e-6,
-        "steps": 1200,
-        "train_text_encoder": True,
-        "text_encoder_learning_rate": 1e-6,
-        "prior_weight": 1.0,
-    },
+    "face": _preset(1e-6, 1200, True),
     # N: prior preservation with class images of "artwork style". N names no rate or length: the
     # rate is that of an object, the length our own start for 10 pictures and more.
-    "style": {
-        "learning_rate": 2e-6,
-        "steps": 1000,
-        "train_text_encoder": False,
-        "text_encoder_learning_rate": 2e-6,
-        "prior_weight": 1.0,
-    },
+    "style": _preset(2e-6, 1000, False),
 }

@@ -45,6 +45,18 @@ def setting(default: Any, help: str, **facts: Any) -> Any:
     return field(default=default, metadata={"setting": Setting(help=help, **facts)})
 
 
+class Settings:
+    """A dataclass of settings. Making one raises a SettingsError with all that is not allowed."""
+
+    def __post_init__(self) -> None:
+        check(self)
+        raise_problems(self.problems())
+
+    def problems(self) -> list[str]:
+        """Which of its values do not go together, in the user's words."""
+        return []
+
+
 def settings_of(config: Any) -> dict[str, tuple[dataclasses.Field[Any], Setting]]:
     """The fields of a config class (or one of its objects) that carry a Setting, by name."""
     return {

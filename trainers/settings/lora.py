@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .field import check, setting
+from .field import Settings, setting
 from .textual_inversion import token_learning_rate, train_token
 
 LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
@@ -17,7 +17,7 @@ LORA_VARIANTS = ("lora", "dora")
 
 
 @dataclass(frozen=True)
-class LoraConfig:
+class LoraConfig(Settings):
     """The adapter: which layers, how large, of what kind."""
 
     rank: int = setting(
@@ -59,9 +59,6 @@ class LoraConfig:
     )  # fmt: skip
     train_token: bool = train_token()
     token_learning_rate: float = token_learning_rate()
-
-    def __post_init__(self) -> None:
-        check(self)
 
     @property
     def trains_text(self) -> bool:

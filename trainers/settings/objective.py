@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .field import check, raise_problems, setting
+from .field import Settings, setting
 
 PRIORS = ("class images", "teacher")
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class ObjectiveConfig(Settings):
     """The loss: noise, timesteps, weights."""
 
     min_snr_gamma: float = setting(
@@ -66,8 +66,7 @@ class ObjectiveConfig:
         min=1, max=100_000, source="D 100 class images",
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check(self)
+    def problems(self) -> list[str]:
         problems = []
         if self.timestep_min > self.timestep_max:
             problems.append(
@@ -79,7 +78,7 @@ class ObjectiveConfig:
                 "class_prompt is empty, but prior 'teacher' needs one; "
                 "allowed: any text, such as 'a photo of a dog'"
             )
-        raise_problems(problems)
+        return problems
 
     @property
     def uses_teacher(self) -> bool:

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..errors import SettingsError
-from .field import check, setting
+from .field import Settings, setting
 
 LATENT_STEP_PX = 8
 
 
 @dataclass(frozen=True)
-class PreviewConfig:
+class PreviewConfig(Settings):
     """What is sampled and when; sampler and scheduler are the host's."""
 
     prompts: str = setting(
@@ -48,10 +47,8 @@ class PreviewConfig:
     sampler_name: str = "euler"
     scheduler: str = "normal"
 
-    def __post_init__(self) -> None:
-        check(self)
-        if not self.lines:
-            raise SettingsError(("prompts is empty; allowed: one prompt a line",))
+    def problems(self) -> list[str]:
+        return [] if self.lines else ["prompts is empty; allowed: one prompt a line"]
 
     @property
     def lines(self) -> list[str]:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .field import check, setting
+from .field import Settings, setting
 
 NOTHING, TENSORBOARD = LOGS = ("nothing", "tensorboard")
 USE, CONTINUE, ANEW = IF_RUN_EXISTS = ("use it", "continue if stopped", "start anew")
 
 
 @dataclass(frozen=True)
-class StoreConfig:
+class StoreConfig(Settings):
     """What is kept of a run, and what is made of one that was kept."""
 
     if_run_exists: str = setting(
@@ -49,6 +49,3 @@ class StoreConfig:
         "the run; needs the package tensorboard.",
         choices=LOGS,
     )
-
-    def __post_init__(self) -> None:
-        check(self)

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from .field import check, raise_problems, setting
+from .field import Settings, setting
 
 TOKEN = re.compile(r"[\w*-]+|<[\w*-]+>")
 TEMPLATES = ("object", "style", "captions only")
@@ -30,7 +30,7 @@ def token_learning_rate() -> Any:
 
 
 @dataclass(frozen=True)
-class TextualInversionConfig:
+class TextualInversionConfig(Settings):
     """The new word: how it is written, where it starts, how large it is."""
 
     token: str = setting(
@@ -65,13 +65,10 @@ class TextualInversionConfig:
         source="O preserve_embedding_norm",
     )
 
-    def __post_init__(self) -> None:
-        check(self)
-        if not TOKEN.fullmatch(self.token):
-            raise_problems(
-                [f"token is {self.token!r}; allowed: one word of letters, digits, _, - and *, "
-                 "also in < and >"]
-            )  # fmt: skip
+    def problems(self) -> list[str]:
+        allowed = "one word of letters, digits, _, - and *, also in < and >"
+        fits = TOKEN.fullmatch(self.token)
+        return [] if fits else [f"token is {self.token!r}; allowed: {allowed}"]
 
     @property
     def trains_text(self) -> bool:

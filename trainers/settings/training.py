@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .field import check, raise_problems, setting
+from .field import Settings, setting
 
 LR_SCHEDULES = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
@@ -19,7 +19,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Settings):
     """The loop: how long, how fast, with what optimizer, in what precision."""
 
     steps: int = setting(
@@ -88,10 +88,10 @@ class TrainingConfig:
         min=0, max=2**63 - 1, advanced=False,
     )  # fmt: skip
 
-    def __post_init__(self) -> None:
-        check(self)
-        if self.warmup_steps and self.lr_schedule == "constant":
-            raise_problems(
-                [f"warmup_steps is {self.warmup_steps} but lr_schedule 'constant' has no warm-up; "
-                 "allowed: 0, or lr_schedule 'constant_with_warmup'"]
-            )  # fmt: skip
+    def problems(self) -> list[str]:
+        if not self.warmup_steps or self.lr_schedule != "constant":
+            return []
+        return [
+            f"warmup_steps is {self.warmup_steps} but lr_schedule 'constant' has no warm-up; "
+            "allowed: 0, or lr_schedule 'constant_with_warmup'"
+        ]

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .field import check, setting
+from .field import Settings, setting
 
 LAST, BEST = HAND_OUT = ("last step", "best step")
 
 
 @dataclass(frozen=True)
-class ValidationConfig:
+class ValidationConfig(Settings):
     """Which pictures are held out, how often they are looked at, and who decides the end."""
 
     held_out: float = setting(
@@ -37,6 +37,3 @@ class ValidationConfig:
         "Ends the training when so many validations in a row brought no lower loss; 0 never does.",
         min=0, max=100_000,
     )  # fmt: skip
-
-    def __post_init__(self) -> None:
-        check(self)

@@ -16,11 +16,7 @@ from .twin import HOST_DENOISER, Placement, twin_of
 
 
 def parts_of(
-    model: Any,
-    clip: Any,
-    architecture: Architecture,
-    denoiser: Placement,
-    text: Placement | None,
+    model: Any, clip: Any, architecture: Architecture, denoiser: Placement, text: Placement | None
 ) -> Parts:
     """Twins of the modules that take part in a training.
 

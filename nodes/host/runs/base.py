@@ -106,9 +106,9 @@ def remember(source: str, base: Mapping[str, str]) -> None:
             write_whole(_path(), json.dumps(newest, indent=1).encode())
 
 
-def remembered(source: str) -> dict[str, str] | None:
-    """What `remember` was given for `source`."""
-    return _known().get(source)
+def remembered(node: GraphNode) -> dict[str, str] | None:
+    """What `remember` was given for the source of a node's base."""
+    return _known().get(node.base_source() or "")
 
 
 def _known() -> dict[str, dict[str, str]]:

@@ -44,9 +44,8 @@ def check_wiring(sockets: Sockets, config: RunConfig) -> None:
     Raises:
         DatasetError, SettingsError: they do not.
     """
-    instance, classes, watched = (
-        sockets.dataset, sockets.class_dataset, sockets.validation_dataset,
-    )  # fmt: skip
+    instance, classes = sockets.dataset, sockets.class_dataset
+    watched = sockets.validation_dataset
     if classes is not None and config.objective.uses_teacher:
         raise SettingsError(
             ("prior is 'teacher', which takes no class_dataset, but one is wired; "

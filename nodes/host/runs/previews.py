@@ -55,7 +55,7 @@ class Previews:
         try:
             with evaluating(job), training_mode(False):
                 pictures = [self._picture(job, text) for text in self._config.lines]
-        except torch.OutOfMemoryError:
+        except torch.cuda.OutOfMemoryError:
             log.warning(
                 "Personalize: there is too little memory for the preview of step %d; the training "
                 "goes on without it. A smaller width and height need less.",

@@ -84,7 +84,7 @@ def needs_base(
         sockets: as far as they are there yet; see base.py.
         made_of_base: the node's outputs that are made of model or clip, by their places.
     """
-    base = _base_on_disk(node)
+    base = remembered(node)
     if base is None or node.is_wired(made_of_base):
         return True
     run = _run(sockets, config, base, Reporter(node.node_id))
@@ -93,7 +93,7 @@ def needs_base(
 
 def _base(sockets: Sockets, node: GraphNode) -> dict[str, str]:
     """The architecture, and fingerprints of all that is wired in beside the pictures."""
-    known = _base_on_disk(node)
+    known = remembered(node)
     if known is not None and sockets.without_base:
         served_without_base(node)
         return known
@@ -110,12 +110,6 @@ def _base(sockets: Sockets, node: GraphNode) -> dict[str, str]:
     if source := node.base_source():
         remember(source, base)
     return base | {f"token {e.token}": e.fingerprint() for e in embeddings_of(sockets.clip)}
-
-
-def _base_on_disk(node: GraphNode) -> dict[str, str] | None:
-    """What the base's files are known to hash to; see base.py."""
-    source = node.base_source()
-    return remembered(source) if source else None
 
 
 def _run(sockets: Sockets, config: RunConfig, base: Mapping[str, str], reporter: Reporter) -> Run:

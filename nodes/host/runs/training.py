@@ -86,7 +86,7 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
 
     Raises:
         PersonalizeError: input that cannot be trained on, or a loss that is not finite.
-        torch.OutOfMemoryError: with advice.
+        torch.cuda.OutOfMemoryError: with advice.
     """
     check_tracker(config.store.log_with)
     with torch.inference_mode(False):
