@@ -37,6 +37,7 @@ PINS = (
 )
 TOOLS = [
     *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0", "pytest-xdist==3.8.0"),
+    "diffusers",  # what tests and benchmarks compare with
     *("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboardX==2.6.5"),  # optional in the pack
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]

@@ -36,7 +36,9 @@ class Personalize(ComfyExtension):
         register_stop()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return NODES
+        from .host.status import telling
+
+        return list(map(telling, NODES))
 
 
 async def comfy_entrypoint() -> Personalize:

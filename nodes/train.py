@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from comfy_api.latest import io, ui
 
 from ..trainers.settings.dreambooth import CUSTOM, PRESETS
-from ..trainers.settings.run import RunConfig, run_config
+from ..trainers.settings.run import RunConfig, check_values, run_config
 from .schema import settings_inputs
 from .sockets import PersonalizeDataset, PersonalizeEmbedding, PersonalizePreview
 
@@ -84,6 +84,12 @@ class TrainingNode(io.ComfyNode):
             return []
         config, node = run_config(cls.METHOD, given), GraphNode.of(cls.hidden)
         return missing if needs_base(_sockets(given), config, node, cls.MADE_OF_BASE) else []
+
+    @classmethod
+    def validate_inputs(cls, **given: Any) -> bool:
+        """Refuses settings when they are queued; what is wired is not known by then."""
+        check_values(cls.METHOD, given)
+        return True
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> bool:

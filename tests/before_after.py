@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import html
 import json
 import logging
 import shutil
@@ -82,7 +83,7 @@ class StatusLine:
 
     def _text(self, event: Event) -> str:
         if event.kind == "progress_text":
-            return str(event.data["text"]).strip().split("\n")[0]
+            return html.unescape(str(event.data["text"])).strip().split("\n")[0]
         if event.kind == "progress" and event.data["node"] in self._samplers:
             return f"sampling {event.data['value']}/{event.data['max']}"
         return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import subprocess
 import time
@@ -15,6 +16,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import on_a_cpu
+from tests.events import Event
 from tests.graphs import Graph
 from tests.host import Host, HostError
 
@@ -115,6 +117,44 @@ def test_bad_settings_are_named(host: Host, settings: dict[str, Any], words: str
     with pytest.raises(HostError, match=words):
         host.run(training("cat", **settings))
     assert finished_runs(host) == runs
+
+
+def test_settings_that_contradict_each_other_are_refused_before_anything_runs(host: Host) -> None:
+    folder_of(host, "cat", (64, 64))
+    graph = training("cat", warmup_steps=5, lr_schedule="constant")
+    node = next(node for node in graph.values() if node["class_type"] == "PersonalizeTrainLora")
+    given = host.object_info("PersonalizeTrainLora")["input"]["optional"]
+    defaults = {name: facts[1].get("default") for name, facts in given.items() if len(facts) > 1}
+    # As the editor queues it, with a value for every widget.
+    node["inputs"] = {k: v for k, v in defaults.items() if v is not None} | node["inputs"]
+    with pytest.raises(HostError, match="warmup_steps is 5 but lr_schedule 'constant'") as refused:
+        host.run(graph)
+    assert refused.value.kind == "invalid prompt"
+
+
+def test_errors_and_hostile_names_reach_the_page_as_text(host: Host) -> None:
+    hostile = "<img src=x onerror=alert(1)> a photo of <sks>"
+    folder_of(host, "a <b>bold<b> cat", (64, 64))
+    graph = training("a <b>bold<b> cat", steps=1, seed=77)
+    (dataset,) = (n for n in graph.values() if n["class_type"] == "PersonalizeFolderDataset")
+    dataset["inputs"]["prompt"] = hostile
+    sent: list[Event] = []
+    host.follow(graph, sent.append)
+    shown = [event.data["text"] for event in sent if event.kind == "progress_text"]
+    assert len(shown) > 2
+    assert not any("<" in text for text in shown)
+    assert any(html.escape(hostile, quote=False) in text for text in shown)
+    assert hostile in host.log()
+
+    folder_of(host, "unreadable", (64, 64))
+    (host.base / "input" / "unreadable" / "<i>.png").write_bytes(b"no picture")
+    sent.clear()
+    with pytest.raises(HostError, match="cannot be read"):
+        host.follow(training("unreadable"), sent.append)
+    ((node, text),) = (e.data.values() for e in sent if e.kind == "personalize.error")
+    assert text.startswith("Dataset 'unreadable': 1 of 2 images cannot be read: <i>.png.")
+    under = [e.data["text"] for e in sent if e.kind == "progress_text" and e.data["node"] == node]
+    assert under == [html.escape(text, quote=False)]
 
 
 def test_loss_that_is_not_finite_stops_the_run_at_its_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import random
+import re
 import threading
 import time
 from pathlib import Path
@@ -102,7 +103,14 @@ def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
     before = run_folders(host)
     graph, sockets = training(host, seed=50)
 
+    said: list[str] = []
+
+    def listen(event: Event) -> None:
+        if event.kind == "progress_text":
+            said.append(event.data["text"])
+
     def see(event: Event) -> None:
+        listen(event)
         if event.kind == "progress" and event.data["value"] >= 4:
             host.interrupt()
 
@@ -111,7 +119,17 @@ def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
     assert failed.value.kind == "interrupted"
     (run,) = run_folders(host) - before
     assert facts(run)["status"] == "interrupted"
-    assert follow(host, graph, sockets[0][0])[0] >= 5
+    (step,) = re.fullmatch(r"cancelled at step (\d+); run again goes on", said[-1]).groups()
+    host.follow(graph, listen)
+    assert f"going on from step {step}" in said
+    done = rf"done: {STEPS} steps in 0:\d\d, loss \d\.\d+, output/personalize/{run.name}"
+    assert re.fullmatch(done, said[-1])
+    metrics = (run / "metrics.jsonl").read_text().splitlines()
+    assert int(step) >= 4
+    assert len(metrics) == STEPS
+    host.follow(training(host, seed=50, keep_states=3)[0], listen)
+    taken = f"trained before, {STEPS} steps: taken from disk, output/personalize/{run.name}"
+    assert said[-1] == taken
 
 
 # -- a run that is there ------------------------------------------------------
@@ -229,17 +247,25 @@ def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
         "PersonalizeSaveLora", lora=sockets[2], filename_prefix="stopped", format="kohya fp32"
     )
 
-    at_work: set[str | None] = {host.get("/personalize/stop")["node"]}
+    at_work: set[tuple[str | None, str | None]] = {tuple(host.get("/personalize/stop").values())}
+    said: list[str] = []
 
     def see(event: Event) -> None:
+        if event.kind == "progress_text":
+            said.append(event.data["text"])
         if event.kind == "progress" and event.data["value"] >= 5:
-            at_work.add(host.get("/personalize/stop")["node"])
-            host.post("/personalize/stop")
+            asked = host.get("/personalize/stop")
+            at_work.add(tuple(asked.values()))
+            with pytest.raises(OSError, match="409"):  # another one
+                host.post("/personalize/stop", {**asked, "run": "lora-other"})
+            host.post("/personalize/stop", asked)
 
     host.follow(graph, see)
-    assert at_work == {None, sockets[0][0]}
     (run,) = run_folders(host) - before
+    assert at_work == {(None, None), (sockets[0][0], run.name)}
     ((asked, step),) = facts(run)["stopped"].items()
+    assert said[-1].startswith(f"stopped at step {step} of 5000 and kept; run again hands it out")
+    assert said[-1].endswith(f", output/personalize/{run.name}")
     assert (facts(run)["status"], asked) == ("stopped", "5000")
     assert 5 <= step < 5000
     saved = next((host.base / "output").glob("stopped_*.safetensors"))

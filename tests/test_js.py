@@ -22,7 +22,7 @@ API = """
 export const api = Object.assign(new EventTarget(), {
   fetched: [],
   fetchApi(route, options) {
-    this.fetched.push([route, options?.method ?? "GET"]);
+    this.fetched.push([route, options?.method ?? "GET", options?.body]);
     return { json: () => this.answer };
   },
 });
@@ -70,16 +70,19 @@ STOP = """
 import "./extensions/personalize/stop.js";
 import { api } from "./scripts/api.js";
 class Node {
-  constructor() { this.widgets = [{ name: "steps", value: 7 }]; }
+  constructor(comfyClass, widgets) { Object.assign(this, { comfyClass, widgets }); }
   addWidget(type, name, value, callback, options) {
     this.widgets.push({ type, name, value, callback, options });
     return this.widgets.at(-1);
   }
   setDirtyCanvas() {}
 }
-const trainer = new Node(), nested = new Node();
+const steps = () => [{ name: "steps", value: 7 }];
+const trainer = new Node("PersonalizeTrainLora", steps());
+const nested = new Node("PersonalizeTrainDreamBooth", steps());
+const others = { 4: new Node("KSampler", steps()), 5: new Node("PersonalizeLossPlot") };
 const inside = { getNodeById: (id) => (id === 3 ? nested : undefined) };
-const nodes = { 3: trainer, 7: { subgraph: inside } };
+const nodes = { 3: trainer, 7: { subgraph: inside }, ...others };
 globalThis.graph = { getNodeById: (id) => nodes[id] };
 globalThis.extension.setup();
 const states = [];
@@ -91,20 +94,43 @@ function tell(node, training) {
 }
 tell("3", true);
 trainer.widgets[1].callback();
+const pressed = [trainer.widgets[1].label, trainer.widgets[1].disabled];
 const kept = trainer.widgets.filter((widget) => widget.serialize !== false).length;
 tell("3", true);
 tell("3", false);
 tell("7:3", true);
 tell("7:3", false);
 tell("99", true);
+tell("4", true);
+tell("5", false);
 const fetched = [...api.fetched];
 const opened = [];
-for (const node of [null, "3"]) {
-  api.answer = { node };
+for (const answer of [{ node: null, run: null }, { node: "3", run: "lora-dog" }]) {
+  api.answer = answer;
   await globalThis.extension.afterConfigureGraph();
   opened.push(trainer.widgets.map((widget) => widget.name));
 }
-console.log(JSON.stringify({ states, fetched, kept, opened }));
+console.log(JSON.stringify({ states, fetched, kept, opened, pressed }));
+"""
+
+
+ERRORS = """
+import "./extensions/personalize/errors.js";
+import { api } from "./scripts/api.js";
+import { app } from "./scripts/app.js";
+const shown = [];
+globalThis.extension.setup();
+function tell(text) {
+  const event = new Event("personalize.error");
+  event.detail = { node: "3", text };
+  api.dispatchEvent(event);
+}
+tell("A page without toasts.");
+app.extensionManager = { toast: { add: ({ severity, summary, detail }) => {
+  shown.push([severity, summary, detail]);
+} } };
+tell("Settings: rank is 0.\\nChange them.");
+console.log(JSON.stringify({ shown }));
 """
 
 
@@ -148,7 +174,17 @@ def test_stop_button_is_there_while_its_node_trains(tmp_path: Path) -> None:
         [without, button],  # in a subgraph
         [without, without],
         [without, without],  # a node that this page does not show
+        [without, without],  # a node of another pack, in another graph
+        [without, without],  # a node without widgets
     ]
-    assert found["fetched"] == [["/personalize/stop", "POST"]]
+    ((route, method, body),) = found["fetched"]
+    assert (route, method) == ("/personalize/stop", "POST")
+    assert json.loads(body) == {"node": "3", "run": "lora-dog"}
+    assert found["pressed"] == ["stopping ...", True]
     assert found["kept"] == 1, "the button is not saved with the graph"
     assert found["opened"] == [without, button], "a page that opens while nothing, or 3, trains"
+
+
+def test_errors_are_shown_in_a_toast(tmp_path: Path) -> None:
+    found = run(tmp_path, "errors.js", ERRORS)
+    assert found["shown"] == [["error", "Settings: rank is 0.", "Change them."]]

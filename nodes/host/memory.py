@@ -32,6 +32,9 @@ def make_room() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+Interrupt: type[BaseException] = comfy.model_management.InterruptProcessingException
+
+
 def check_interrupt() -> None:
     """Raise the host's interrupt if the user pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()

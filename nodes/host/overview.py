@@ -10,14 +10,13 @@ import comfy.utils
 import numpy as np
 import torch
 from comfy_api.latest import ui
-from comfy_execution.utils import get_executing_context
 from PIL import Image
-from server import PromptServer
 from torch import Tensor
 
 from ...trainers.data.dataset import Dataset
 from ...trainers.data.summary import contact_sheet, summary
 from .memory import check_interrupt
+from .status import running_node, show_text
 
 
 def show_dataset(dataset: Dataset) -> dict[str, Any]:
@@ -27,8 +26,7 @@ def show_dataset(dataset: Dataset) -> dict[str, Any]:
     """
     text = summary(dataset)
     logging.getLogger(__name__).info("%s", text)
-    if context := get_executing_context():
-        PromptServer.instance.send_progress_text(text, context.node_id)
+    show_text(text, running_node())
     return {**ui.PreviewImage(image_of(contact_sheet(dataset))).as_dict(), "text": [text]}
 
 

@@ -99,8 +99,8 @@ def _make(name: str, groups: ParamGroups, weight_decay: float) -> torch.optim.Op
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """diffusers' schedule `config.lr_schedule` over `num_steps` optimizer steps."""
-    from diffusers.optimization import get_scheduler
+    """transformers' schedule `config.lr_schedule` over `num_steps` optimizer steps."""
+    from transformers.optimization import get_scheduler
 
     schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
         config.lr_schedule,

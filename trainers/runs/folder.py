@@ -39,7 +39,7 @@ from .files import save_error, save_tensors, whole_file, write_whole
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the files, and of all in trainers/ that decides a result; a new one, new runs
-PACKAGES = ("torch", "diffusers", "transformers", "peft", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "safetensors")
 MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
 
 

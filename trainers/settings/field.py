@@ -49,7 +49,7 @@ class Settings:
     """A dataclass of settings. Making one raises a SettingsError with all that is not allowed."""
 
     def __post_init__(self) -> None:
-        check(self)
+        raise_problems(value_problems(type(self), vars(self)))
         raise_problems(self.problems())
 
     def problems(self) -> list[str]:
@@ -66,17 +66,17 @@ def settings_of(config: Any) -> dict[str, tuple[dataclasses.Field[Any], Setting]
     }
 
 
-def check(config: Any) -> None:
-    """Raise one SettingsError that lists every field of `config` outside its bounds."""
+def value_problems(config_class: type[Any], values: Mapping[str, Any]) -> list[str]:
+    """Which of the entries of `values` that are its fields are outside their bounds."""
     problems = []
-    types_by_name = typing.get_type_hints(type(config))
-    for name, (_, facts) in settings_of(config).items():
-        value = getattr(config, name)
-        expected = types_by_name[name]
-        problem = _type_problem(value, expected) or facts.problem_with(value)
-        if problem:
+    types_by_name = typing.get_type_hints(config_class)
+    for name, (_, facts) in settings_of(config_class).items():
+        if name not in values:
+            continue
+        value, expected = values[name], types_by_name[name]
+        if problem := _type_problem(value, expected) or facts.problem_with(value):
             problems.append(f"{name} {problem}")
-    raise_problems(problems)
+    return problems
 
 
 def _type_problem(value: Any, expected: Any) -> str | None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from .dreambooth import DREAMBOOTH_DEFAULTS, DreamBoothConfig
-from .field import from_values, raise_problems
+from .field import from_values, raise_problems, settings_of, value_problems
 from .lora import LoraConfig
 from .objective import ObjectiveConfig
 from .store import StoreConfig
@@ -81,6 +81,18 @@ def config_groups(method: str) -> dict[str, type[Any]]:
         "validation": ValidationConfig,
         "store": StoreConfig,
     }
+
+
+def check_values(method: str, values: Mapping[str, Any]) -> None:
+    """See that settings are allowed, as far as they are known; all of them, that they go together.
+
+    Raises:
+        SettingsError: they are not, or do not; all that is wrong is listed.
+    """
+    groups = config_groups(method).values()
+    if all(name in values for group in groups for name in settings_of(group)):
+        run_config(method, values)
+    raise_problems([problem for group in groups for problem in value_problems(group, values)])
 
 
 def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:

@@ -49,7 +49,7 @@ class TrainingConfig(Settings):
         min=1, max=1024,
     )  # fmt: skip
     lr_schedule: str = setting(
-        "constant", "How the learning rate changes over the run (diffusers' schedules).",
+        "constant", "How the learning rate changes over the run, as in diffusers and transformers.",
         choices=LR_SCHEDULES, source="D constant",
     )  # fmt: skip
     warmup_steps: int = setting(

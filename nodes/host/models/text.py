@@ -7,7 +7,7 @@ whole, in as many windows as the host's own prompts have.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,11 +67,20 @@ class HostText:
         return self._speaker[1]
 
 
-def encode_captions(clip: Any, captions: Iterable[str]) -> dict[str, Text]:
-    """What each different caption becomes, by the host's CLIP as it stands, on the CPU."""
+def encode_captions(
+    clip: Any,
+    captions: Iterable[str],
+    report: Callable[[int, int], None] = lambda done, total: check_interrupt(),
+) -> dict[str, Text]:
+    """What each different caption becomes, by the host's CLIP as it stands, on the CPU.
+
+    Args:
+        report: called before each with how many are done, of how many; may raise.
+    """
     encoded: dict[str, Text] = {}
-    for caption in dict.fromkeys(captions):
-        check_interrupt()
+    different = list(dict.fromkeys(captions))
+    for done, caption in enumerate(different):
+        report(done, len(different))
         with torch.inference_mode():
             made = clip.encode_from_tokens(tokens_of(clip, caption), return_dict=True)
         encoded[caption] = {name: alias(t).cpu().clone() for name, t in as_text(made).items()}

@@ -7,11 +7,11 @@ from collections import deque
 
 import comfy.utils
 import psutil
-import server
 import torch
 
 from ....trainers.loop import Progress
 from ..memory import check_interrupt, device
+from ..status import show_text
 
 SMOOTHING_STEPS = 20  # the loss of one step is mostly the luck of its timestep
 STATUS_SECONDS = 0.5  # more often than this nobody reads
@@ -24,19 +24,23 @@ class Reporter:
         self._node_id = node_id
         self.bar: comfy.utils.ProgressBar | None = None
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
-        self._times: deque[float] = deque([time.monotonic()], maxlen=SMOOTHING_STEPS + 1)
+        self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
         self._last_status = 0.0
 
     def status(self, text: str) -> None:
         """Show `text` under the node."""
         check_interrupt()
-        instance = server.PromptServer.instance
-        if self._node_id is not None and instance.client_id is not None:
-            instance.send_progress_text(text, self._node_id)
+        self.last_words(text)
+
+    def last_words(self, text: str) -> None:
+        """The same, where the run is over, be it by Cancel."""
+        show_text(text, self._node_id)
 
     def pictures(self, done: int, total: int) -> None:
         self.status(f"encoding pictures {done}/{total}")
-        self._times.append(time.monotonic())
+
+    def captions(self, done: int, total: int) -> None:
+        self.status(f"encoding captions {done}/{total}")
 
     def teacher(self, done: int, total: int) -> None:
         self.status(f"asking the base model {done}/{total}")
@@ -45,7 +49,6 @@ class Reporter:
         check_interrupt()
         if self.bar is None:
             self.bar = comfy.utils.ProgressBar(progress.num_steps)
-            self._times.clear()
         self.bar.update_absolute(progress.step, progress.num_steps)
         self._losses.append(progress.loss)
         self._times.append(time.monotonic())
@@ -54,14 +57,18 @@ class Reporter:
             self._last_status = self._times[-1]
             self.status(self._line(progress))
 
+    @property
+    def loss(self) -> float:
+        """The mean of the last steps."""
+        return sum(self._losses) / max(1, len(self._losses))
+
     def _line(self, progress: Progress) -> str:
-        loss = sum(self._losses) / len(self._losses)
-        line = f"step {progress.step}/{progress.num_steps} · loss {loss:.4f}"
+        line = f"step {progress.step}/{progress.num_steps} · loss {self.loss:.4f}"
         if len(self._times) < 2:
             return line
         seconds = (self._times[-1] - self._times[0]) / (len(self._times) - 1)
         left = seconds * (progress.num_steps - progress.step)
-        return f"{line} · {_speed(seconds)} · {_clock(left)} left · {_memory_bytes() / 1e9:.1f} GB"
+        return f"{line} · {_speed(seconds)} · {clock(left)} left · {_memory_bytes() / 1e9:.1f} GB"
 
 
 def _memory_bytes() -> int:
@@ -75,7 +82,8 @@ def _speed(seconds: float) -> str:
     return f"{1 / seconds:.1f} it/s" if seconds < 1 else f"{seconds:.1f} s/it"
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Seconds as minutes and seconds, with hours where there are any."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

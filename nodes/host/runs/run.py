@@ -42,6 +42,11 @@ class Run:
     reporter: Reporter
 
     @property
+    def shown_path(self) -> str:
+        """The run's folder as people write it."""
+        return f"output/{self.folder.path.parent.name}/{self.folder.path.name}"
+
+    @property
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset

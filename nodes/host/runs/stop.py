@@ -1,7 +1,8 @@
 """Stop and keep: a request that the training at work ends here and hands out what it learned.
 
-    POST /personalize/stop      200 {"node": id of the training node}, or 409 where nothing trains
-    GET /personalize/stop       200 {"node": the same, or null where nothing trains}
+    GET /personalize/stop       200 {"node": id of the training node, "run": its folder's name};
+                                both null where nothing trains
+    POST /personalize/stop      the same as its body; 200, or 409 where another or nothing trains
 
 The front end (js/stop.js) hears of trainings by the event "personalize.training", whose data are
 {"node", "run", "training"}, and asks when a page opens in the middle of one.
@@ -24,40 +25,35 @@ class StopButton:
 
     def __init__(self) -> None:
         self._pressed = threading.Event()
-        self._node: str | None = None
-        self._at_work = False
+        self._at_work: dict[str, str | None] = {"node": None, "run": None}
 
     @contextmanager
     def watching(self, node_id: str | None, run: str) -> Iterator[None]:
         """While inside, the button can be pressed."""
         self._pressed.clear()
-        self._node, self._at_work = node_id, True
+        before, self._at_work = self._at_work, {"node": node_id, "run": run}
         _tell(node_id, run, True)
         try:
             yield
         finally:
-            self._at_work = False
+            self._at_work = before
             _tell(node_id, run, False)
 
     @property
     def pressed(self) -> bool:
         return self._pressed.is_set()
 
-    def press(self) -> bool:
-        """Whether there was a training to stop."""
-        if self._at_work:
-            self._pressed.set()
-        return self._at_work
-
     async def at_work(self, request: web.Request) -> web.Response:
         """The route's GET."""
-        return web.json_response({"node": self._node if self._at_work else None})
+        return web.json_response(self._at_work)
 
     async def answer(self, request: web.Request) -> web.Response:
         """The route's POST."""
-        if self.press():
-            return web.json_response({"node": self._node})
-        return web.json_response({"error": "No training is at work."}, status=409)
+        at_work = self._at_work
+        if at_work["run"] is None or await request.json() != at_work:
+            return web.json_response({"error": "This training is not at work."}, status=409)
+        self._pressed.set()
+        return web.json_response(at_work)
 
 
 BUTTON = StopButton()

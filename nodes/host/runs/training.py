@@ -40,7 +40,7 @@ from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW
 from ....trainers.step import Job
 from ..folders import runs_folder
-from ..memory import device, make_room, training_session
+from ..memory import Interrupt, device, make_room, training_session
 from ..models.parts import parts_of
 from ..models.support import warn_of_what_is_left_out
 from ..models.text import encode_captions
@@ -51,6 +51,7 @@ from ..models.weights import changed_weights, weights_bytes
 from .base import GraphNode
 from .inputs import Sockets
 from .previews import Previews, film_strip, preview_steps
+from .progress import clock
 from .run import Run, make_run
 from .stop import BUTTON
 
@@ -115,7 +116,7 @@ def _kept(run: Run) -> Outcome | None:
     if result is None:
         return None
     log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
-    run.reporter.status(f"trained before, {steps} steps: taken from disk")
+    run.reporter.status(f"trained before, {steps} steps: taken from disk, {run.shown_path}")
     return _outcome(run, result)
 
 
@@ -163,7 +164,19 @@ def _train(run: Run) -> Outcome:
         folder.describe(run.facts, status="stopped" if steps < asked else "done", stopped=stopped)
     except SaveError as error:  # what was learned goes on into the graph all the same
         log.error("Personalize: the result is in the graph, but it was not kept. %s", error)
+        reporter.last_words(f"the result is in the graph, but it was not kept. {error}")
+    else:
+        reporter.last_words(_ending(run, steps, time.monotonic() - started))
     return _outcome(run, result)
+
+
+def _ending(run: Run, steps: int, seconds: float) -> str:
+    """What happened, for the person at the node."""
+    if steps < run.asked_steps:
+        done = f"stopped at step {steps} of {run.asked_steps} and kept; run again hands it out"
+    else:
+        done = f"done: {steps} steps in {clock(seconds)}"
+    return f"{done}, loss {run.reporter.loss:.4f}, {run.shown_path}"
 
 
 def _job(run: Run) -> Job:
@@ -215,8 +228,11 @@ def _steps(
                 saver.after_step(metrics)
                 if previews is not None:
                     previews.after_step(job, progress, run.reporter.bar)
-            except BaseException:  # Cancel, which is none of Exception's children
+            except BaseException as error:  # Cancel, which is none of Exception's children
                 saver.save(metrics)
+                if isinstance(error, Interrupt):
+                    again = "goes on" if run.config.store.keep_states else "starts anew"
+                    run.reporter.last_words(f"cancelled at step {training.done}; run again {again}")
                 raise
     saver.at_end(metrics)
     return training.best, metrics
@@ -230,6 +246,7 @@ def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
     state, metrics = found
     training.load_state(state)
     log.info("Personalize: '%s' goes on from step %d.", run.folder.path.name, training.done)
+    run.reporter.status(f"going on from step {training.done}")
     return metrics
 
 
@@ -292,7 +309,8 @@ def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
     if not config.own.trains_text:
         watched = sockets.validation_dataset
         watched_captions = [picture.caption for picture in watched.pictures] if watched else []
-        encoded = encode_captions(sockets.clip, [*run.captions, *watched_captions, ""])
+        captions = [*run.captions, *watched_captions, ""]
+        encoded = encode_captions(sockets.clip, captions, run.reporter.captions)
         make_room()
     denoiser, text = _placements(config)
     model, clip = sockets.model, sockets.clip

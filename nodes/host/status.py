@@ -1,0 +1,53 @@
+"""Text of ours in the browser: under a node, and errors in a toast.
+
+What is sent from here is escaped, since front ends take such text for markup: a caption with
+`<sks>` in it would lose the word, or run a script. Logs have it as it is.
+
+The front end (js/errors.js) hears of errors by the event "personalize.error", whose data are
+{"node": id, "text": two lines}; it shows them as plain text.
+"""
+
+from __future__ import annotations
+
+import functools
+import html
+from typing import Any
+
+import server
+from comfy_api.latest import io
+from comfy_execution.utils import get_executing_context
+
+from ...trainers.errors import PersonalizeError
+
+ERROR = "personalize.error"
+
+
+def show_text(text: str, node_id: str | None) -> None:
+    """Show `text` under a node, in the page that queued it."""
+    instance = server.PromptServer.instance
+    if node_id is not None and instance.client_id is not None:
+        instance.send_progress_text(html.escape(text, quote=False), node_id)
+
+
+def running_node() -> str | None:
+    """The id of the node that is executing."""
+    context = get_executing_context()
+    return context.node_id if context else None
+
+
+def telling(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """The node, which shows an error that its reader can mend under itself and in a toast."""
+    execute = node.execute.__func__
+
+    @functools.wraps(execute)
+    def told(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> Any:
+        try:
+            return execute(cls, *args, **inputs)
+        except PersonalizeError as error:
+            show_text(str(error), running_node())
+            data = {"node": running_node(), "text": str(error)}
+            server.PromptServer.instance.send_sync(ERROR, data)
+            raise
+
+    node.execute = classmethod(told)
+    return node
