@@ -9,6 +9,7 @@ from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
 from .preview import PreviewSettings
 from .results import PlotLoss, SaveEmbedding, SaveLora
+from .settings import LossSettings, OptimizerSettings, RunSettings
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
 NODES: list[type[io.ComfyNode]] = [
@@ -18,6 +19,9 @@ NODES: list[type[io.ComfyNode]] = [
     TrainLora,
     TrainDreamBooth,
     TrainTextualInversion,
+    OptimizerSettings,
+    LossSettings,
+    RunSettings,
     PreviewSettings,
     ApplyLora,
     ApplyEmbedding,

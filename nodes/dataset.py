@@ -10,7 +10,7 @@ from ..trainers.data.listing import folder_state
 from ..trainers.errors import DatasetError
 from ..trainers.settings.dataset import DatasetConfig
 from ..trainers.settings.field import from_values
-from .host.folders import dataset_folder, dataset_folders, folder_problem
+from .host.folders import NO_FOLDER, dataset_folder, dataset_folders, folder_problem
 from .schema import inputs_of
 from .sockets import PersonalizeDataset
 
@@ -41,9 +41,10 @@ class FolderDataset(io.ComfyNode):
             inputs=[
                 io.Combo.Input(
                     "folder",
-                    options=dataset_folders(),
+                    options=dataset_folders() or [NO_FOLDER],
                     tooltip="A folder in ComfyUI's input folder. Its sub-folders named like "
-                    "10_dog count ten times. A new folder shows up after pressing R.",
+                    "10_dog count ten times. Drop pictures onto this node, or press the button "
+                    "below, to make one; one made by hand shows up after pressing R.",
                 ),
                 *inputs_of(DatasetConfig).values(),
             ],

@@ -28,8 +28,11 @@ class SaveLora(io.ComfyNode):
                 io.LoraModel.Input("lora", tooltip="From Train LoRA, or any node that makes one."),
                 io.String.Input(
                     "filename_prefix",
-                    default="loras/personalize",
-                    tooltip="Folder and beginning of the file's name, inside output/.",
+                    default="loras/%dataset%",
+                    tooltip=(
+                        "Folder and beginning of the file's name, inside output/. %dataset% "
+                        "becomes the name of the pictures' folder."
+                    ),
                 ),
                 io.Combo.Input(
                     "format",
@@ -49,17 +52,32 @@ class SaveLora(io.ComfyNode):
                         "Forge (bundle_emb). There must be exactly one."
                     ),
                 ),
+                io.Boolean.Input(
+                    "captions",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip=(
+                        "Put captions, the trigger phrase and the name of the pictures' folder "
+                        "into the file, for everyone who gets it."
+                    ),
+                ),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
         )
 
     @classmethod
     def execute(
-        cls, lora: Any, filename_prefix: str, format: str, bundle_embedding: bool = False
+        cls,
+        lora: Any,
+        filename_prefix: str,
+        format: str,
+        bundle_embedding: bool = False,
+        captions: bool = False,
     ) -> io.NodeOutput:
         from .host.files import save_lora
 
-        path = save_lora(lora, filename_prefix, format.split()[-1], bundle_embedding)
+        path = save_lora(lora, filename_prefix, format.split()[-1], bundle_embedding, captions)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
 

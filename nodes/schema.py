@@ -9,30 +9,50 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.settings.field import Setting, settings_of
-from ..trainers.settings.run import METHOD_DEFAULTS, config_groups
+from ..trainers.settings.run import (
+    METHOD_CONFIGS,
+    METHOD_DEFAULTS,
+    ON_OTHERS,
+    ON_TRAINER,
+    config_groups,
+)
 
+METHOD_NAMES = {
+    "lora": "LoRA",
+    "dreambooth": "DreamBooth",
+    "textual_inversion": "Textual Inversion",
+}
 MULTILINE = {"prompt", "prompts"}
 
 
-def settings_inputs(
-    method: str, first: tuple[str, ...], without: tuple[str, ...] = ()
-) -> list[io.Input]:
-    """An input for every setting of a training by `method`; those named in `first` come first.
-
-    Args:
-        without: settings that keep their defaults.
-    """
+def trainer_inputs(method: str) -> list[io.Input]:
+    """The settings on the training node of a method."""
     inputs: dict[str, io.Input] = {}
-    groups = config_groups(method)
-    for name in ("training", "own", "objective", "validation", "store"):
-        inputs |= inputs_of(groups[name], defaults=METHOD_DEFAULTS[method])
-    for name in without:
-        del inputs[name]
-    return [*(inputs.pop(name) for name in first), *inputs.values()]
+    for group in config_groups(method).values():
+        inputs |= inputs_of(group, defaults=METHOD_DEFAULTS[method], folded=False)
+    return [inputs[name] for name in ON_TRAINER[method]]
+
+
+def shared_inputs(place: str) -> list[io.Input]:
+    """The settings on a node of their own, by the training nodes' input that takes them."""
+    inputs: dict[str, io.Input] = {}
+    methods: dict[str, list[str]] = {}
+    for method in METHOD_CONFIGS:
+        for name, group in config_groups(method).items():
+            found = inputs_of(group, folded=False)
+            inputs |= found
+            for setting in found if name == "own" else ():
+                methods.setdefault(setting, []).append(METHOD_NAMES[method])
+    for name, having in methods.items():
+        inputs[name].tooltip = f"{' and '.join(having)}: {inputs[name].tooltip}"
+    return [inputs[name] for name in ON_OTHERS[place]]
 
 
 def inputs_of(
-    config_class: type[Any], only: tuple[str, ...] = (), defaults: Mapping[str, Any] | None = None
+    config_class: type[Any],
+    only: tuple[str, ...] = (),
+    defaults: Mapping[str, Any] | None = None,
+    folded: bool = True,
 ) -> dict[str, io.Input]:
     """One input per settings field, by name, in the order of the class.
 
@@ -40,22 +60,23 @@ def inputs_of(
         config_class: a dataclass of trainers.settings.
         only: limits the result to these names.
         defaults: values that replace the class's own defaults.
+        folded: whether a front end that can may hide the advanced ones.
     """
     types_by_name = typing.get_type_hints(config_class)
     chosen = defaults or {}
     return {
-        name: _input(name, types_by_name[name], chosen.get(name, field.default), facts)
+        name: _input(name, types_by_name[name], chosen.get(name, field.default), facts, folded)
         for name, (field, facts) in settings_of(config_class).items()
         if not only or name in only
     }
 
 
-def _input(name: str, kind: type, default: Any, facts: Setting) -> io.Input:
+def _input(name: str, kind: type, default: Any, facts: Setting, folded: bool) -> io.Input:
     tooltip = f"{facts.help} (Source: {facts.source}.)" if facts.source else facts.help
     shared: dict[str, Any] = {"default": default, "tooltip": tooltip}
-    if facts.advanced:
-        # Optional too, so that prompts stored before a setting existed stay valid.
-        shared |= {"advanced": True, "optional": True}
+    # Optional, so that prompts stored before a setting existed stay valid, and in the order given.
+    if facts.advanced or not folded:
+        shared |= {"optional": True, "advanced": folded or None}
     if facts.choices:
         return io.Combo.Input(name, options=list(facts.choices), **shared)
     if kind is bool:

@@ -9,9 +9,16 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from comfy_api.latest import io, ui
 
 from ..trainers.settings.dreambooth import CUSTOM, PRESETS
-from ..trainers.settings.run import RunConfig, check_values, run_config
-from .schema import settings_inputs
-from .sockets import PersonalizeDataset, PersonalizeEmbedding, PersonalizePreview
+from ..trainers.settings.run import RunConfig, check_queued, run_config, together
+from .schema import trainer_inputs
+from .sockets import (
+    PersonalizeDataset,
+    PersonalizeEmbedding,
+    PersonalizeLoss,
+    PersonalizeOptimizer,
+    PersonalizePreview,
+    PersonalizeRun,
+)
 
 if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
     from .host.runs.inputs import Sockets
@@ -63,7 +70,7 @@ class TrainingNode(io.ComfyNode):
         from .host.runs.base import GraphNode
         from .host.runs.training import run_training
 
-        config = run_config(cls.METHOD, given)
+        config = run_config(cls.METHOD, together(cls.METHOD, given))
         outcome = run_training(_sockets(given), config, GraphNode.of(cls.hidden))
         clip = given["clip"]
         if getattr(config.own, "train_token", False):
@@ -82,13 +89,14 @@ class TrainingNode(io.ComfyNode):
         missing = [name for name in BASE if given.get(name) is None]
         if not missing:
             return []
-        config, node = run_config(cls.METHOD, given), GraphNode.of(cls.hidden)
+        config = run_config(cls.METHOD, together(cls.METHOD, given))
+        node = GraphNode.of(cls.hidden)
         return missing if needs_base(_sockets(given), config, node, cls.MADE_OF_BASE) else []
 
     @classmethod
     def validate_inputs(cls, **given: Any) -> bool:
         """Refuses settings when they are queued; what is wired is not known by then."""
-        check_values(cls.METHOD, given)
+        check_queued(cls.METHOD, together(cls.METHOD, given))
         return True
 
     @classmethod
@@ -134,7 +142,15 @@ def _others_in(method: str) -> list[io.Input]:
     )
     # Class images would keep what Textual Inversion does not change.
     classes = [] if method == "textual_inversion" else [class_dataset]
-    return [*classes, validation_dataset, preview]
+    settings = [
+        socket.Input(name, optional=True, tooltip=f"From {node}; its defaults if none is wired.")
+        for socket, name, node in (
+            (PersonalizeOptimizer, "optimizer_settings", "Optimizer Settings"),
+            (PersonalizeLoss, "loss_settings", "Loss Settings"),
+            (PersonalizeRun, "run_settings", "Run Settings"),
+        )
+    ]
+    return [*classes, validation_dataset, preview, *settings]
 
 
 def _sockets(given: Mapping[str, Any]) -> Sockets:
@@ -152,11 +168,8 @@ class TrainLora(TrainingNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first = (
-            "steps", "batch_size", "learning_rate", "rank", "alpha", "train_text_encoder", "seed",
-        )  # fmt: skip
         return cls.schema(
-            settings_inputs("lora", first),
+            trainer_inputs("lora"),
             [
                 io.Model.Output(display_name="model", tooltip="The base model with the LoRA."),
                 io.Clip.Output(display_name="clip", tooltip="The clip with the LoRA."),
@@ -166,7 +179,7 @@ class TrainLora(TrainingNode):
                 ),
             ],
             node_id="PersonalizeTrainLora",
-            display_name="Train LoRA",
+            display_name="Train LoRA from Images",  # ComfyUI has a Train LoRA of its own
             description=(
                 "Trains a LoRA on your pictures and hands out the model and clip with it applied, "
                 "ready to sample. The base model is not changed."
@@ -189,11 +202,8 @@ class TrainDreamBooth(TrainingNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first = (
-            "steps", "batch_size", "learning_rate", "train_text_encoder", "prior_weight", "seed",
-        )  # fmt: skip
         return cls.schema(
-            [_preset(), *settings_inputs("dreambooth", first)],
+            [_preset(), *trainer_inputs("dreambooth")],
             [
                 io.Model.Output(display_name="model", tooltip="The trained model."),
                 io.Clip.Output(
@@ -241,13 +251,8 @@ class TrainTextualInversion(TrainingNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        first = (
-            "token", "initializer", "vectors", "steps", "batch_size", "learning_rate", "seed",
-        )  # fmt: skip
-        # Class images would keep what this method does not change.
-        without = ("prior_weight", "prior", "class_prompt", "prior_samples")
         return cls.schema(
-            settings_inputs("textual_inversion", first, without),
+            trainer_inputs("textual_inversion"),
             [
                 io.Clip.Output(
                     display_name="clip",

@@ -5,7 +5,14 @@ from __future__ import annotations
 import itertools
 from typing import Any
 
+from trainers.settings.run import ON_OTHERS, ON_TRAINER
+
 Link = list[Any]
+SETTINGS_NODES = {
+    "optimizer_settings": "PersonalizeOptimizer",
+    "loss_settings": "PersonalizeLoss",
+    "run_settings": "PersonalizeRun",
+}
 
 # Enough to change pictures, small enough for a CPU; fp32 so that equalities are tight.
 SMALL_LORA = {
@@ -15,7 +22,7 @@ SMALL_LORA = {
 
 SMALL_DREAMBOOTH = {
     "preset": "custom", "steps": 4, "batch_size": 1, "learning_rate": 1e-4,
-    "train_text_encoder": False, "prior_weight": 1.0, "seed": 7, "precision": "fp32",
+    "train_text_encoder": False, "seed": 7, "precision": "fp32",
 }  # fmt: skip
 SMALL_INVERSION = {
     "token": "<sks>", "initializer": "dog", "vectors": 3, "steps": 3, "batch_size": 1,
@@ -53,15 +60,25 @@ class Graph(dict[str, dict[str, Any]]):
     ) -> list[Link]:
         """MODEL, CLIP, LORA_MODEL, LOSS_MAP and run of a short LoRA training."""
         sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
-        return self.add("PersonalizeTrainLora", 5, **sockets, **{**SMALL_LORA, **settings})
+        inputs = self.placed("lora", {**SMALL_LORA, **settings})
+        return self.add("PersonalizeTrainLora", 5, **sockets, **inputs)
+
+    def placed(self, method: str, settings: dict[str, Any]) -> dict[str, Any]:
+        """Inputs of a training node; settings that stand elsewhere come by a node of their own."""
+        inputs = dict(settings)
+        for socket, node in SETTINGS_NODES.items():
+            names = [n for n in ON_OTHERS[socket] if n in inputs and n not in ON_TRAINER[method]]
+            if names:
+                inputs[socket] = self.add(node, **{name: inputs.pop(name) for name in names})[0]
+        return inputs
 
     def dreambooth(
         self, model: Link, clip: Link, vae: Link, dataset: Link, **settings: Any
     ) -> list[Link]:
         """MODEL, CLIP, LOSS_MAP and run of a short DreamBooth training."""
         sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
-        values = {**SMALL_DREAMBOOTH, **settings}
-        return self.add("PersonalizeTrainDreamBooth", 4, **sockets, **values)
+        inputs = self.placed("dreambooth", {**SMALL_DREAMBOOTH, **settings})
+        return self.add("PersonalizeTrainDreamBooth", 4, **sockets, **inputs)
 
     def encode(self, clip: Link, text: str) -> Link:
         """The conditioning of a prompt."""
@@ -82,5 +99,5 @@ class Graph(dict[str, dict[str, Any]]):
     ) -> list[Link]:
         """CLIP, PERSONALIZE_EMBEDDING, LOSS_MAP and run of a short Textual Inversion."""
         sockets = {"model": model, "clip": clip, "vae": vae, "dataset": dataset}
-        values = {**SMALL_INVERSION, **settings}
-        return self.add("PersonalizeTrainTextualInversion", 4, **sockets, **values)
+        inputs = self.placed("textual_inversion", {**SMALL_INVERSION, **settings})
+        return self.add("PersonalizeTrainTextualInversion", 4, **sockets, **inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 import subprocess
 import time
 from collections.abc import Iterator
@@ -122,11 +123,10 @@ def test_bad_settings_are_named(host: Host, settings: dict[str, Any], words: str
 def test_settings_that_contradict_each_other_are_refused_before_anything_runs(host: Host) -> None:
     folder_of(host, "cat", (64, 64))
     graph = training("cat", warmup_steps=5, lr_schedule="constant")
-    node = next(node for node in graph.values() if node["class_type"] == "PersonalizeTrainLora")
-    given = host.object_info("PersonalizeTrainLora")["input"]["optional"]
-    defaults = {name: facts[1].get("default") for name, facts in given.items() if len(facts) > 1}
+    node = next(node for node in graph.values() if node["class_type"] == "PersonalizeOptimizer")
+    given = host.object_info("PersonalizeOptimizer")["input"]["optional"]
     # As the editor queues it, with a value for every widget.
-    node["inputs"] = {k: v for k, v in defaults.items() if v is not None} | node["inputs"]
+    node["inputs"] = {name: facts[1]["default"] for name, facts in given.items()} | node["inputs"]
     with pytest.raises(HostError, match="warmup_steps is 5 but lr_schedule 'constant'") as refused:
         host.run(graph)
     assert refused.value.kind == "invalid prompt"
@@ -169,6 +169,34 @@ def test_loss_that_is_not_finite_stops_the_run_at_its_step(
     with pytest.raises(HostError, match="the loss is nan at step 1"):
         host.run(training("cat", checkpoint=diverging))
     assert finished_runs(host) == runs
+
+
+def test_saved_file_tells_of_pictures_only_when_asked_and_is_not_written_twice(host: Host) -> None:
+    folder_of(host, "cat", (64, 64))
+    told = ("ss_tag_frequency", "modelspec.trigger_phrase")
+    found = {}
+    for captions in (False, True, False):
+        graph = training("cat", steps=1, seed=78)
+        trainer = next(key for key, node in graph.items() if "Train" in node["class_type"])
+        graph.add(
+            "PersonalizeSaveLora", lora=[trainer, 2], filename_prefix=f"told/%dataset% {captions}",
+            format="kohya fp16", captions=captions,
+        )  # fmt: skip
+        sent: list[Event] = []
+        host.follow(graph, sent.append)
+        (path,) = (host.base / "output/told").glob(f"cat {captions}_*.safetensors")
+        with safetensors.safe_open(path, "pt") as file:
+            found[captions] = file.metadata()
+        host.free()
+    assert not any(name in found[False] for name in told)
+    assert found[False]["modelspec.title"] == "cat False_00001_"
+    assert found[True]["modelspec.title"] == "cat"
+    assert all(name in found[True] for name in told)
+    said = [event.data["text"] for event in sent if event.kind == "progress_text"]
+    assert any(
+        re.fullmatch(rf"is there already: output/told/{path.name}, \d\.\d MB", text)
+        for text in said
+    )
 
 
 @pytest.fixture

@@ -195,13 +195,14 @@ def test_base_is_not_loaded_for_a_result_that_is_there(
     graph.add(saver, **{socket: sockets[made]}, filename_prefix=prefix, **settings)
     forget(host)
     assert loader in nodes_run(host, graph)
+    (saved,) = (host.base / "output").rglob(f"{prefix}*")
+    first = load_file(saved)
+    saved.unlink()  # the same is not written twice
     forget(host)
     started = nodes_run(host, graph)
     assert loader not in started
     assert saver in started
-    saved = [load_file(path) for path in sorted((host.base / "output").rglob(f"{prefix}*"))]
-    assert len(saved) == 2
-    tiny.assert_equal(*saved)
+    tiny.assert_equal(load_file(saved), first)
     # Asked for now: the node's inputs are the same, and it must not hand out what it has not got.
     model, clip = (sockets[0], sockets[1]) if method == "lora" else (["1", 0], sockets[0])
     graph.sample(model, clip, f"asked {method}")
@@ -251,7 +252,7 @@ def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
     said: list[str] = []
 
     def see(event: Event) -> None:
-        if event.kind == "progress_text":
+        if event.kind == "progress_text" and event.data["node"] == sockets[0][0]:
             said.append(event.data["text"])
         if event.kind == "progress" and event.data["value"] >= 5:
             asked = host.get("/personalize/stop")

@@ -23,7 +23,7 @@ export const api = Object.assign(new EventTarget(), {
   fetched: [],
   fetchApi(route, options) {
     this.fetched.push([route, options?.method ?? "GET", options?.body]);
-    return { json: () => this.answer };
+    return Promise.resolve({ status: this.status ?? 200, json: () => this.answer });
   },
 });
 """
@@ -114,6 +114,73 @@ console.log(JSON.stringify({ states, fetched, kept, opened, pressed }));
 """
 
 
+UPLOAD = """
+globalThis.document = new EventTarget();
+await import("./extensions/personalize/upload.js");
+const { api } = await import("./scripts/api.js");
+const { app } = await import("./scripts/app.js");
+const asked = [], told = [];
+let answer = "my dog ";
+app.extensionManager = {
+  dialog: { prompt: async ({ defaultValue }) => (asked.push(defaultValue), answer) },
+  toast: { add: ({ detail }) => told.push(detail) },
+};
+class Node {
+  constructor(comfyClass, folder) {
+    this.comfyClass = comfyClass;
+    const options = { values: [folder] };
+    this.widgets = [{ name: "folder", value: folder, options, callback: (v) => (this.told = v) }];
+  }
+  addWidget(type, name, value, callback, options) {
+    this.widgets.push({ type, name, value, callback, options });
+    return this.widgets.at(-1);
+  }
+  setDirtyCanvas() {}
+}
+const other = new Node("LoadImage", "x");
+globalThis.extension.nodeCreated(other);
+const node = new Node("PersonalizeFolderDataset", "(none yet: drop pictures here)");
+globalThis.extension.nodeCreated(node);
+const files = ["a.PNG", "a.txt", "run.exe", "b.jpeg"].map((name) => new File(["x"], name));
+const idle = () => new Promise((resolve) => setTimeout(resolve, 20));
+globalThis.extension.setup();
+let under = node;
+app.canvas = {
+  convertEventToCanvasOffset: () => [1, 2],
+  graph: { getNodeOnPos: (x, y) => (x === 1 && y === 2 ? under : null) },
+};
+function drag(type, files, kind = "file") {
+  const event = new Event(type, { cancelable: true });
+  event.dataTransfer = { items: files.map(() => ({ kind })), files };
+  document.dispatchEvent(event);
+  return event.defaultPrevented; // and so the page does nothing
+}
+const takes = [drag("dragover", files), drag("drop", files, "string")];
+under = other;
+takes.push(drag("drop", files));
+under = node;
+takes.push(drag("drop", files));
+await idle();
+const sent = api.fetched.map(([route, method, body]) => [
+  route, method, body.get("image").name, body.get("subfolder"), body.get("type"),
+]);
+const [folder, button] = node.widgets;
+const after = { folder: folder.value, told: node.told, listed: folder.options.values.at(-1) };
+answer = null; // Cancel
+drag("drop", files);
+await idle();
+answer = "my dog";
+api.status = 400;
+drag("drop", files.slice(0, 1));
+await idle();
+drag("drop", files.slice(2, 3));
+await idle();
+console.log(JSON.stringify({
+  takes, sent, after, asked, told, num: api.fetched.length, others: other.widgets.length,
+  button: [button.label, button.serialize, button.options.serialize],
+}));
+"""
+
 ERRORS = """
 import "./extensions/personalize/errors.js";
 import { api } from "./scripts/api.js";
@@ -188,3 +255,17 @@ def test_stop_button_is_there_while_its_node_trains(tmp_path: Path) -> None:
 def test_errors_are_shown_in_a_toast(tmp_path: Path) -> None:
     found = run(tmp_path, "errors.js", ERRORS)
     assert found["shown"] == [["error", "Settings: rank is 0.", "Change them."]]
+
+
+def test_dropped_pictures_go_into_a_folder_which_is_chosen(tmp_path: Path) -> None:
+    found = run(tmp_path, "upload.js", UPLOAD)
+    assert found["takes"] == [True, False, False, True]
+    assert found["sent"] == [
+        ["/upload/image", "POST", name, "my dog", "input"] for name in ("a.PNG", "a.txt", "b.jpeg")
+    ]
+    assert found["after"] == {"folder": "my dog", "told": "my dog", "listed": "my dog"}
+    assert found["asked"] == ["subject", "my dog", "my dog"], "what is chosen, or a first name"
+    assert found["num"] == 4, "nothing is sent after Cancel, one more in vain"
+    assert found["told"] == ["a.PNG: 400", "None of these files is a picture or a caption."]
+    assert found["others"] == 1, "other nodes are left alone"
+    assert found["button"] == ["upload pictures", False, False]

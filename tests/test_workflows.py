@@ -12,37 +12,25 @@ from typing import Any
 import pytest
 
 from tests.dataset_files import save
+from tests.graphs import SETTINGS_NODES
 from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
 from trainers.settings.dataset import DatasetConfig
-from trainers.settings.dreambooth import DreamBoothConfig
 from trainers.settings.field import settings_of
 from trainers.settings.lora import LoraConfig
 from trainers.settings.objective import ObjectiveConfig
 from trainers.settings.preview import PreviewConfig
-from trainers.settings.run import METHOD_DEFAULTS
-from trainers.settings.store import StoreConfig
-from trainers.settings.textual_inversion import TextualInversionConfig
+from trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
 from trainers.settings.training import TrainingConfig
-from trainers.settings.validation import ValidationConfig
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
 HELP_PAGES = ROOT / "js" / "docs"
-OF_EVERY_METHOD = (TrainingConfig, ObjectiveConfig, ValidationConfig, StoreConfig)
-SHOWN_SETTINGS = {
-    "PersonalizeFolderDataset": (DatasetConfig,),
-    "PersonalizeTrainLora": (LoraConfig, *OF_EVERY_METHOD),
-    "PersonalizeTrainDreamBooth": (DreamBoothConfig, *OF_EVERY_METHOD),
-    "PersonalizeTrainTextualInversion": (TextualInversionConfig, *OF_EVERY_METHOD),
-    "PersonalizePreview": (PreviewConfig,),
-}
 METHOD_OF = {
+    "PersonalizeTrainLora": "lora",
     "PersonalizeTrainDreamBooth": "dreambooth",
     "PersonalizeTrainTextualInversion": "textual_inversion",
 }
-PRIOR = {"prior_weight", "prior", "class_prompt", "prior_samples"}
-NOT_ON_THE_NODE = {"PersonalizeTrainTextualInversion": PRIOR}
 # What the shipped graphs load: what a host of the tests has instead, and the model's own size.
 BASES = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("thin_sd15.safetensors", 512),
@@ -87,18 +75,33 @@ def test_graph_nodes_lie_in_a_group_and_apart(path: Path) -> None:
     assert not [pair for pair in pairs if _overlap(*pair)]
 
 
-@pytest.mark.parametrize("node_id", SHOWN_SETTINGS)
+def settings_on(node_id: str) -> dict[str, Any]:
+    """The settings that a node has, and their defaults."""
+    alone = {"PersonalizeFolderDataset": DatasetConfig, "PersonalizePreview": PreviewConfig}
+    if node_id in alone:
+        return {n: field.default for n, (field, _) in settings_of(alone[node_id]).items()}
+    method = METHOD_OF.get(node_id)
+    known = {
+        name: METHOD_DEFAULTS[method or "lora"].get(name, field.default)
+        for asked in ([method] if method else METHOD_DEFAULTS)
+        for group in config_groups(asked).values()
+        for name, (field, _) in settings_of(group).items()
+    }
+    places = {SETTINGS_NODES[socket]: names for socket, names in ON_OTHERS.items()}
+    names = ON_TRAINER[method] if method else places[node_id]
+    return {name: known[name] for name in names}
+
+
+@pytest.mark.parametrize(
+    "node_id",
+    [*METHOD_OF, *SETTINGS_NODES.values(), "PersonalizeFolderDataset", "PersonalizePreview"],
+)
 def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:
     shown = _inputs_of_page(HELP_PAGES / f"{node_id}.md")
-    defaults = METHOD_DEFAULTS.get(METHOD_OF.get(node_id, ""), {})
-    for config in SHOWN_SETTINGS[node_id]:
-        for name, (field, _) in settings_of(config).items():
-            if name in NOT_ON_THE_NODE.get(node_id, ()):
-                continue
-            default = defaults.get(name, field.default)
-            assert name in shown
-            if shown[name] is not None:  # the page has a column of defaults
-                assert _reads(shown[name], default), f"{name} is {default!r}"
+    for name, default in settings_on(node_id).items():
+        assert name in shown
+        if shown[name] is not None:  # the page has a column of defaults
+            assert _reads(shown[name], default), f"{name} is {default!r}"
 
 
 def test_readme_settings_have_their_defaults() -> None:
@@ -184,7 +187,8 @@ def _small(prompt: Prompt) -> Prompt:
         inputs["ckpt_name"], _ = BASES[inputs["ckpt_name"]]
     small = {
         "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
-        "PersonalizeTrainLora": {"steps": 2, "gradient_accumulation": 1},
+        "PersonalizeTrainLora": {"steps": 2},
+        "PersonalizeOptimizer": {"gradient_accumulation": 1},
         "PersonalizeTrainTextualInversion": {"steps": 2},
         "PersonalizeTrainDreamBooth": {"steps": 2},
         "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},

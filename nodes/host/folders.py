@@ -10,6 +10,8 @@ import folder_paths
 from ...trainers.data.listing import has_pictures, list_folder
 from ...trainers.errors import DatasetError
 
+NO_FOLDER = "(none yet: drop pictures here)"
+
 
 def register_embeddings() -> None:
     """Let the host find embeddings in output/embeddings, as it finds LoRAs in output/loras."""
@@ -45,10 +47,10 @@ def dataset_folder(name: str) -> Path:
         DatasetError: it would lie outside the input folder, does not exist, or has no picture.
     """
     root = Path(os.path.realpath(folder_paths.get_input_directory()))
-    if not name.strip():
+    if name.strip() in ("", NO_FOLDER):
         raise DatasetError(
-            f"No folder is chosen.\nMake a folder with pictures in {root}, reload the page (R) "
-            "and choose it."
+            "No folder is chosen.\nDrop pictures onto the node, or make a folder with pictures in "
+            f"{root}, press R and choose it."
         )
     folder = _resolved(root / name)
     if folder is None or root not in folder.parents:

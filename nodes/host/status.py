@@ -4,7 +4,8 @@ What is sent from here is escaped, since front ends take such text for markup: a
 `<sks>` in it would lose the word, or run a script. Logs have it as it is.
 
 The front end (js/errors.js) hears of errors by the event "personalize.error", whose data are
-{"node": id, "text": two lines}; it shows them as plain text.
+{"node": id, "text": two lines}; it shows them as plain text. "personalize.files" says that there
+may be a new file for the loaders' lists (js/files.js).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from comfy_execution.utils import get_executing_context
 
 from ...trainers.errors import PersonalizeError
 
-ERROR = "personalize.error"
+ERROR, FILES = "personalize.error", "personalize.files"
 
 
 def show_text(text: str, node_id: str | None) -> None:
@@ -27,6 +28,11 @@ def show_text(text: str, node_id: str | None) -> None:
     instance = server.PromptServer.instance
     if node_id is not None and instance.client_id is not None:
         instance.send_progress_text(html.escape(text, quote=False), node_id)
+
+
+def tell_of_files() -> None:
+    """Let the page read the lists of files anew, such as that of Load LoRA."""
+    server.PromptServer.instance.send_sync(FILES, {})
 
 
 def running_node() -> str | None:

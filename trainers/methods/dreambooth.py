@@ -30,7 +30,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     own: DreamBoothConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if own.train_text_encoder:
-        rates |= dict.fromkeys(parts.text.encoders, own.text_encoder_learning_rate)
+        rates |= dict.fromkeys(parts.text.encoders, config.text_rate)
     named: dict[str, nn.Parameter] = {}
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():

@@ -32,15 +32,34 @@ def save_tensors(
     """
     import safetensors.torch
 
-    # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
-    stored = {
-        key: tensor.detach()
-        .to("cpu", (dtype or tensor.dtype) if tensor.ndim else torch.float32)
-        .contiguous()
-        for key, tensor in tensors.items()
-    }
+    stored = {key: _as_stored(tensor, dtype) for key, tensor in tensors.items()}
     content = safetensors.torch.save(stored, metadata=dict(metadata))
     write_whole(path, content)
+
+
+def holds(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None,
+) -> bool:
+    """Whether the file at `path` is what `save_tensors` would write there."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            if (file.metadata() or {}) != dict(metadata) or set(file.keys()) != set(tensors):
+                return False
+            pairs = ((file.get_tensor(key), _as_stored(t, dtype)) for key, t in tensors.items())
+            return all(old.dtype == new.dtype and torch.equal(old, new) for old, new in pairs)
+    except (OSError, safetensors.SafetensorError):
+        return False
+
+
+def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
+    kept = (dtype or tensor.dtype) if tensor.ndim else torch.float32
+    return tensor.detach().to("cpu", kept).contiguous()
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .field import Settings, setting
-from .textual_inversion import token_learning_rate, train_token
+from .lora import text_encoder_learning_rate, token_learning_rate, train_token
 
 WEIGHTS = ("fp32", "bf16")
 
@@ -25,10 +25,7 @@ class DreamBoothConfig(Settings):
         "Train the text encoder too: much better faces, more memory and time.",
         advanced=False, source="B",
     )  # fmt: skip
-    text_encoder_learning_rate: float = setting(
-        2e-6, "Learning rate of the text encoder, if it is trained. Prodigy wants 1.0.",
-        min=0.0, max=10.0, step=1e-7, source="D 2e-6, the denoiser's",
-    )  # fmt: skip
+    text_encoder_learning_rate: float = text_encoder_learning_rate()
     text_encoder_stop_step: int = setting(
         0,
         "Updates after which the text encoder stays as it is; 0 is never. It overfits sooner than "
@@ -93,24 +90,14 @@ DREAMBOOTH_DEFAULTS: dict[str, Any] = {
 }
 
 
-def _preset(learning_rate: float, steps: int, train_text_encoder: bool) -> dict[str, Any]:
-    return {
-        "learning_rate": learning_rate,
-        "steps": steps,
-        "train_text_encoder": train_text_encoder,
-        "text_encoder_learning_rate": learning_rate,
-        "prior_weight": 1.0,
-    }
-
-
 CUSTOM = "custom"
 # A preset fills widgets in the editor, nothing else: a run sees the widgets alone.
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     # B: "2e-6 with 400 training steps works well for objects"; prior preservation changes little
-    "object": _preset(2e-6, 400, False),
+    "object": {"learning_rate": 2e-6, "steps": 400, "train_text_encoder": False},
     # B: "faces required 1e-6 (or 2e-6) with ~1200 steps", prior preservation, text encoder
-    "face": _preset(1e-6, 1200, True),
+    "face": {"learning_rate": 1e-6, "steps": 1200, "train_text_encoder": True},
     # N: prior preservation with class images of "artwork style". N names no rate or length: the
     # rate is that of an object, the length our own start for 10 pictures and more.
-    "style": _preset(2e-6, 1000, False),
+    "style": {"learning_rate": 2e-6, "steps": 1000, "train_text_encoder": False},
 }

@@ -8,12 +8,39 @@ O = OneTrainer, P = the method's paper.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .field import Settings, setting
-from .textual_inversion import token_learning_rate, train_token
 
 LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
 LORA_VARIANTS = ("lora", "dora")
+
+
+def text_encoder_learning_rate() -> Any:
+    """The field for the rate of the text encoder's own part."""
+    return setting(
+        0.0,
+        "Learning rate of the text encoder, if it is trained. 0: a tenth of learning_rate for a "
+        "LoRA, learning_rate itself for DreamBooth and for prodigy.",
+        min=0.0, max=10.0, step=1e-7, source="K 1e-5 and 1e-4 of a LoRA; D one rate",
+    )  # fmt: skip
+
+
+def train_token() -> Any:
+    """The field for tokens learned before."""
+    return setting(
+        False,
+        "Train the learned tokens of the clip further, together with the rest (pivotal tuning).",
+        source="P arXiv 2106.05744",
+    )
+
+
+def token_learning_rate() -> Any:
+    """The field beside `train_token`."""
+    return setting(
+        1e-3, "Learning rate of the tokens, if they are trained. Prodigy wants 1.0.",
+        min=0.0, max=10.0, step=1e-6, source="as for Train Textual Inversion",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,10 +60,7 @@ class LoraConfig(Settings):
         "Train a LoRA of the text encoder too: better faces and prompts, more memory and time.",
         advanced=False,
     )
-    text_encoder_learning_rate: float = setting(
-        1e-5, "Learning rate of the text encoder's LoRA, if it is trained. Prodigy wants 1.0.",
-        min=0.0, max=10.0, step=1e-6, source="K 1e-5; D 5e-6",
-    )  # fmt: skip
+    text_encoder_learning_rate: float = text_encoder_learning_rate()
     targets: str = setting(
         "attention",
         "Layers that get an adapter. attention is small and the usual choice; feed-forward and "

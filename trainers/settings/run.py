@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import SettingsError
 from .dreambooth import DREAMBOOTH_DEFAULTS, DreamBoothConfig
-from .field import from_values, raise_problems, settings_of, value_problems
+from .field import from_values, raise_problems, value_problems
 from .lora import LoraConfig
 from .objective import ObjectiveConfig
 from .store import StoreConfig
@@ -35,6 +35,47 @@ METHOD_DEFAULTS: dict[str, dict[str, Any]] = {
     # Adam moves a number by at most about the rate each step, and a row's are about 0.014: K's
     # documented 1e-6 learns nothing in 1600 steps. D 5e-4 x 4 (--scale_lr) for 3000 steps, O 3e-4.
     "textual_inversion": {"learning_rate": 1e-3, "steps": 2000},
+}
+
+# In which node each setting stands, and in what order. A saved graph stores the values of widgets
+# by their place, so new ones only ever come last. Few stand on the training node itself; the others
+# are on nodes whose sockets several trainings share, where a method takes those that it has.
+#
+# On the training nodes, by method; the last four are every method's.
+ON_TRAINER: Mapping[str, tuple[str, ...]] = {
+    "lora": (
+        "steps", "learning_rate", "rank", "alpha", "targets", "train_text_encoder",
+        "batch_size", "precision", "gradient_checkpointing", "seed",
+    ),
+    "dreambooth": (
+        "steps", "learning_rate", "train_text_encoder", "weights", "fused_backward",
+        "batch_size", "precision", "gradient_checkpointing", "seed",
+    ),
+    "textual_inversion": (
+        "token", "initializer", "vectors", "templates", "steps", "learning_rate",
+        "batch_size", "precision", "gradient_checkpointing", "seed",
+    ),
+}  # fmt: skip
+# On nodes of their own, by the training nodes' inputs that take them.
+ON_OTHERS: Mapping[str, tuple[str, ...]] = {
+    "optimizer_settings": (
+        "optimizer", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm",
+        "gradient_accumulation", "text_encoder_learning_rate", "text_encoder_stop_step",
+        "train_token", "token_learning_rate", "ema_decay", "ema_on_cpu", "variant",
+        "rank_stabilized", "dropout", "norm_control",
+    ),
+    "loss_settings": (
+        "min_snr_gamma", "noise_offset", "timestep_min", "timestep_max", "caption_dropout",
+        "prior_weight", "prior", "class_prompt", "prior_samples",
+    ),
+    "run_settings": (
+        "epochs", "held_out", "validate_every", "hand_out", "patience", "if_run_exists",
+        "state_every", "keep_states", "old_states_gb", "log_with",
+    ),
+}  # fmt: skip
+# Class images would keep what Textual Inversion does not change.
+WITHOUT: Mapping[str, tuple[str, ...]] = {
+    "textual_inversion": ("prior_weight", "prior", "class_prompt", "prior_samples"),
 }
 
 
@@ -64,6 +105,13 @@ class RunConfig:
             )
 
     @property
+    def text_rate(self) -> float:
+        """The learning rate of text encoders that train."""
+        rate: float = self.own.text_encoder_learning_rate
+        tenth = self.method == "lora" and self.training.optimizer != "prodigy"
+        return rate or self.training.learning_rate * (0.1 if tenth else 1.0)
+
+    @property
     def changes_weights(self) -> bool:
         """Whether the base's own weights are trained, so that a method needs copies of them."""
         return isinstance(self.own, DreamBoothConfig)
@@ -83,16 +131,35 @@ def config_groups(method: str) -> dict[str, type[Any]]:
     }
 
 
-def check_values(method: str, values: Mapping[str, Any]) -> None:
-    """See that settings are allowed, as far as they are known; all of them, that they go together.
+def together(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All settings that a training node was given: by its widgets, and by what is wired to it."""
+    wired = (given.get(name) or {} for name in ON_OTHERS)
+    values = {name: value for settings in wired for name, value in settings.items()}
+    for name in WITHOUT.get(method, ()):
+        values.pop(name, None)
+    return values | {name: given[name] for name in ON_TRAINER[method] if name in given}
+
+
+def check_queued(method: str, values: Mapping[str, Any]) -> None:
+    """See that the settings on a training node are allowed, before those wired to it are known.
 
     Raises:
-        SettingsError: they are not, or do not; all that is wrong is listed.
+        SettingsError: they are not, or contradict each other; all that is wrong is listed.
     """
     groups = config_groups(method).values()
-    if all(name in values for group in groups for name in settings_of(group)):
-        run_config(method, values)
     raise_problems([problem for group in groups for problem in value_problems(group, values)])
+    if all(name in values for name in ON_TRAINER[method]):
+        run_config(method, values)
+
+
+def check_shared(place: str, values: Mapping[str, Any]) -> None:
+    """The same for the settings on a node of their own, by their place in ON_OTHERS."""
+    groups = (TrainingConfig, ObjectiveConfig, ValidationConfig, StoreConfig)
+    groups += tuple(METHOD_CONFIGS.values())
+    raise_problems({problem for group in groups for problem in value_problems(group, values)})
+    if all(name in values for name in ON_OTHERS[place]):
+        for group in groups[:4]:
+            from_values(group, values)
 
 
 def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:

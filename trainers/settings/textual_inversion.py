@@ -4,29 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from typing import Any
 
 from .field import Settings, setting
 
 TOKEN = re.compile(r"[\w*-]+|<[\w*-]+>")
 TEMPLATES = ("object", "style", "captions only")
-
-
-def train_token() -> Any:
-    """The field that other methods have for tokens learned before."""
-    return setting(
-        False,
-        "Train the learned tokens of the clip further, together with the rest (pivotal tuning).",
-        source="P arXiv 2106.05744",
-    )
-
-
-def token_learning_rate() -> Any:
-    """The field beside `train_token`."""
-    return setting(
-        1e-3, "Learning rate of the tokens, if they are trained. Prodigy wants 1.0.",
-        min=0.0, max=10.0, step=1e-6, source="as for Train Textual Inversion",
-    )  # fmt: skip
 
 
 @dataclass(frozen=True)

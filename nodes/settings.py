@@ -1,0 +1,113 @@
+"""Nodes with settings that several trainings can share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainers.settings.run import check_shared
+from .schema import shared_inputs
+from .sockets import PersonalizeLoss, PersonalizeOptimizer, PersonalizeRun
+
+CATEGORY = "personalize/train"
+EACH = "A training takes those that its method has. What is not wired has its defaults."
+
+
+class OptimizerSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeOptimizer",
+            display_name="Optimizer Settings",
+            category=CATEGORY,
+            description=(
+                "How a training updates weights: optimizer, schedule, accumulation, the text "
+                f"encoder's rate, averages, kinds of LoRA. {EACH}"
+            ),
+            search_aliases=[
+                "adamw", "adafactor", "prodigy", "scheduler", "warmup", "ema", "dora", "rslora",
+                "gradient accumulation", "pivotal tuning",
+            ],
+            inputs=shared_inputs("optimizer_settings"),
+            outputs=[
+                PersonalizeOptimizer.Output(
+                    display_name="optimizer_settings",
+                    tooltip="For optimizer_settings of a training node.",
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool:
+        check_shared("optimizer_settings", values)
+        return True
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(values)
+
+
+class LossSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeLoss",
+            display_name="Loss Settings",
+            category=CATEGORY,
+            description=(
+                "What a training minimizes: weights of timesteps, noise, dropped captions, prior "
+                f"preservation. {EACH}"
+            ),
+            search_aliases=[
+                "min snr", "noise offset", "timesteps", "caption dropout", "prior preservation",
+                "regularization",
+            ],
+            inputs=shared_inputs("loss_settings"),
+            outputs=[
+                PersonalizeLoss.Output(
+                    display_name="loss_settings", tooltip="For loss_settings of a training node."
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool:
+        check_shared("loss_settings", values)
+        return True
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(values)
+
+
+class RunSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeRun",
+            display_name="Run Settings",
+            category=CATEGORY,
+            description=(
+                "How long a training goes, which pictures it watches, and what is kept of it on "
+                f"disk. {EACH}"
+            ),
+            search_aliases=[
+                "epochs", "validation", "early stopping", "resume", "checkpoints", "tensorboard",
+            ],
+            inputs=shared_inputs("run_settings"),
+            outputs=[
+                PersonalizeRun.Output(
+                    display_name="run_settings", tooltip="For run_settings of a training node."
+                )
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool:
+        check_shared("run_settings", values)
+        return True
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(values)
