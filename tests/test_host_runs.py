@@ -132,6 +132,23 @@ def test_settings_that_contradict_each_other_are_refused_before_anything_runs(ho
     assert refused.value.kind == "invalid prompt"
 
 
+def test_settings_of_two_nodes_that_contradict_each_other_load_no_model(host: Host) -> None:
+    folder_of(host, "cat", (64, 64))
+    graph = Graph()
+    settings = {"fused_backward": True, "gradient_accumulation": 2}
+    graph.dreambooth(*graph.load(), graph.dataset("cat"), **settings)
+    sent: list[Event] = []
+    with pytest.raises(HostError, match="fused_backward keeps no"):
+        host.follow(graph, sent.append)
+    ran = {
+        graph[e.data["node"]]["class_type"]
+        for e in sent
+        if e.kind == "executing" and e.data["node"]
+    }
+    assert "CheckpointLoaderSimple" not in ran
+    assert [e for e in sent if e.kind == "personalize.error"]
+
+
 def test_errors_and_hostile_names_reach_the_page_as_text(host: Host) -> None:
     hostile = "<img src=x onerror=alert(1)> a photo of <sks>"
     folder_of(host, "a <b>bold<b> cat", (64, 64))

@@ -50,14 +50,14 @@ def save_lora(
         )  # fmt: skip
     tensors = {**lora, **(needs[0].bundled() if bundle else {})}
     told = dict(lora.metadata) if isinstance(lora, Adapter) else {}
-    name = re.sub(r"[^\w.-]+", "_", told.get("modelspec.title", "personalize"))
+    dataset = re.sub(r"[^\w.-]+", "_", told.get("modelspec.title", "personalize"))
     private = () if captions else [name for name in OF_PICTURES if told.pop(name, None)]
 
     def metadata(path: Path) -> dict[str, str]:
         title = {"modelspec.title": path.stem} if private else {}
         return {**told, **title, "ss_output_name": path.stem}
 
-    return _save(filename_prefix.replace("%dataset%", name), tensors, metadata, DTYPES[dtype])
+    return _save(filename_prefix.replace("%dataset%", dataset), tensors, metadata, DTYPES[dtype])
 
 
 def save_embedding(embedding: Embedding, filename_prefix: str) -> Path:

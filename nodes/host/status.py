@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import html
+from collections.abc import Callable
 from typing import Any
 
 import server
@@ -43,17 +44,22 @@ def running_node() -> str | None:
 
 def telling(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     """The node, which shows an error that its reader can mend under itself and in a toast."""
-    execute = node.execute.__func__
+    for name in ("execute", "check_lazy_status"):
+        own = getattr(node, name).__func__
+        if own is not getattr(io.ComfyNode, name).__func__:
+            setattr(node, name, classmethod(_telling(own)))
+    return node
 
-    @functools.wraps(execute)
+
+def _telling(own: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(own)
     def told(cls: type[io.ComfyNode], *args: Any, **inputs: Any) -> Any:
         try:
-            return execute(cls, *args, **inputs)
+            return own(cls, *args, **inputs)
         except PersonalizeError as error:
             show_text(str(error), running_node())
             data = {"node": running_node(), "text": str(error)}
             server.PromptServer.instance.send_sync(ERROR, data)
             raise
 
-    node.execute = classmethod(told)
-    return node
+    return told
