@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
@@ -25,7 +26,7 @@ from trainers.settings.training import TrainingConfig
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
-HELP_PAGES = ROOT / "js" / "docs"
+HELP_PAGES, README = ROOT / "js" / "docs", ROOT / "README.md"
 METHOD_OF = {
     "PersonalizeTrainLora": "lora",
     "PersonalizeTrainDreamBooth": "dreambooth",
@@ -105,7 +106,7 @@ def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:
 
 
 def test_readme_settings_have_their_defaults() -> None:
-    shown = _inputs_of_page(ROOT / "README.md", "setting")
+    shown = _settings_of_readme()
     configs = (DatasetConfig, TrainingConfig, LoraConfig, ObjectiveConfig)
     settings = {n: field for c in configs for n, (field, _) in settings_of(c).items()}
     plain = {n for c in configs for n, (_, facts) in settings_of(c).items() if not facts.advanced}
@@ -228,21 +229,23 @@ def _overlap(a: Box, b: Box) -> bool:
     return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
-def _inputs_of_page(page: Path, head: str = "input") -> dict[str, str | None]:
-    """The inputs in the tables that begin with `head`, each with its default if there is one."""
+def _inputs_of_page(page: Path) -> dict[str, str | None]:
+    """The inputs that a help page lists, each with its default if there is one."""
     inputs: dict[str, str | None] = {}
-    header: list[str] = []
-    for line in page.read_text(encoding="utf-8").splitlines():
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not line.startswith("|"):
-            header = []
-        elif not header:
-            header = cells
-        elif header[0] == head and not cells[0].startswith("-"):
-            names = cells[0].split(", ")
-            defaults = cells[1].split(", ") if "default" in header else [None] * len(names)
+    _, _, section = page.read_text(encoding="utf-8").partition("\n## Inputs\n")
+    for line in section.partition("\n## ")[0].splitlines():
+        if found := re.match(r"- \*\*(.+?)\*\*(?: \((.*?)\))?: ", line):
+            names = found[1].split(", ")
+            defaults = found[2].split(", ") if found[2] else [None] * len(names)
             inputs |= dict(zip(names, defaults, strict=False))
     return inputs
+
+
+def _settings_of_readme() -> dict[str, str]:
+    """The settings in the tables of the README, with their defaults."""
+    _, _, section = README.read_text(encoding="utf-8").partition("\n## Settings\n")
+    rows = re.findall(r"^\| (\w+) \| (.*?) \| .* \|$", section.partition("\n## ")[0], re.M)
+    return {name: default for name, default in rows if name != "setting"}
 
 
 def _reads(shown: str, default: Any) -> bool:
