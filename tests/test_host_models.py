@@ -295,6 +295,16 @@ def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     assert measured["without"] == (row.unused if of_text_encoders else 0)
 
 
+@pytest.mark.parametrize("row", [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA], ids=str)
+def test_step_is_that_of_plain_torch(host: Host, row: Row) -> None:
+    graph = Graph()
+    model, clip, _ = row.load(host, graph)
+    graph.add("ProbeStep", model=model, clip=clip, text=PROMPT)
+    measured = found(host.run(graph))
+    assert measured["loss"] < 1e-5
+    assert measured["moved"] < 1e-2  # AdamW moves the least gradient as far as any other
+
+
 @pytest.mark.usefixtures("much_memory")
 def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
     graph = Graph()

@@ -384,11 +384,11 @@ async def memory(request: web.Request) -> web.Response:
 
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from .gradients import Gradients
+        from .gradients import Gradients, Step
         from .odd_models import OfClass
 
         return [
-            *(Prediction, Trained, Gradients, OfClass, Kept),
+            *(Prediction, Trained, Gradients, Step, OfClass, Kept),
             *(Sharing, Streamed, Room, Same, Previewed, Disk),
         ]
 

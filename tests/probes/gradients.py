@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import comfy.model_sampling
 import torch
 from comfy_api.latest import io
 
-from . import noisy_latents, pack, parts_of, predicted, probe, shown
+from . import noisy_latents, pack, parts_of, predicted, probe, shown, size_of_picture
 
 # Of an average tensor's gradient: what is smaller is made of rounding.
 NEGLIGIBLE = 1e-3
@@ -99,3 +100,91 @@ def _from_numeric(
         ends.append(float(loss()))
     numeric = (ends[0] - ends[1]) / (2 * size)
     return abs(along - numeric) / abs(numeric)
+
+
+class Step(io.ComfyNode):
+    """One step of the trainer's loop against the same one written out in plain torch."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe(
+            "ProbeStep",
+            io.Model.Input("model"),
+            io.Clip.Input("clip"),
+            io.String.Input("text"),
+        )
+
+    @classmethod
+    def execute(cls, model: Any, clip: Any, text: str) -> io.NodeOutput:
+        settings = {"rank": 2, "alpha": 2.0, "learning_rate": RATE, "max_grad_norm": 0.0, "seed": 3}
+        config = pack("trainers.settings.run").run_config("lora", {**settings, "steps": 1})
+        latents = noisy_latents(model)[0].cpu()
+        results = []
+        for step in (_loop_step, _plain_step):
+            with parts_of(model, clip) as parts:
+                said = {caption: parts.text.encode(caption) for caption in (text, "")}
+                results.append(step(parts, config, latents, text, said, model))
+        (loss, start, ours), (plain_loss, _, plain) = results
+        return shown({
+            "loss": abs(loss - plain_loss) / plain_loss,
+            "moved": max(
+                float((a - b).norm() / (b - was).norm())
+                for was, a, b in zip(start, ours, plain, strict=True)
+            ),
+        })  # fmt: skip
+
+
+RATE = 1e-3
+Result = tuple[float, list[torch.Tensor], list[torch.Tensor]]  # loss, parameters before and after
+
+
+def _loop_step(
+    parts: Any, config: Any, latents: Any, text: str, said: dict[str, Any], model: Any
+) -> Result:
+    data = pack("trainers.data.examples")
+    examples = data.Examples((latents,), (None,), (text,), (size_of_picture(),), (1,))
+    loop = pack("trainers.loop")
+    training = loop.Training(loop.make_job(parts, examples, said, config))
+    start = _filled(training.parameters)
+    with torch.enable_grad():
+        loss = training.step().loss
+    return loss, start, _kept(training.parameters)
+
+
+def _plain_step(
+    parts: Any, config: Any, latents: Any, text: str, said: dict[str, Any], model: Any
+) -> Result:
+    parameters = pack("trainers.methods").METHODS["lora"](parts, config).parameters
+    start = _filled(parameters)
+    random = pack("trainers.noise").generator_for(config.training.seed, 0, 0)
+    noise = torch.randn(1, *latents.shape, generator=random).to(parts.device)
+    timesteps = torch.randint(0, 1000, (1,), generator=random)
+    sampling = model.get_model_object("model_sampling")
+    sigma = float(sampling.sigmas[int(timesteps)])
+    signal, spread = (1 / (sigma**2 + 1)) ** 0.5, sigma / (sigma**2 + 1) ** 0.5
+    clean = latents[None].to(parts.device)
+    noisy, target = signal * clean + spread * noise, noise
+    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+        target = signal * noise - spread * clean
+    optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=1e-2)
+    with torch.enable_grad():
+        predicted = parts.predict(
+            noisy, timesteps.to(parts.device), [said[text]], [size_of_picture()]
+        )
+        loss = (predicted.float() - target).square().mean()
+        loss.backward()
+    optimizer.step()
+    return float(loss), start, _kept(parameters)
+
+
+def _filled(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Adds the same noise each time, since half of a new LoRA is zero; the parameters then."""
+    random = torch.Generator().manual_seed(1)
+    for parameter in parameters:
+        noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
+        parameter.data.add_(0.02 * noise)
+    return _kept(parameters)
+
+
+def _kept(parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    return [parameter.detach().cpu().clone() for parameter in parameters]
