@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -34,6 +34,7 @@ import torch
 from safetensors.torch import load_file
 
 import dev
+from benchmarks.gpu_cases import BARE, CASES, DREAMBOOTH, INVERSION, LORA, OWN_NODE, Case
 from benchmarks.lora_step import RANK, own_node
 from benchmarks.running import (
     MODELS,
@@ -51,81 +52,8 @@ from tests.host import ROOT, Host, HostError
 PROBES = ROOT / "tests" / "probes"
 PAGE = ROOT / "docs" / "performance.md"
 PLACE = "\n## GPU\n"  # after which the rows go
-LORA, DREAMBOOTH, INVERSION, OWN_NODE, BARE = "lora", "dreambooth", "inversion", "comfyui", "bare"
 THIN_PX = 64
 REPEAT_STEPS = 60
-
-
-class Case(NamedTuple):
-    """One training.
-
-    Attributes:
-        base: a key of running.MODELS.
-        kind: a method of ours, ComfyUI's own node or the bare loop.
-        previews_every: steps between two previews, or 0.
-    """
-
-    title: str
-    base: str
-    kind: str
-    size_px: int
-    precision: str = "bf16"
-    settings: Mapping[str, Any] = {}
-    previews_every: int = 0
-
-
-CHECKPOINTED = {"gradient_checkpointing": True}
-FUSED = {"weights": "bf16", "fused_backward": True}
-CASES = [
-    Case("bare LoRA loop", "sd15", BARE, 512),
-    Case("LoRA", "sd15", LORA, 512),
-    Case("LoRA, checkpointed", "sd15", LORA, 512, settings=CHECKPOINTED),
-    Case("LoRA, batch of 4", "sd15", LORA, 512, settings={"batch_size": 4}),
-    Case("LoRA with text encoder", "sd15", LORA, 512, settings={"train_text_encoder": True}),
-    Case("LoRA with previews", "sd15", LORA, 512, previews_every=10),
-    Case("LoRA", "sd15", LORA, 512, "fp16"),
-    Case("bare LoRA loop", "sd15", BARE, 512, "fp32"),
-    Case("LoRA", "sd15", LORA, 512, "fp32"),
-    Case("ComfyUI's own node", "sd15", OWN_NODE, 512),
-    Case("bare LoRA loop", "sd15", BARE, 1024),
-    Case("LoRA", "sd15", LORA, 1024),
-    Case("Textual Inversion", "sd15", INVERSION, 512),
-    Case("DreamBooth", "sd15", DREAMBOOTH, 512),
-    Case("DreamBooth, fused", "sd15", DREAMBOOTH, 512, settings={"fused_backward": True}),
-    Case(
-        "DreamBooth, bf16, adamw_8bit, fused",
-        "sd15",
-        DREAMBOOTH,
-        512,
-        settings={**FUSED, "optimizer": "adamw_8bit"},
-    ),
-    Case(
-        "DreamBooth, bf16, adafactor, fused",
-        "sd15",
-        DREAMBOOTH,
-        512,
-        settings={**FUSED, "optimizer": "adafactor"},
-    ),
-    Case("bare LoRA loop", "sdxl", BARE, 1024),
-    Case("LoRA", "sdxl", LORA, 1024),
-    Case("LoRA, checkpointed", "sdxl", LORA, 1024, settings=CHECKPOINTED),
-    Case("Textual Inversion, checkpointed", "sdxl", INVERSION, 1024, settings=CHECKPOINTED),
-    Case(
-        "DreamBooth, bf16, adafactor, fused, checkpointed",
-        "sdxl",
-        DREAMBOOTH,
-        1024,
-        settings={**FUSED, **CHECKPOINTED, "optimizer": "adafactor"},
-    ),
-    Case(
-        "DreamBooth, bf16, adamw_8bit, fused, checkpointed",
-        "sdxl",
-        DREAMBOOTH,
-        1024,
-        settings={**FUSED, **CHECKPOINTED, "optimizer": "adamw_8bit"},
-    ),
-    Case("ComfyUI's own node", "sdxl", OWN_NODE, 1024),
-]
 
 
 class Row(NamedTuple):
@@ -206,10 +134,6 @@ def trainer_of(bench: Bench, case: Case, graph: Graph, **more: Any) -> list[list
 def in_host(bench: Bench, case: Case) -> Row:
     graph, host = Graph(), bench.host
     trainer = trainer_of(bench, case, graph)[0][0]
-    if case.kind == INVERSION:  # a node that nobody asks for its result does not run
-        graph.add("PersonalizeLossPlot", loss_map=[trainer, 2])
-    elif case.kind != OWN_NODE:
-        graph.add("PersonalizeLossPlot", loss_map=[trainer, 3 if case.kind == LORA else 2])
     ticks: list[tuple[int, float]] = []
 
     def see(event: Event) -> None:

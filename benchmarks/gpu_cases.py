@@ -1,0 +1,80 @@
+"""What benchmarks.gpu measures: one row of its table a case."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+LORA, DREAMBOOTH, INVERSION, OWN_NODE, BARE = "lora", "dreambooth", "inversion", "comfyui", "bare"
+
+
+class Case(NamedTuple):
+    """One training.
+
+    Attributes:
+        base: a key of running.MODELS.
+        kind: a method of ours, ComfyUI's own node or the bare loop.
+        previews_every: steps between two previews, or 0.
+    """
+
+    title: str
+    base: str
+    kind: str
+    size_px: int
+    precision: str = "bf16"
+    settings: Mapping[str, Any] = {}
+    previews_every: int = 0
+
+
+CHECKPOINTED = {"gradient_checkpointing": True}
+FUSED = {"weights": "bf16", "fused_backward": True}
+CASES = [
+    Case("bare LoRA loop", "sd15", BARE, 512),
+    Case("LoRA", "sd15", LORA, 512),
+    Case("LoRA, checkpointed", "sd15", LORA, 512, settings=CHECKPOINTED),
+    Case("LoRA, batch of 4", "sd15", LORA, 512, settings={"batch_size": 4}),
+    Case("LoRA with text encoder", "sd15", LORA, 512, settings={"train_text_encoder": True}),
+    Case("LoRA with previews", "sd15", LORA, 512, previews_every=10),
+    Case("LoRA", "sd15", LORA, 512, "fp16"),
+    Case("bare LoRA loop", "sd15", BARE, 512, "fp32"),
+    Case("LoRA", "sd15", LORA, 512, "fp32"),
+    Case("ComfyUI's own node", "sd15", OWN_NODE, 512),
+    Case("bare LoRA loop", "sd15", BARE, 1024),
+    Case("LoRA", "sd15", LORA, 1024),
+    Case("Textual Inversion", "sd15", INVERSION, 512),
+    Case("DreamBooth", "sd15", DREAMBOOTH, 512),
+    Case("DreamBooth, fused", "sd15", DREAMBOOTH, 512, settings={"fused_backward": True}),
+    Case(
+        "DreamBooth, bf16, adamw_8bit, fused",
+        "sd15",
+        DREAMBOOTH,
+        512,
+        settings={**FUSED, "optimizer": "adamw_8bit"},
+    ),
+    Case(
+        "DreamBooth, bf16, adafactor, fused",
+        "sd15",
+        DREAMBOOTH,
+        512,
+        settings={**FUSED, "optimizer": "adafactor"},
+    ),
+    Case("bare LoRA loop", "sdxl", BARE, 1024),
+    Case("LoRA", "sdxl", LORA, 1024),
+    Case("LoRA, checkpointed", "sdxl", LORA, 1024, settings=CHECKPOINTED),
+    Case("Textual Inversion, checkpointed", "sdxl", INVERSION, 1024, settings=CHECKPOINTED),
+    Case(
+        "DreamBooth, bf16, adafactor, fused, checkpointed",
+        "sdxl",
+        DREAMBOOTH,
+        1024,
+        settings={**FUSED, **CHECKPOINTED, "optimizer": "adafactor"},
+    ),
+    Case(
+        "DreamBooth, bf16, adamw_8bit, fused, checkpointed",
+        "sdxl",
+        DREAMBOOTH,
+        1024,
+        settings={**FUSED, **CHECKPOINTED, "optimizer": "adamw_8bit"},
+    ),
+    Case("ComfyUI's own node", "sdxl", OWN_NODE, 1024),
+]
