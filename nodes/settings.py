@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
@@ -14,7 +14,28 @@ CATEGORY = "personalize/train"
 EACH = "A training takes those that its method has. What is not wired has its defaults."
 
 
-class OptimizerSettings(io.ComfyNode):
+class SettingsNode(io.ComfyNode):
+    """What these nodes share.
+
+    Attributes:
+        PLACE: the training nodes' input that takes the settings.
+    """
+
+    PLACE: ClassVar[str]
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool:
+        check_shared(cls.PLACE, values)
+        return True
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(values)
+
+
+class OptimizerSettings(SettingsNode):
+    PLACE = "optimizer_settings"
+
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -29,7 +50,7 @@ class OptimizerSettings(io.ComfyNode):
                 "adamw", "adafactor", "prodigy", "scheduler", "warmup", "ema", "dora", "rslora",
                 "gradient accumulation", "pivotal tuning",
             ],
-            inputs=shared_inputs("optimizer_settings"),
+            inputs=shared_inputs(cls.PLACE),
             outputs=[
                 PersonalizeOptimizer.Output(
                     display_name="optimizer_settings",
@@ -38,17 +59,10 @@ class OptimizerSettings(io.ComfyNode):
             ],
         )  # fmt: skip
 
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        check_shared("optimizer_settings", values)
-        return True
 
-    @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(values)
+class LossSettings(SettingsNode):
+    PLACE = "loss_settings"
 
-
-class LossSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -63,7 +77,7 @@ class LossSettings(io.ComfyNode):
                 "min snr", "noise offset", "timesteps", "caption dropout", "prior preservation",
                 "regularization",
             ],
-            inputs=shared_inputs("loss_settings"),
+            inputs=shared_inputs(cls.PLACE),
             outputs=[
                 PersonalizeLoss.Output(
                     display_name="loss_settings", tooltip="For loss_settings of a training node."
@@ -71,17 +85,10 @@ class LossSettings(io.ComfyNode):
             ],
         )  # fmt: skip
 
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        check_shared("loss_settings", values)
-        return True
 
-    @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(values)
+class RunSettings(SettingsNode):
+    PLACE = "run_settings"
 
-
-class RunSettings(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
@@ -95,19 +102,10 @@ class RunSettings(io.ComfyNode):
             search_aliases=[
                 "epochs", "validation", "early stopping", "resume", "checkpoints", "tensorboard",
             ],
-            inputs=shared_inputs("run_settings"),
+            inputs=shared_inputs(cls.PLACE),
             outputs=[
                 PersonalizeRun.Output(
                     display_name="run_settings", tooltip="For run_settings of a training node."
                 )
             ],
         )  # fmt: skip
-
-    @classmethod
-    def validate_inputs(cls, **values: Any) -> bool:
-        check_shared("run_settings", values)
-        return True
-
-    @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(values)

@@ -50,7 +50,8 @@ class StopButton:
     async def answer(self, request: web.Request) -> web.Response:
         """The route's POST."""
         at_work = self._at_work
-        if at_work["run"] is None or await request.json() != at_work:
+        asked = await request.json() if request.can_read_body else None
+        if at_work["run"] is None or asked != at_work:
             return web.json_response({"error": "This training is not at work."}, status=409)
         self._pressed.set()
         return web.json_response(at_work)
