@@ -19,7 +19,17 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dev_setup import DEV, NEWEST, OLDEST, PYTHON, ROOT, Trouble, own_environment, set_up
+from dev_setup import (
+    DEV,
+    NEWEST,
+    OLDEST,
+    PYTHON,
+    ROOT,
+    Trouble,
+    own_environment,
+    set_up,
+    set_up_browser,
+)
 
 SOME_FAILED, NO_TESTS = 1, 5  # exit codes of pytest; the other where a choice leaves no test
 
@@ -48,6 +58,7 @@ def evidence() -> int:
 def test(asked_of_pytest: Sequence[str]) -> int:
     """Lint, types, then all tests; the last line is pytest's."""
     newest, oldest = set_up(NEWEST, OLDEST)
+    set_up_browser()
     failed = [name for name, command in checks().items() if not passes(name, command)]
     if failed:
         print(f"Not in order: {', '.join(failed)}. The tests run all the same.", flush=True)

@@ -37,10 +37,12 @@ PINS = (
 )
 TOOLS = [
     *("ruff==0.17.5", "mypy==2.4.1", "pytest==9.2.0", "pytest-xdist==3.8.0"),
+    "playwright==1.65.2",  # drives a Chromium that is there already
     "diffusers",  # what tests and benchmarks compare with
     *("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboardX==2.6.5"),  # optional in the pack
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 # Only its module that turns a saved graph into a prompt is used, so without its dependencies.
 CONVERTER = "comfy-cli==1.23.0"
 # Parts of ComfyUI's requirements that are pinned above, or that only a browser misses.
@@ -107,6 +109,24 @@ def step(title: str, stamp: Path, inputs: Sequence[str], act: Callable[[], None]
     stamp.parent.mkdir(parents=True, exist_ok=True)
     stamp.write_text(key)
     print(f"  done in {time.monotonic() - began:.0f} s", flush=True)
+
+
+def set_up_browser() -> None:
+    """Installs Debian's Chromium where that may be done unasked; else says what is missing."""
+    if browser_path():
+        return
+    if shutil.which("apt-get") and hasattr(os, "geteuid") and os.geteuid() == 0:
+        print("* Chromium", flush=True)
+        run(["apt-get", "update"])
+        run(["apt-get", "install", "-y", "--no-install-recommends", "chromium"])
+        return
+    print("No Chromium: tests in a browser are skipped. Debian: apt install chromium", flush=True)
+
+
+def browser_path() -> str | None:
+    """The Chromium to use: that of PERSONALIZE_BROWSER, or the first that is installed."""
+    named = os.environ.get("PERSONALIZE_BROWSER")
+    return named or next(filter(None, map(shutil.which, BROWSERS)), None)
 
 
 def check_machine() -> None:

@@ -1,0 +1,130 @@
+"""A page of ComfyUI in a real browser, used as people use it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dev_setup import browser_path
+
+from .host import Host
+
+# No GPU is needed, and root may start it, as in containers.
+ARGUMENTS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
+RENDERERS = ("classic", "nodes 2.0")
+WAIT_MS = 60_000
+# What the front end itself complains of in every page.
+HARMLESS = (
+    "Failed to load resource",  # 404 of a user's own files, on a fresh start
+    "ComfyApp graph accessed before initialization",
+    "Error loading fuse options",  # what comes with packages that are not installed for tests
+    "Error loading core workflow templates",
+    "Content Security Policy",  # it asks how large the default graph's missing models are
+)
+
+
+@contextmanager
+def browser() -> Iterator[Any]:
+    """A Chromium without a window; skips the test where there is none."""
+    from playwright.sync_api import sync_playwright
+
+    path = browser_path()
+    if path is None:
+        pytest.skip("no Chromium: install one (Debian: apt install chromium)")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield running
+        running.close()
+
+
+class Page:
+    """One tab with ComfyUI in it.
+
+    Attributes:
+        tab: Playwright's page.
+        complaints: what was written to the console as an error, but for HARMLESS.
+    """
+
+    def __init__(self, tab: Any, host: Host) -> None:
+        self.tab, self.host = tab, host
+        self.complaints: list[str] = []
+        tab.set_default_timeout(WAIT_MS)
+        tab.on("pageerror", lambda error: self.complaints.append(str(error)))
+        tab.on("console", self._listen)
+
+    def _listen(self, message: Any) -> None:
+        if message.type == "error" and not any(words in message.text for words in HARMLESS):
+            self.complaints.append(message.text)
+
+    def open(self) -> None:
+        """Load ComfyUI, or load it anew."""
+        self.tab.goto(self.host.url)
+        self.tab.wait_for_function("window.app?.graph && window.app.extensionManager?.setting")
+        self.tab.wait_for_function("!document.querySelector('#splash-loader, .splash-screen')")
+
+    def set(self, settings: Mapping[str, Any]) -> None:
+        """Change the user's settings of ComfyUI."""
+        for name, value in settings.items():
+            self.run("([n, v]) => app.extensionManager.setting.set(n, v)", [name, value])
+
+    def run(self, script: str, argument: Any = None) -> Any:
+        """Evaluate JavaScript: what it gives, promises awaited."""
+        return self.tab.evaluate(script, argument)
+
+    def until(self, script: str, argument: Any = None, timeout: float = WAIT_MS / 1000) -> None:
+        """Wait until JavaScript gives something true."""
+        self.tab.wait_for_function(script, arg=argument, timeout=timeout * 1000)
+
+    def load(self, graph: Mapping[str, Any]) -> None:
+        """Open a saved graph in place of the one that is shown."""
+        self.run("(graph) => app.loadGraphData(graph)", dict(graph))
+
+    def queue(self) -> None:
+        """As the button Run does."""
+        self.run("() => void app.queuePrompt(0)")
+
+    def picture(self, path: Path) -> None:
+        """Keep what is on the screen as a PNG file."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        time.sleep(0.5)  # what fades in or grows has done so
+        self.tab.screenshot(path=str(path))
+
+
+@contextmanager
+def page(
+    host: Host,
+    renderer: str = "classic",
+    palette: str = "dark",
+    size: tuple[int, int] = (1440, 900),
+    prepare: Callable[[Page], None] | None = None,
+) -> Iterator[Page]:
+    """ComfyUI in a browser of its own, an empty graph in it.
+
+    Args:
+        renderer: one of RENDERERS.
+        palette: "dark" or "light".
+        size: of the screen, in pixels.
+        prepare: is called before the page is loaded for use.
+    """
+    with browser() as running:
+        width, height = size
+        tab = running.new_page(viewport={"width": width, "height": height})
+        opened = Page(tab, host)
+        opened.open()
+        opened.set(
+            {
+                "Comfy.TutorialCompleted": True,
+                "Comfy.VueNodes.Enabled": renderer != "classic",
+                "Comfy.ColorPalette": palette,
+            }
+        )
+        if prepare is not None:
+            prepare(opened)
+        opened.open()
+        opened.run("() => app.graph.clear()")
+        yield opened
