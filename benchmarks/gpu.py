@@ -235,7 +235,7 @@ def trained_lora(bench: Bench, name: str, cancelled: bool = False) -> dict[str, 
 
 def stop_midway(host: Host, event: Event, trainer: str, wanted: bool) -> None:
     at_trainer = event.kind == "progress" and event.data.get("node") == trainer
-    if wanted and at_trainer and event.data["value"] == REPEAT_STEPS // 2:
+    if wanted and at_trainer and event.data["value"] >= REPEAT_STEPS // 2:
         host.interrupt()
 
 

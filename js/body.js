@@ -1,21 +1,33 @@
 // Elements of ours in the body of a node, in both renderers.
 
 const SMALLEST_WIDTH = 300;
+const MARGIN_PX = 10; // of the host, around such elements
+const OURS = ["keydown", "keyup", "copy", "paste", "pointerdown"];
 
-// Puts `element` below the node's widgets. `height()` says how many pixels it needs now; call the
+// An element of `kind` with these properties and children.
+export function make(kind, properties = {}, ...children) {
+  const { style, dataset, ...others } = properties;
+  const element = Object.assign(document.createElement(kind), others);
+  Object.assign(element.style, style);
+  Object.assign(element.dataset, dataset);
+  element.append(...children);
+  return element;
+}
+
+// Puts `element` below the node's widgets; `height()` says how many pixels it needs now. Call the
 // function that comes back when that has changed.
 export function addBody(node, name, element, height) {
+  const whole = () => height() + 2 * MARGIN_PX;
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false, // a saved graph has a value for each widget but this one
     hideOnZoom: false,
-    getMinHeight: height,
-    getMaxHeight: height,
+    margin: MARGIN_PX,
+    getMinHeight: whole,
+    getMaxHeight: whole,
   });
   widget.serialize = false;
   // What is done inside belongs to it, not to the canvas below.
-  for (const kind of ["wheel", "keydown", "keyup", "copy", "paste", "pointerdown"]) {
-    element.addEventListener(kind, (event) => event.stopPropagation());
-  }
+  for (const kind of OURS) element.addEventListener(kind, (event) => event.stopPropagation());
   return () => fit(node);
 }
 

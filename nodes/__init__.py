@@ -34,10 +34,10 @@ NODES: list[type[io.ComfyNode]] = [
 class Personalize(ComfyExtension):
     async def on_load(self) -> None:
         from .host.folders import register_embeddings
-        from .host.runs.stop import register_stop
+        from .host.runs.pages import register_pages
 
         register_embeddings()
-        register_stop()
+        register_pages()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .host.status import telling

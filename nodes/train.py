@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..trainers.settings.dreambooth import CUSTOM, PRESETS
 from ..trainers.settings.run import RunConfig, check_queued, run_config, together
@@ -44,7 +44,7 @@ class TrainingNode(io.ComfyNode):
         return io.Schema(
             category="personalize/train",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[*_sockets_in(), *inputs, *_others_in(cls.METHOD)],
             outputs=[
                 *outputs,
@@ -66,7 +66,6 @@ class TrainingNode(io.ComfyNode):
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
         from .host.models.tokenizer import with_embeddings
-        from .host.overview import image_of
         from .host.runs.base import GraphNode
         from .host.runs.training import run_training
 
@@ -76,9 +75,7 @@ class TrainingNode(io.ComfyNode):
         if getattr(config.own, "train_token", False):
             clip = with_embeddings(clip, outcome.learned.needs)
         made = cls.outputs(outcome, config, given["model"], clip)
-        # The previews of all steps, in the node's body.
-        shown = ui.PreviewImage(image_of(outcome.strip), cls=cls) if outcome.strip else None
-        return io.NodeOutput(*made, outcome.loss_map, str(outcome.run), ui=shown)
+        return io.NodeOutput(*made, outcome.loss_map, str(outcome.run))
 
     @classmethod
     def check_lazy_status(cls, **given: Any) -> list[str]:

@@ -82,7 +82,7 @@ class StatusLine:
             self._print()
 
     def _text(self, event: Event) -> str:
-        if event.kind == "progress_text":
+        if event.kind in ("progress_text", "personalize.status"):
             return html.unescape(str(event.data["text"])).strip().split("\n")[0]
         if event.kind == "progress" and event.data["node"] in self._samplers:
             return f"sampling {event.data['value']}/{event.data['max']}"

@@ -47,9 +47,13 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
     graph, sockets = with_previews(host, method, **settings)
     model = sockets[0] if method != "invert" else ["1", 0]
     graph.sample(model, sockets[0 if method == "invert" else 1], f"preview_{method}", PROMPT)
-    shown = host.run(graph)["outputs"][sockets[0][0]]["images"]
-    assert len(shown) == 1, "the film strip"
+    host.run(graph)
     (run,) = run_folders(host) - before
+    story = host.get(f"/personalize/trainings/{run.name}")
+    assert story["steps"] == len(story["loss"]) == 4
+    assert [(one["step"], one["prompt"]) for one in story["previews"]] == [
+        (step, prompt) for step in (2, 4) for prompt in (PROMPT, "a photo of a dog")
+    ]
     names = sorted(path.name for path in (run / "previews").glob("*.png"))
     assert names == [f"step_{step:08}_{row}.png" for step in (2, 4) for row in (0, 1)]
     (sampled,) = (host.base / "output").glob(f"preview_{method}_*")
@@ -77,3 +81,9 @@ def test_preview_without_memory_is_skipped_and_told(host: Host) -> None:
     assert (run / "result-00000004.safetensors").exists()
     assert "too little memory for the preview of step 2" in host.log()
     host.run(recorder())
+
+
+@pytest.mark.parametrize("name", ["", "..", "%2e%2e", "nobody-00000000", "a%2F..%2F..", "%00"])
+def test_routes_tell_of_runs_alone(host: Host, name: str) -> None:
+    with pytest.raises(OSError, match="404"):
+        host.get(f"/personalize/trainings/{name}")

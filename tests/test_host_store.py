@@ -106,7 +106,7 @@ def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
     said: list[str] = []
 
     def listen(event: Event) -> None:
-        if event.kind == "progress_text":
+        if event.kind == "personalize.status":
             said.append(event.data["text"])
 
     def see(event: Event) -> None:
@@ -248,22 +248,25 @@ def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
         "PersonalizeSaveLora", lora=sockets[2], filename_prefix="stopped", format="kohya fp32"
     )
 
-    at_work: set[tuple[str | None, str | None]] = {tuple(host.get("/personalize/stop").values())}
+    at_work: set[tuple[str, str]] = set()
     said: list[str] = []
 
     def see(event: Event) -> None:
-        if event.kind == "progress_text" and event.data["node"] == sockets[0][0]:
+        if event.kind == "personalize.status" and event.data["node"] == sockets[0][0]:
             said.append(event.data["text"])
         if event.kind == "progress" and event.data["value"] >= 5:
-            asked = host.get("/personalize/stop")
-            at_work.add(tuple(asked.values()))
+            known = host.get("/personalize/trainings")["trainings"]
+            (training_now,) = (one for one in known if one["training"])
+            asked = {name: training_now[name] for name in ("node", "run")}
+            at_work.add((asked["node"], asked["run"]))
             with pytest.raises(OSError, match="409"):  # another one
                 host.post("/personalize/stop", {**asked, "run": "lora-other"})
             host.post("/personalize/stop", asked)
 
     host.follow(graph, see)
     (run,) = run_folders(host) - before
-    assert at_work == {(None, None), (sockets[0][0], run.name)}
+    assert at_work == {(sockets[0][0], run.name)}
+    assert not any(one["training"] for one in host.get("/personalize/trainings")["trainings"])
     ((asked, step),) = facts(run)["stopped"].items()
     assert said[-1].startswith(f"stopped at step {step} of 5000 and kept; run again hands it out")
     assert said[-1].endswith(f", output/personalize/{run.name}")

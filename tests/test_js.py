@@ -8,9 +8,11 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from tests.host import ROOT
+from trainers.runs.plot import smooth
 
 APP = """
 export const app = {
@@ -66,51 +68,26 @@ console.log(JSON.stringify({ states, seen: steps.seen }));
 """
 
 
-STOP = """
-import "./extensions/personalize/stop.js";
-import { api } from "./scripts/api.js";
-class Node {
-  constructor(comfyClass, widgets) { Object.assign(this, { comfyClass, widgets }); }
-  addWidget(type, name, value, callback, options) {
-    this.widgets.push({ type, name, value, callback, options });
-    return this.widgets.at(-1);
-  }
-  setDirtyCanvas() {}
-}
-const steps = () => [{ name: "steps", value: 7 }];
-const trainer = new Node("PersonalizeTrainLora", steps());
-const nested = new Node("PersonalizeTrainDreamBooth", steps());
-const others = { 4: new Node("KSampler", steps()), 5: new Node("PersonalizeLossPlot") };
+CURVE = """
+import { inColumns, smooth } from "./extensions/personalize/curve.js";
+const points = Array.from({ length: 40 }, (_, i) => [i + 1, (i * 7919) % 13]);
+const thinned = points.filter(([step]) => step % 4 === 0);
+const columns = inColumns(points, 40, 10);
+const smoothed = [points, thinned].map((part) => smooth(part, 40));
+console.log(JSON.stringify({ points, smoothed, columns }));
+"""
+
+
+FIND = """
+import { find } from "./extensions/personalize/find.js";
+const [trainer, nested] = [1, 2].map(() => ({ comfyClass: "PersonalizeTrainLora" }));
 const inside = { getNodeById: (id) => (id === 3 ? nested : undefined) };
-const nodes = { 3: trainer, 7: { subgraph: inside }, ...others };
-globalThis.graph = { getNodeById: (id) => nodes[id] };
-globalThis.extension.setup();
-const states = [];
-function tell(node, training) {
-  const event = new Event("personalize.training");
-  event.detail = { node, run: "lora-dog", training };
-  api.dispatchEvent(event);
-  states.push([trainer, nested].map((one) => one.widgets.map((widget) => widget.name)));
-}
-tell("3", true);
-trainer.widgets[1].callback();
-const pressed = [trainer.widgets[1].label, trainer.widgets[1].disabled];
-const kept = trainer.widgets.filter((widget) => widget.serialize !== false).length;
-tell("3", true);
-tell("3", false);
-tell("7:3", true);
-tell("7:3", false);
-tell("99", true);
-tell("4", true);
-tell("5", false);
-const fetched = [...api.fetched];
-const opened = [];
-for (const answer of [{ node: null, run: null }, { node: "3", run: "lora-dog" }]) {
-  api.answer = answer;
-  await globalThis.extension.afterConfigureGraph();
-  opened.push(trainer.widgets.map((widget) => widget.name));
-}
-console.log(JSON.stringify({ states, fetched, kept, opened, pressed }));
+const nodes = { 3: trainer, 4: { comfyClass: "KSampler" }, 7: { subgraph: inside } };
+globalThis.graph = { id: "a", getNodeById: (id) => nodes[id] };
+const ids = ["3", "7:3", "4", "99", "7:9"].map((node) => ({ graph: "a", node }));
+const asked = [...ids, { graph: null, node: "3" }, { graph: "b", node: "3" }];
+const found = asked.map(find);
+console.log(JSON.stringify({ found: found.map((one) => [trainer, nested].indexOf(one)) }));
 """
 
 
@@ -201,14 +178,13 @@ console.log(JSON.stringify({ shown }));
 """
 
 
-def run(folder: Path, script: str, driver: str) -> dict[str, Any]:
-    """What `driver` prints with that script of ours beside it."""
+def run(folder: Path, driver: str) -> dict[str, Any]:
+    """What `driver` prints with our scripts beside it."""
     node = shutil.which("node")
     if node is None:
         pytest.skip("needs Node.js")
     ours = folder / "extensions" / "personalize"
-    ours.mkdir(parents=True)
-    shutil.copy(ROOT / "js" / script, ours)
+    shutil.copytree(ROOT / "js", ours)
     for name, text in {"scripts/app.js": APP, "scripts/api.js": API, "driver.js": driver}.items():
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text)
@@ -220,7 +196,7 @@ def run(folder: Path, script: str, driver: str) -> dict[str, Any]:
 
 
 def test_preset_fills_the_widgets_and_editing_makes_it_custom(tmp_path: Path) -> None:
-    found = run(tmp_path, "presets.js", PRESETS)
+    found = run(tmp_path, PRESETS)
     assert found["states"] == [
         ["face", 1200, True, 3],  # chosen
         ["face", 1200, True, 3],  # set to what it is
@@ -231,34 +207,33 @@ def test_preset_fills_the_widgets_and_editing_makes_it_custom(tmp_path: Path) ->
     assert found["seen"] is True
 
 
-def test_stop_button_is_there_while_its_node_trains(tmp_path: Path) -> None:
-    found = run(tmp_path, "stop.js", STOP)
-    without, button = ["steps"], ["steps", "stop and keep"]
-    assert found["states"] == [
-        [button, without],
-        [button, without],  # told twice, as after a restart of the server
-        [without, without],
-        [without, button],  # in a subgraph
-        [without, without],
-        [without, without],  # a node that this page does not show
-        [without, without],  # a node of another pack, in another graph
-        [without, without],  # a node without widgets
+def test_curve_is_that_of_plot_loss(tmp_path: Path) -> None:
+    found = run(tmp_path, CURVE)
+    losses = np.array([loss for _, loss in found["points"]], dtype=float)
+    whole, thinned = found["smoothed"]
+    assert [value for _, value in whole] == pytest.approx(smooth(losses).tolist())
+    assert [step for step, _ in thinned] == list(range(4, 41, 4))
+    parts = [losses[max(0, first - 1) : first + 3] for first in range(0, 41, 4)]  # steps from 1
+    assert found["columns"] == [
+        [max(1, first), min(part), max(part)]
+        for first, part in zip(range(0, 41, 4), parts, strict=True)
     ]
-    ((route, method, body),) = found["fetched"]
-    assert (route, method) == ("/personalize/stop", "POST")
-    assert json.loads(body) == {"node": "3", "run": "lora-dog"}
-    assert found["pressed"] == ["stopping ...", True]
-    assert found["kept"] == 1, "the button is not saved with the graph"
-    assert found["opened"] == [without, button], "a page that opens while nothing, or 3, trains"
+
+
+def test_nodes_of_events_are_found_in_the_graph_that_is_shown(tmp_path: Path) -> None:
+    trainer, nested, none = 0, 1, -1
+    found = run(tmp_path, FIND)["found"]
+    assert found[:5] == [trainer, nested, none, none, none], "one is of another pack, two are gone"
+    assert found[5:] == [trainer, none], "queued without a graph, and from another one"
 
 
 def test_errors_are_shown_in_a_toast(tmp_path: Path) -> None:
-    found = run(tmp_path, "errors.js", ERRORS)
+    found = run(tmp_path, ERRORS)
     assert found["shown"] == [["error", "Settings: rank is 0.", "Change them."]]
 
 
 def test_dropped_pictures_go_into_a_folder_which_is_chosen(tmp_path: Path) -> None:
-    found = run(tmp_path, "upload.js", UPLOAD)
+    found = run(tmp_path, UPLOAD)
     assert found["takes"] == [True, False, False, True]
     assert found["sent"] == [
         ["/upload/image", "POST", name, "my dog", "input"] for name in ("a.PNG", "a.txt", "b.jpeg")

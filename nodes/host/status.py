@@ -20,6 +20,8 @@ from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
 
 from ...trainers.errors import PersonalizeError
+from .runs.base import GraphNode
+from .runs.pages import PAGES
 
 ERROR, FILES = "personalize.error", "personalize.files"
 
@@ -57,7 +59,10 @@ def _telling(own: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return own(cls, *args, **inputs)
         except PersonalizeError as error:
-            show_text(str(error), running_node())
+            if hasattr(cls, "METHOD"):  # a training node, which has a line of its own
+                PAGES.say(GraphNode.of(cls.hidden), str(error))
+            else:
+                show_text(str(error), running_node())
             data = {"node": running_node(), "text": str(error)}
             server.PromptServer.instance.send_sync(ERROR, data)
             raise

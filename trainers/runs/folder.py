@@ -35,6 +35,7 @@ from torch import Tensor
 from ..data.dataset import Dataset
 from ..settings.run import RunConfig
 from .files import save_error, save_tensors, whole_file, write_whole
+from .story import read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +202,8 @@ class RunFolder:
                 return None
             tokens_path = self._tokens_path(steps)
             tokens = load_file(tokens_path) if tokens_path.exists() else {}
-            return Result(steps, load_file(path), metadata, _nested(tokens), self._metrics(steps))
+            metrics = read_metrics(self.path, steps)
+            return Result(steps, load_file(path), metadata, _nested(tokens), metrics)
         except FileNotFoundError:
             return None
         except (OSError, safetensors.SafetensorError) as error:
@@ -234,15 +236,6 @@ class RunFolder:
         """
         lines = "".join(json.dumps(row) + "\n" for row in metrics)
         write_whole(self.path / "metrics.jsonl", lines.encode())
-
-    def _metrics(self, steps: int) -> list[dict[str, Any]]:
-        rows = []
-        with contextlib.suppress(OSError, ValueError):
-            for line in (self.path / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
-                row = json.loads(line)
-                if row["step"] <= steps:
-                    rows.append(row)
-        return rows
 
     @staticmethod
     def _metadata(path: Path) -> dict[str, str]:

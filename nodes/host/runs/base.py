@@ -49,15 +49,18 @@ class GraphNode:
 
     Attributes:
         prompt: the graph in API form; empty where the host did not say.
+        graph_id: of the saved graph, as the front end gives it; None for prompts without one.
     """
 
     node_id: str | None
     prompt: Mapping[str, Any]
+    graph_id: str | None = None
 
     @classmethod
     def of(cls, hidden: Any) -> GraphNode:
-        """The node with these hidden inputs, unique_id and prompt."""
-        return cls(hidden.unique_id, hidden.prompt or {})
+        """The node with these hidden inputs: unique_id, prompt and extra_pnginfo."""
+        graph = (hidden.extra_pnginfo or {}).get("workflow") or {}
+        return cls(hidden.unique_id, hidden.prompt or {}, graph.get("id"))
 
     def is_wired(self, outputs: Collection[int]) -> bool:
         """Whether some node takes one of these outputs, given by their places."""

@@ -11,9 +11,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
 import torch
-from PIL import Image, ImageDraw, PngImagePlugin
+from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
 from ....trainers.errors import SaveError
@@ -27,10 +26,6 @@ from ..models.training_mode import training_mode
 from ..sampling import Sampling, conditioning, picture_of, sample
 
 log = logging.getLogger(__name__)
-
-SHOWN_PX = 512  # of the picture in the node while it runs
-STRIP_PX = 192  # of each picture in the film strip
-LABEL_PX = 16
 
 
 class Previews:
@@ -47,11 +42,15 @@ class Previews:
         self._texts = {text: conditioning(sockets.clip, text) for text in [*config.lines, ""]}
         make_room()
 
-    def after_step(self, job: Job, progress: Progress, bar: comfy.utils.ProgressBar) -> None:
-        """Make the previews of this step if it has any; one without memory is told and skipped."""
-        step, last = progress.step, progress.num_steps
-        if not self._config.is_due(step, last):
-            return
+    def after_step(self, job: Job, progress: Progress) -> bool:
+        """Make the previews of this step if it has any; one without memory is told and skipped.
+
+        Returns:
+            Whether there are new ones.
+        """
+        step = progress.step
+        if not self._config.is_due(step, progress.num_steps):
+            return False
         try:
             with evaluating(job), training_mode(False):
                 pictures = [self._picture(job, text) for text in self._config.lines]
@@ -61,12 +60,12 @@ class Previews:
                 "goes on without it. A smaller width and height need less.",
                 step,
             )
-            return
+            return False
         finally:
             make_room()  # the clone gives the host's model its own denoiser back
-        bar.update_absolute(step, last, ("JPEG", pictures[0], SHOWN_PX))
         for number, picture in enumerate(pictures):
             self._keep(picture, step, number)
+        return True
 
     def _picture(self, job: Job, text: str) -> Image.Image:
         stride_px = self._sockets.vae.spacial_compression_encode()
@@ -87,41 +86,10 @@ class Previews:
         facts.add_text("step", str(step))
         facts.add_text("seed", str(self._config.seed))
         try:
-            with whole_file(_file(self._folder, step, number)) as file:
+            with whole_file(self._folder / f"step_{step:08}_{number}.png") as file:
                 picture.save(file, "PNG", pnginfo=facts)
         except SaveError as error:
             log.warning("Personalize: the preview of step %d was not kept. %s", step, error)
-
-
-def _file(folder: Path, step: int, row: int) -> Path:
-    return folder / f"step_{step:08}_{row}.png"
-
-
-def preview_steps(folder: Path, last: int) -> list[int]:
-    """The steps up to `last` that have previews; a longer run may have left later ones."""
-    steps = {int(file.stem.split("_")[1]) for file in folder.glob("step_*.png")}
-    return sorted(step for step in steps if step <= last)
-
-
-def film_strip(folder: Path, config: PreviewConfig, last: int) -> Image.Image | None:
-    """All previews up to step `last`, a column for each step, a row for each prompt; or None."""
-    steps = preview_steps(folder, last)
-    if not steps:
-        return None
-    height_px = round(STRIP_PX * config.height / config.width)
-    strip = Image.new(
-        "RGB", (STRIP_PX * len(steps), LABEL_PX + height_px * len(config.lines)), "white"
-    )
-    draw = ImageDraw.Draw(strip)
-    for column, step in enumerate(steps):
-        left = STRIP_PX * column
-        draw.text((left + 4, 2), f"step {step}", fill="black")
-        for row in range(len(config.lines)):
-            if (file := _file(folder, step, row)).exists():
-                with Image.open(file) as picture:
-                    small = picture.convert("RGB").resize((STRIP_PX, height_px))
-                strip.paste(small, (left, LABEL_PX + height_px * row))
-    return strip
 
 
 class LiveDenoiser(nn.Module):

@@ -1,4 +1,4 @@
-"""The node's progress bar and the status line under it."""
+"""The node's progress bar and the status line in its body."""
 
 from __future__ import annotations
 
@@ -11,30 +11,31 @@ import torch
 
 from ....trainers.loop import Progress
 from ..memory import check_interrupt, device
-from ..status import show_text
+from .base import GraphNode
+from .pages import PAGES
 
 SMOOTHING_STEPS = 20  # the loss of one step is mostly the luck of its timestep
-STATUS_SECONDS = 0.5  # more often than this nobody reads
+SHOWN_SECONDS = 0.4  # between two updates, so that pages cost a training next to nothing
 
 
 class Reporter:
     """Shows how far a node is; each call also honours Cancel."""
 
-    def __init__(self, node_id: str | None) -> None:
-        self._node_id = node_id
-        self.bar: comfy.utils.ProgressBar | None = None
+    def __init__(self, node: GraphNode) -> None:
+        self._node = node
+        self._bar: comfy.utils.ProgressBar | None = None
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
         self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
-        self._last_status = 0.0
+        self._last_shown = -SHOWN_SECONDS
 
     def status(self, text: str) -> None:
-        """Show `text` under the node."""
+        """Show `text` in the node's body."""
         check_interrupt()
         self.last_words(text)
 
     def last_words(self, text: str) -> None:
         """The same, where the run is over, be it by Cancel."""
-        show_text(text, self._node_id)
+        PAGES.say(self._node, text)
 
     def pictures(self, done: int, total: int) -> None:
         self.status(f"encoding pictures {done}/{total}")
@@ -47,15 +48,19 @@ class Reporter:
 
     def step(self, progress: Progress) -> None:
         check_interrupt()
-        if self.bar is None:
-            self.bar = comfy.utils.ProgressBar(progress.num_steps)
-        self.bar.update_absolute(progress.step, progress.num_steps)
         self._losses.append(progress.loss)
         self._times.append(time.monotonic())
         last = progress.step == progress.num_steps
-        if last or self._times[-1] - self._last_status >= STATUS_SECONDS:
-            self._last_status = self._times[-1]
+        if last or self._times[-1] - self._last_shown >= SHOWN_SECONDS:
+            self._last_shown = self._times[-1]
+            if self._bar is None:
+                self._bar = comfy.utils.ProgressBar(progress.num_steps)
+            self._bar.update_absolute(progress.step, progress.num_steps)
             self.status(self._line(progress))
+
+    @property
+    def has_steps(self) -> bool:
+        return bool(self._losses)
 
     @property
     def loss(self) -> float:

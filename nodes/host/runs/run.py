@@ -75,7 +75,7 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         PersonalizeError: what is wired in does not go together.
     """
     check_wiring(sockets, config)
-    reporter = Reporter(node.node_id)
+    reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
     return _run(sockets, config, _base(sockets, node), reporter)
 
@@ -92,7 +92,7 @@ def needs_base(
     base = remembered(node)
     if base is None or node.is_wired(made_of_base):
         return True
-    run = _run(sockets, config, base, Reporter(node.node_id))
+    run = _run(sockets, config, base, Reporter(node))
     return run.kept_steps is None or not run.folder.has_result(run.kept_steps)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 
 import folder_paths
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ....trainers.contracts import Parts, Text
@@ -23,7 +22,7 @@ from ....trainers.data.dataset import Dataset
 from ....trainers.data.examples import Examples, encode_pictures
 from ....trainers.data.tokens import has_token
 from ....trainers.data.validation import held_out_places, split
-from ....trainers.errors import SaveError
+from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
 from ....trainers.models.precision import DTYPES, compute_dtype
@@ -35,6 +34,7 @@ from ....trainers.runs.metadata import (
     needs_metadata,
 )
 from ....trainers.runs.states import StateSaver
+from ....trainers.runs.story import preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW
@@ -50,10 +50,10 @@ from ..models.vae import encoder_of
 from ..models.weights import changed_weights, weights_bytes
 from .base import GraphNode
 from .inputs import Sockets
-from .previews import Previews, film_strip, preview_steps
+from .pages import PAGES
+from .previews import Previews
 from .progress import clock
 from .run import Run, make_run
-from .stop import BUTTON
 
 log = logging.getLogger(__name__)
 
@@ -72,14 +72,12 @@ class Outcome:
     Attributes:
         text_encoders: names of the base's.
         loss_map: the loss of every step, and what else Plot Loss shows.
-        strip: the previews of all steps in one picture, if there are any.
     """
 
     learned: Adapter
     text_encoders: tuple[str, ...]
     loss_map: dict[str, list[Any]]
     run: Path
-    strip: Image.Image | None = None
 
 
 def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcome:
@@ -92,30 +90,40 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
     check_tracker(config.store.log_with)
     with torch.inference_mode(False):
         run = make_run(sockets, config, node)
-        if kept := _kept(run):
+        if kept := _kept(run, node):
             return kept
         if config.changes_weights:
             _check_disk(sockets, config)
         with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
-            if kept := _kept(run):
+            if kept := _kept(run, node):
                 return kept
             try:
-                with training_session(), BUTTON.watching(node.node_id, run.folder.path.name):
+                with training_session(), PAGES.watching(node, run.folder.path.name):
                     return _train(run)
-            except BaseException:  # Cancel, which is none of Exception's children
+            except BaseException as error:  # Cancel, which is none of Exception's children
+                _say_why(run, error)
                 with contextlib.suppress(SaveError):
                     stopped = run.folder.stopped()
                     run.folder.describe(run.facts, status="interrupted", stopped=stopped)
                 raise
 
 
-def _kept(run: Run) -> Outcome | None:
+def _say_why(run: Run, error: BaseException) -> None:
+    """Leave a line in the node's body that says how it ended, where there is none yet."""
+    if not isinstance(error, Interrupt | PersonalizeError):
+        run.reporter.last_words(f"ended by an error: {error}")
+    elif isinstance(error, Interrupt) and not run.reporter.has_steps:
+        run.reporter.last_words("cancelled before the first step")
+
+
+def _kept(run: Run, node: GraphNode) -> Outcome | None:
     """What an earlier run with the same facts learned, if it came to its end."""
     steps = run.kept_steps
     result = None if steps is None else run.folder.result(steps)
     if result is None:
         return None
     log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
+    PAGES.show(node, run.folder.path.name)
     run.reporter.status(f"trained before, {steps} steps: taken from disk, {run.shown_path}")
     return _outcome(run, result)
 
@@ -123,9 +131,7 @@ def _kept(run: Run) -> Outcome | None:
 def _outcome(run: Run, result: Result) -> Outcome:
     needed = _learned_tokens(run, result.tokens)
     learned = Adapter(result.tensors, result.metadata, needed)
-    preview, folder = run.sockets.preview, run.folder
-    strip = film_strip(folder.previews, preview, result.steps) if preview else None
-    return Outcome(learned, run.text_encoders, _loss_map(folder, result), folder.path, strip)
+    return Outcome(learned, run.text_encoders, _loss_map(run.folder, result), run.folder.path)
 
 
 def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
@@ -134,7 +140,7 @@ def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
         "validation": [
             (row["step"], row["validation"]) for row in result.metrics if "validation" in row
         ],
-        "previews": preview_steps(folder.previews, result.steps),
+        "previews": preview_steps(folder.path, result.steps),
         "states": [step for step in folder.state_steps if step <= result.steps],
     }
 
@@ -218,16 +224,17 @@ def _steps(
     training = Training(job)
     metrics = _go_on(run, training)
     saver = StateSaver(run.folder, run.config.store, training)
+    PAGES.record(metrics)
     with tracker(run.config.store.log_with, run.folder.path) as log_row:
-        while not training.has_ended and not (metrics and BUTTON.pressed):
+        while not training.has_ended and not (metrics and PAGES.asked_to_stop):
             progress = training.step()
             metrics.append(progress.as_row())
             log_row(metrics[-1])
             try:
                 run.reporter.step(progress)
                 saver.after_step(metrics)
-                if previews is not None:
-                    previews.after_step(job, progress, run.reporter.bar)
+                if previews is not None and previews.after_step(job, progress):
+                    PAGES.has_previews()
             except BaseException as error:  # Cancel, which is none of Exception's children
                 saver.save(metrics)
                 if isinstance(error, Interrupt):

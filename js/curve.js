@@ -1,0 +1,136 @@
+// The loss of a run as a curve: a faint line or band, a smoothed line through it, and dots where
+// held-out pictures were looked at.
+
+import { make } from "./body.js";
+
+const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
+const FONT = "11px sans-serif";
+const SHARPNESS = 2; // bitmap pixels a pixel, since people zoom in
+const DARK = { smooth: "#8ab4f8", loss: "#50719c", held: "#fdd663" };
+const LIGHT = { smooth: "#1a73e8", loss: "#a8c7f0", held: "#b06000" };
+
+// An element with the curve, and a function that draws {loss, validation}: lists of [step, loss].
+export function makeCurve() {
+  const canvas = make("canvas", { style: { width: "100%", height: "100%", display: "block" } });
+  let shown = { loss: [], validation: [] };
+  const redraw = () => draw(canvas, shown);
+  if (globalThis.ResizeObserver) new ResizeObserver(redraw).observe(canvas);
+  return [canvas, (curves) => redraw((shown = curves))];
+}
+
+function draw(canvas, { loss, validation }) {
+  const [width, height] = [canvas.clientWidth, canvas.clientHeight];
+  if (!width || !height || !loss.length) return;
+  canvas.width = width * SHARPNESS;
+  canvas.height = height * SHARPNESS;
+  const pen = canvas.getContext("2d");
+  pen.scale(SHARPNESS, SHARPNESS);
+  pen.font = FONT;
+  const last = loss[loss.length - 1][0];
+  const columns = inColumns(loss, last, width - ROOM.left - ROOM.right);
+  const smoothed = smooth(loss, last);
+  const [low, high] = range(columns, validation);
+  const x = (step) => ROOM.left + ((width - ROOM.left - ROOM.right) * step) / last;
+  const y = (value) =>
+    ROOM.top + (height - ROOM.top - ROOM.bottom) * (1 - clamp((value - low) / (high - low)));
+  const colours = isLight(canvas) ? LIGHT : DARK;
+  drawAxes(pen, canvas, { width, height, low, high, last, x, y });
+  line(pen, colours.loss, 1, columns.flatMap(([step, least, most]) =>
+    least === most ? [[x(step), y(least)]] : [[x(step), y(least)], [x(step), y(most)]]));
+  line(pen, colours.smooth, 2, smoothed.map(([step, value]) => [x(step), y(value)]));
+  line(pen, colours.held, 1.5, validation.map(([step, value]) => [x(step), y(value)]));
+  pen.fillStyle = colours.held;
+  for (const [step, value] of validation) {
+    pen.beginPath();
+    pen.arc(x(step), y(value), 2.5, 0, 2 * Math.PI);
+    pen.fill();
+  }
+  legend(pen, colours, validation.length > 0, width);
+}
+
+// [step, least, most] of the points that share a column of pixels.
+export function inColumns(points, last, width) {
+  const columns = [];
+  let current = -1;
+  for (const [step, value] of points) {
+    const column = Math.floor((width * step) / last);
+    if (column !== current) columns.push([step, value, value]);
+    else {
+      const found = columns[columns.length - 1];
+      found[1] = Math.min(found[1], value);
+      found[2] = Math.max(found[2], value);
+    }
+    current = column;
+  }
+  return columns;
+}
+
+// The moving average of Plot Loss: exponential, over a tenth of the steps, at least 10.
+export function smooth(points, last) {
+  const window = Math.max(10, last / 10);
+  let [mean, weight, before] = [0, 0, 0];
+  return points.map(([step, value]) => {
+    const keep = (1 - 2 / (window + 1)) ** (step - before);
+    mean = keep * mean + (1 - keep) * value;
+    weight = keep * weight + (1 - keep);
+    before = step;
+    return [step, mean / weight];
+  });
+}
+
+// All but the highest and lowest fiftieth, so that a few spikes do not flatten the rest.
+function range(columns, validation) {
+  const values = [...columns.flatMap(([, least, most]) => [least, most])].sort((a, b) => a - b);
+  const at = (part) => values[Math.round(part * (values.length - 1))];
+  const held = validation.map(([, value]) => value);
+  const [low, high] = [Math.min(at(0.02), ...held), Math.max(at(0.98), ...held)];
+  const margin = 0.06 * (high - low) || 0.1 * Math.abs(high) || 1;
+  return [0 <= low && low <= high / 3 ? 0 : low - margin, high + margin];
+}
+
+function drawAxes(pen, canvas, { width, height, low, high, last, x, y }) {
+  const style = getComputedStyle(canvas);
+  pen.strokeStyle = style.getPropertyValue("--border-color") || "#666";
+  pen.fillStyle = style.getPropertyValue("--input-text") || "#888";
+  pen.lineWidth = 0.5;
+  const digits = Math.max(0, 2 - Math.floor(Math.log10(high - low)));
+  pen.textAlign = "right";
+  for (const value of [low, (low + high) / 2, high]) {
+    pen.beginPath();
+    pen.moveTo(ROOM.left, y(value));
+    pen.lineTo(width - ROOM.right, y(value));
+    pen.stroke();
+    pen.fillText(value.toFixed(Math.min(digits, 6)), ROOM.left - 5, y(value) + 4);
+  }
+  pen.fillText(`step ${last.toLocaleString("en")}`, x(last), height - 4);
+}
+
+function legend(pen, colours, hasHeld, width) {
+  const words = [["smoothed", colours.smooth], ["loss", colours.loss]];
+  if (hasHeld) words.unshift(["held out", colours.held]);
+  let right = width - ROOM.right - 4;
+  for (const [word, colour] of words) {
+    pen.fillStyle = colour;
+    pen.fillText(word, right, ROOM.top + 12);
+    right -= pen.measureText(word).width + 10;
+  }
+}
+
+function line(pen, colour, thickness, points) {
+  pen.strokeStyle = colour;
+  pen.lineWidth = thickness;
+  pen.lineJoin = "round";
+  pen.beginPath();
+  for (const [x, y] of points) pen.lineTo(x, y);
+  pen.stroke();
+}
+
+function clamp(part) {
+  return Math.min(1, Math.max(0, part));
+}
+
+// Whether text is dark here, so that the ground is light.
+function isLight(element) {
+  const numbers = getComputedStyle(element).color.match(/[\d.]+/g) ?? [255, 255, 255];
+  return numbers.slice(0, 3).reduce((sum, part) => sum + Number(part), 0) < 3 * 128;
+}

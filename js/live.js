@@ -1,0 +1,139 @@
+// A training node shows how its training goes: a line that says what happens, the loss, previews,
+// and while it is at work a button that ends it and keeps what was learned.
+// What is shown comes from the server: nodes/host/runs/pages.py.
+
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { addBody, make } from "./body.js";
+import { makeCurve } from "./curve.js";
+import { find } from "./find.js";
+import { makeStrip } from "./strip.js";
+
+const TRAININGS = "/personalize/trainings";
+const STOP = "/personalize/stop";
+const TRAINING = "personalize.training";
+const STATUS = "personalize.status";
+const IDLE = "The loss and previews show here while it trains.";
+const [LINE_PX, CURVE_PX, GAP_PX] = [17, 130, 6];
+const MOST_LINES = 6;
+const CHARACTER_PX = 6.2; // of the line's font, on average
+
+const views = new WeakMap(); // by node
+
+class View {
+  constructor(node) {
+    this.node = node;
+    this.facts = { run: null, training: false, text: "" };
+    this.story = { loss: [], validation: [], previews: [] };
+    [this.curve, this.drawCurve] = makeCurve();
+    [this.strip, this.showPreviews, this.stripHeight] = makeStrip();
+    this.line = make("div", { className: "personalize-line", style: LINE });
+    this.button = make("button", { style: BUTTON, onclick: () => this.stop() });
+    const head = make("div", { style: HEAD }, this.line, this.button);
+    this.curveBox = make("div", { style: { height: `${CURVE_PX}px` } }, this.curve);
+    this.element = make("div", { style: BODY }, head, this.curveBox, this.strip);
+    this.fit = addBody(node, "training", this.element, () => this.height());
+    this.update({});
+  }
+
+  height() {
+    const room = Math.max(1, this.node.size[0] - 20 - (this.facts.training ? 100 : 0));
+    const lines = (this.line.textContent ?? "")
+      .split("\n")
+      .map((text) => Math.max(1, Math.ceil((text.length * CHARACTER_PX) / room)));
+    const text = LINE_PX * Math.min(MOST_LINES, lines.reduce((sum, one) => sum + one, 0));
+    const curve = this.story.loss.length ? CURVE_PX + GAP_PX : 0;
+    return GAP_PX + Math.max(text, this.facts.training ? 26 : 0) + curve + this.stripHeight();
+  }
+
+  // What the server says of the training, and what is new in its curves.
+  update({ loss, validation, ...facts }) {
+    const before = this.facts;
+    this.facts = { ...before, ...facts };
+    this.line.textContent = this.facts.text || IDLE;
+    this.line.style.opacity = this.facts.text ? "1" : "0.6";
+    if (before.run !== this.facts.run || before.training !== this.facts.training) {
+      this.button.textContent = "stop and keep";
+      this.button.disabled = false;
+    }
+    this.button.style.display = this.facts.training ? "" : "none";
+    if (loss) this.append(loss, validation);
+    this.show();
+  }
+
+  append(loss, validation) {
+    const known = this.story.loss.at(-1)?.[0] ?? 0;
+    if (loss[0][0] > known + 1) return this.load();
+    this.story.loss.push(...loss.filter(([step]) => step > known));
+    const held = this.story.validation.at(-1)?.[0] ?? 0;
+    this.story.validation.push(...validation.filter(([step]) => step > held));
+  }
+
+  // All that the server knows of the run.
+  async load() {
+    const { run } = this.facts;
+    this.asked = (this.asked ?? 0) + (run ? 1 : 0);
+    if (!run || this.asked > 1) return; // one at a time
+    const reply = await api.fetchApi(`${TRAININGS}/${encodeURIComponent(run)}`);
+    if (reply.status === 200 && this.facts.run === run) {
+      this.story = await reply.json();
+      this.showPreviews(run, this.story.previews);
+      this.show();
+    }
+    const again = this.asked > 1;
+    this.asked = 0;
+    if (again) this.load();
+  }
+
+  show() {
+    this.curveBox.style.display = this.story.loss.length ? "" : "none";
+    this.drawCurve(this.story);
+    this.fit();
+  }
+
+  stop() {
+    this.button.textContent = "stopping ...";
+    this.button.disabled = true; // until the step has ended
+    const headers = { "Content-Type": "application/json" };
+    const body = JSON.stringify({ node: this.facts.node, run: this.facts.run });
+    api.fetchApi(STOP, { method: "POST", headers, body });
+  }
+}
+
+const BODY = { overflow: "hidden", fontSize: "12px", color: "var(--input-text)" };
+const HEAD = { display: "flex", gap: "6px", alignItems: "flex-start", marginBottom: "4px" };
+const LINE = {
+  flex: "1", lineHeight: `${LINE_PX}px`, maxHeight: `${MOST_LINES * LINE_PX}px`, overflowY: "auto",
+  whiteSpace: "pre-wrap", overflowWrap: "anywhere", userSelect: "text",
+};
+const BUTTON = {
+  flex: "none", padding: "2px 8px", fontSize: "12px", cursor: "pointer", borderRadius: "4px",
+  color: "var(--input-text)", background: "var(--comfy-input-bg)",
+  border: "1px solid var(--border-color)",
+};
+
+function update(facts) {
+  const view = views.get(find(facts));
+  view?.update(facts);
+  return view;
+}
+
+async function updateAll() {
+  const reply = await api.fetchApi(TRAININGS);
+  if (reply.status !== 200) return;
+  for (const facts of (await reply.json()).trainings) update(facts)?.load();
+}
+
+app.registerExtension({
+  name: "personalize.live",
+  setup() {
+    api.addEventListener(TRAINING, ({ detail }) => update(detail)?.load());
+    api.addEventListener(STATUS, ({ detail }) => update(detail));
+    api.addEventListener("reconnected", updateAll);
+  },
+  nodeCreated(node) {
+    if (node.comfyClass?.startsWith("PersonalizeTrain")) views.set(node, new View(node));
+  },
+  // A page that is loaded, or a graph that is opened, while a node trains or after it has.
+  afterConfigureGraph: updateAll,
+});

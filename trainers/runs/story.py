@@ -1,0 +1,90 @@
+"""What a run has to tell, read from its folder: the curve of its loss, and its previews."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+MOST_POINTS = 2000  # of a curve: more than a page has pixels for it
+
+Row = Mapping[str, Any]  # of metrics.jsonl
+
+
+def story(folder: Path, metrics: Sequence[Row]) -> dict[str, Any]:
+    """The run in `folder`, as plain values.
+
+    Returns:
+        run: the folder's name.
+        steps: how many there were.
+        loss, validation: lists of [step, loss]; long ones as means of so many steps each.
+        previews: a list of {"step", "prompt", "file", "changed"}: the file's name in the folder of
+            the previews and the time of its last change in seconds; of the steps there were alone,
+            since a longer run may have left later ones.
+    """
+    steps = metrics[-1]["step"] if metrics else 0
+    previews = [facts for facts in map(_preview, preview_files(folder)) if facts]
+    return {
+        "run": folder.name,
+        "steps": steps,
+        **{name: thinned(points) for name, points in curves(metrics).items()},
+        "previews": [facts for facts in previews if facts["step"] <= steps],
+    }
+
+
+def read_metrics(folder: Path, at_most: float = float("inf")) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl up to a step; those before the first that is damaged."""
+    rows = []
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if row["step"] <= at_most:
+                rows.append(row)
+    return rows
+
+
+def curves(metrics: Sequence[Row]) -> dict[str, list[list[float]]]:
+    """The loss of every step, and the validation's where there was one, as [step, loss]."""
+    return {
+        name: [[row["step"], row[name]] for row in metrics if name in row]
+        for name in ("loss", "validation")
+    }
+
+
+def thinned(points: list[list[float]], most: int = MOST_POINTS) -> list[list[float]]:
+    """At most so many points: each the last step and the mean loss of a stretch of the curve."""
+    stride = -(-len(points) // most) or 1
+    if stride == 1:
+        return points
+    stretches = (points[i : i + stride] for i in range(0, len(points), stride))
+    return [[part[-1][0], sum(loss for _, loss in part) / len(part)] for part in stretches]
+
+
+def preview_files(folder: Path) -> list[Path]:
+    """The previews of the run in `folder`, by step and then by prompt."""
+    return sorted((folder / "previews").glob("step_*.png"))
+
+
+def preview_steps(folder: Path, last: int) -> list[int]:
+    """The steps up to `last` that have previews; a longer run may have left later ones."""
+    steps = {_step(file) for file in preview_files(folder)}
+    return sorted(step for step in steps if step <= last)
+
+
+def _step(file: Path) -> int:
+    return int(file.stem.split("_")[1])
+
+
+def _preview(file: Path) -> dict[str, Any] | None:
+    with contextlib.suppress(OSError, ValueError, IndexError), Image.open(file) as picture:
+        return {
+            "step": _step(file),
+            "prompt": str(picture.info.get("prompt", "")),  # before the pixels, which are not read
+            "file": file.name,
+            "changed": file.stat().st_mtime,
+        }
+    return None
