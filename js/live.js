@@ -27,11 +27,11 @@ class View {
     this.story = { loss: [], validation: [], previews: [] };
     [this.curve, this.drawCurve] = makeCurve();
     [this.strip, this.showPreviews, this.stripHeight] = makeStrip();
-    this.line = make("div", { className: "personalize-line", style: LINE });
+    this.line = make("div", { style: LINE });
     this.button = make("button", { style: BUTTON, onclick: () => this.stop() });
     const head = make("div", { style: HEAD }, this.line, this.button);
     this.curveBox = make("div", { style: { height: `${CURVE_PX}px` } }, this.curve);
-    this.element = make("div", { style: BODY }, head, this.curveBox, this.strip);
+    this.element = make("div", { className: "personalize-training", style: BODY }, head, this.curveBox, this.strip);
     this.fit = addBody(node, "training", this.element, () => this.height());
     this.update({});
   }

@@ -29,34 +29,45 @@ class Reporter:
         self._last_shown = -SHOWN_SECONDS
 
     def status(self, text: str) -> None:
-        """Show `text` in the node's body."""
+        """Show `text` in the node's body, while there is still something to cancel."""
         check_interrupt()
-        self.last_words(text)
+        self.say(text)
 
-    def last_words(self, text: str) -> None:
-        """The same, where the run is over, be it by Cancel."""
+    def say(self, text: str) -> None:
+        """Show `text` in the node's body."""
         PAGES.say(self._node, text)
 
     def pictures(self, done: int, total: int) -> None:
-        self.status(f"encoding pictures {done}/{total}")
+        self._count("encoding pictures", done, total)
 
     def captions(self, done: int, total: int) -> None:
-        self.status(f"encoding captions {done}/{total}")
+        self._count("encoding captions", done, total)
 
     def teacher(self, done: int, total: int) -> None:
-        self.status(f"asking the base model {done}/{total}")
+        self._count("asking the base model", done, total)
+
+    def _count(self, what: str, done: int, total: int) -> None:
+        check_interrupt()
+        if self._is_due(done == total):
+            self.say(f"{what} {done}/{total}")
 
     def step(self, progress: Progress) -> None:
         check_interrupt()
         self._losses.append(progress.loss)
         self._times.append(time.monotonic())
-        last = progress.step == progress.num_steps
-        if last or self._times[-1] - self._last_shown >= SHOWN_SECONDS:
-            self._last_shown = self._times[-1]
+        if self._is_due(progress.step == progress.num_steps):
             if self._bar is None:
                 self._bar = comfy.utils.ProgressBar(progress.num_steps)
             self._bar.update_absolute(progress.step, progress.num_steps)
-            self.status(self._line(progress))
+            self.say(self._line(progress))
+
+    def _is_due(self, last: bool) -> bool:
+        """Whether there is something to show now, which is then taken as shown."""
+        now = time.monotonic()
+        if not last and now - self._last_shown < SHOWN_SECONDS:
+            return False
+        self._last_shown = now
+        return True
 
     @property
     def has_steps(self) -> bool:

@@ -111,9 +111,9 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
 def _say_why(run: Run, error: BaseException) -> None:
     """Leave a line in the node's body that says how it ended, where there is none yet."""
     if not isinstance(error, Interrupt | PersonalizeError):
-        run.reporter.last_words(f"ended by an error: {error}")
+        run.reporter.say(f"ended by an error: {error}")
     elif isinstance(error, Interrupt) and not run.reporter.has_steps:
-        run.reporter.last_words("cancelled before the first step")
+        run.reporter.say("cancelled before the first step")
 
 
 def _kept(run: Run, node: GraphNode) -> Outcome | None:
@@ -170,9 +170,9 @@ def _train(run: Run) -> Outcome:
         folder.describe(run.facts, status="stopped" if steps < asked else "done", stopped=stopped)
     except SaveError as error:  # what was learned goes on into the graph all the same
         log.error("Personalize: the result is in the graph, but it was not kept. %s", error)
-        reporter.last_words(f"the result is in the graph, but it was not kept. {error}")
+        reporter.say(f"the result is in the graph, but it was not kept. {error}")
     else:
-        reporter.last_words(_ending(run, steps, time.monotonic() - started))
+        reporter.say(_ending(run, steps, time.monotonic() - started))
     return _outcome(run, result)
 
 
@@ -239,7 +239,7 @@ def _steps(
                 saver.save(metrics)
                 if isinstance(error, Interrupt):
                     again = "goes on" if run.config.store.keep_states else "starts anew"
-                    run.reporter.last_words(f"cancelled at step {training.done}; run again {again}")
+                    run.reporter.say(f"cancelled at step {training.done}; run again {again}")
                 raise
     saver.at_end(metrics)
     return training.best, metrics
