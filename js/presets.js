@@ -1,58 +1,211 @@
-// Choosing a preset fills the node's other widgets; changing one of those makes it "custom" again.
-// The values come with the node's definition, from trainers/settings/dreambooth.py.
+// A button on each training node opens its method's presets: what each is for and would change.
+// The files, and what of them cannot be used, come from the server: nodes/host/presets.py.
 
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { apply, changesOf, isChange } from "./preset_changes.js";
 
-const CUSTOM = "custom";
+const METHODS = {
+  PersonalizeTrainLora: "lora",
+  PersonalizeTrainDreamBooth: "dreambooth",
+  PersonalizeTrainTextualInversion: "textual_inversion",
+};
+const ROUTE = "/personalize/presets";
+const BUTTON = "presets";
+const SHOWN_MS = 10_000;
+const STYLE = `
+.personalize-presets {
+  margin: auto; padding: 0; width: min(62rem, 92vw); height: min(42rem, 86vh); overflow: hidden;
+  box-shadow: 0 8px 32px rgb(0 0 0 / 40%);
+  color: var(--input-text, #ddd); background: var(--comfy-menu-bg, #353535);
+  border: 1px solid var(--border-color, #4e4e4e); border-radius: 8px;
+  font: 14px/1.45 system-ui, sans-serif;
+}
+.personalize-presets::backdrop { background: rgb(0 0 0 / 45%); }
+.personalize-presets form { display: flex; flex-direction: column; height: 100%; margin: 0; }
+.personalize-presets h2 { margin: 0; padding: 14px 18px 10px; font-size: 17px; font-weight: 600; }
+.personalize-presets h3 { margin: 14px 0 4px; font-size: 14px; font-weight: 600; }
+.personalize-presets p { margin: 0 0 8px; overflow-wrap: anywhere; }
+.personalize-presets .same { margin-top: 14px; }
+.personalize-presets small { color: var(--descrip-text, #999); font-size: 12.5px; }
+.personalize-presets .columns {
+  display: grid; grid-template-columns: 19rem 1fr; min-height: 0; flex: 1;
+  border-block: 1px solid var(--border-color, #4e4e4e);
+}
+.personalize-presets fieldset {
+  margin: 0; padding: 8px; border: 0; border-right: 1px solid var(--border-color, #4e4e4e);
+  min-inline-size: 0; overflow: auto;
+}
+.personalize-presets label {
+  display: block; padding: 6px 10px; border-radius: 5px; cursor: pointer;
+  overflow-wrap: anywhere;
+}
+.personalize-presets label input { position: absolute; opacity: 0; pointer-events: none; }
+.personalize-presets label small { display: block; }
+.personalize-presets label:hover,
+.personalize-presets label:has(:checked) { background: var(--comfy-input-bg, #222); }
+.personalize-presets label:has(:focus-visible) { outline: 2px solid var(--p-primary-color, #58f); }
+.personalize-presets .details { padding: 14px 18px; overflow: auto; min-width: 0; }
+.personalize-presets table { border-collapse: collapse; width: 100%; table-layout: fixed; }
+.personalize-presets td {
+  padding: 3px 10px 3px 0; vertical-align: top; overflow-wrap: anywhere;
+  border-top: 1px solid var(--border-color, #4e4e4e);
+}
+.personalize-presets td:first-child { width: 42%; }
+.personalize-presets td:nth-child(3) { width: 2rem; }
+.personalize-presets td:last-child { font-weight: 600; }
+.personalize-presets ul { margin: 4px 0 0; padding: 0 18px 0 36px; list-style: disc; }
+.personalize-presets details { padding: 8px 18px 0; max-height: 8rem; overflow: auto; }
+.personalize-presets summary { cursor: pointer; color: var(--error-text, #f55); }
+.personalize-presets footer { display: flex; gap: 10px; align-items: center; padding: 12px 18px; }
+.personalize-presets footer small { flex: 1; }
+.personalize-presets button {
+  padding: 6px 16px; border-radius: 5px; font: inherit; cursor: pointer;
+  color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
+  border: 1px solid var(--border-color, #4e4e4e);
+}
+.personalize-presets button[type=submit] { font-weight: 600; }
+.personalize-presets button:disabled { opacity: 0.5; cursor: default; }
+`;
 
-function presetsOf(definition) {
-  return definition.input?.required?.preset?.[1]?.presets;
+// Texts are written by users too: they only ever become text.
+function element(tag, properties = {}, children = []) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
 }
 
-function onChange(widget, react) {
-  const before = widget.callback;
-  widget.callback = function (...args) {
-    const result = before?.apply(this, args);
-    react(widget.value);
-    return result;
-  };
+export function written(value) {
+  if (typeof value === "boolean") return value ? "on" : "off";
+  if (typeof value === "number" && value && Math.abs(value) < 1e-3) return value.toExponential();
+  return String(value ?? "") || "(empty)";
 }
 
-function connect(node, presets) {
-  const widgets = new Map(node.widgets.map((widget) => [widget.name, widget]));
-  const preset = widgets.get("preset");
-  let filling = false;
+function wordsOf(row) {
+  return `${row.name} ${written(row.now)} → ${written(row.then)}`;
+}
 
-  onChange(preset, (name) => {
-    filling = true;
-    for (const [setting, value] of Object.entries(presets[name] ?? {})) {
-      const widget = widgets.get(setting);
-      widget.value = value;
-      widget.callback?.(value);
-    }
-    filling = false;
-    node.setDirtyCanvas(true, true);
-  });
+// -- what one preset would do ---------------------------------------------------------------------
 
-  const settings = new Set(Object.values(presets).flatMap(Object.keys));
-  for (const setting of settings) {
-    onChange(widgets.get(setting), (value) => {
-      const chosen = presets[preset.value];
-      if (!filling && chosen && chosen[setting] !== value) preset.value = CUSTOM;
-    });
+function table(rows) {
+  const line = (row) => [row.name, written(row.now), "→", written(row.then)];
+  const cells = (texts) => texts.map((textContent) => element("td", { textContent }));
+  const lines = rows.map((row) => element("tr", {}, cells(line(row))));
+  return element("table", {}, [element("tbody", {}, lines)]);
+}
+
+function titleOf(trainer, { input, node }, nodes) {
+  if (input === null) return trainer.title;
+  if (node) {
+    const others = (node.outputs?.[0]?.links?.length ?? 1) - 1;
+    return others > 0 ? `${node.title}, which serves other nodes too` : node.title;
   }
+  const type = globalThis.LiteGraph.registered_node_types?.[nodes[input]];
+  return `${type?.title ?? nodes[input]}, a new node beside this one`;
+}
+
+function details(trainer, preset, rows, nodes) {
+  const changes = rows.filter(isChange);
+  const parts = [
+    element("p", { textContent: preset.about }),
+    element("p", {}, [element("small", { textContent: `Source: ${preset.source}` })]),
+  ];
+  for (const input of new Set(changes.map((row) => row.input))) {
+    const some = changes.filter((row) => row.input === input);
+    parts.push(element("h3", { textContent: titleOf(trainer, some[0], nodes) }), table(some));
+  }
+  const same = rows.filter((row) => row.now === row.then);
+  const words = same.map((row) => `${row.name} ${written(row.then)}`).join(", ");
+  const textContent = `${changes.length ? "Set" : "All is set"} like this already: ${words}.`;
+  if (same.length) parts.push(element("p", { className: "same" }, [element("small", { textContent })]));
+  const kept = rows.filter((row) => row.why && row.now !== row.then);
+  if (kept.length) {
+    const reason = (row) => `${row.name}, here ${written(row.then)}: ${row.why}`;
+    const lines = kept.map((row) => element("li", { textContent: reason(row) }));
+    parts.push(element("h3", { textContent: "Left as it is" }), element("ul", {}, lines));
+  }
+  return parts;
+}
+
+// -- the dialog -----------------------------------------------------------------------------------
+
+function choice(preset, place, onChoice) {
+  const input = element("input", { type: "radio", name: "preset", onchange: onChoice });
+  input.value = String(place);
+  const models = element("small", { textContent: preset.models.join(", ") });
+  return element("label", {}, [input, preset.name, models]);
+}
+
+function problemList(problems) {
+  const lines = problems.map((textContent) => element("li", { textContent }));
+  const count = problems.length === 1 ? "One file" : `${problems.length} files`;
+  const summary = element("summary", { textContent: `${count} in presets/ cannot be used` });
+  return element("details", {}, [summary, element("ul", {}, lines)]);
+}
+
+function build(trainer, { presets, nodes, problems }) {
+  const shown = element("section", { className: "details", ariaLive: "polite" });
+  const use = element("button", { type: "submit", textContent: "apply", disabled: true });
+  let chosen, rows;
+  const choose = (preset) => {
+    chosen = preset;
+    rows = changesOf(trainer, preset, nodes);
+    shown.replaceChildren(...details(trainer, preset, rows, nodes));
+    shown.scrollTop = 0;
+    use.disabled = !rows.some(isChange);
+  };
+  const choices = presets.map((preset, place) => choice(preset, place, () => choose(preset)));
+  const close = element("button", { type: "button", textContent: "close" });
+  const folder = `presets/${METHODS[trainer.comfyClass]}/`;
+  const hint = element("small", { textContent: `Yours go into ${folder} of this node pack.` });
+  const form = element("form", { method: "dialog" }, [
+    element("h2", { textContent: `Presets: ${trainer.title}` }),
+    element("div", { className: "columns" }, [element("fieldset", {}, choices), shown]),
+    ...(problems.length ? [problemList(problems)] : []),
+    element("footer", {}, [hint, close, use]),
+  ]);
+  const style = element("style", { textContent: STYLE });
+  const dialog = element("dialog", { className: "personalize-presets" }, [style, form]);
+  close.onclick = () => dialog.close();
+  form.onsubmit = () => finish(trainer, chosen, rows, nodes);
+  dialog.onclose = () => dialog.remove();
+  // The graph behind has shortcuts of its own.
+  for (const kind of ["keydown", "keyup", "copy", "paste"]) {
+    dialog.addEventListener(kind, (event) => event.stopPropagation());
+  }
+  if (!presets.length) shown.textContent = "There are no presets for this node yet.";
+  return dialog;
+}
+
+function finish(trainer, preset, rows, nodes) {
+  const detail = rows.filter(isChange).map(wordsOf).join(", ");
+  apply(trainer, rows, nodes);
+  tell({ severity: "success", summary: `Preset ${preset.name}`, detail });
+}
+
+function tell(words) {
+  app.extensionManager?.toast?.add({ ...words, life: SHOWN_MS });
+}
+
+async function open(trainer) {
+  if (document.querySelector(".personalize-presets")) return;
+  const reply = await api.fetchApi(`${ROUTE}?method=${METHODS[trainer.comfyClass]}`);
+  if (reply.status !== 200) {
+    tell({ severity: "error", summary: "No presets", detail: `The server says ${reply.status}.` });
+    return;
+  }
+  const dialog = build(trainer, await reply.json());
+  document.body.append(dialog);
+  dialog.showModal();
+  dialog.querySelector("input")?.click();
+  dialog.querySelector("input")?.focus();
 }
 
 app.registerExtension({
   name: "personalize.presets",
-  beforeRegisterNodeDef(nodeType, definition) {
-    const presets = presetsOf(definition);
-    if (!presets) return;
-    const created = nodeType.prototype.onNodeCreated;
-    nodeType.prototype.onNodeCreated = function (...args) {
-      const result = created?.apply(this, args);
-      connect(this, presets);
-      return result;
-    };
+  nodeCreated(node) {
+    if (!METHODS[node.comfyClass]) return;
+    const button = node.addWidget("button", BUTTON, null, () => open(node), { serialize: false });
+    button.serialize = false; // a saved graph has a value for each widget but this one
   },
 });

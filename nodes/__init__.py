@@ -34,10 +34,12 @@ NODES: list[type[io.ComfyNode]] = [
 class Personalize(ComfyExtension):
     async def on_load(self) -> None:
         from .host.folders import register_embeddings
+        from .host.presets import register_presets
         from .host.runs.pages import register_pages
 
         register_embeddings()
         register_pages()
+        register_presets()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .host.status import telling

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from comfy_api.latest import io
 
-from ..trainers.settings.dreambooth import CUSTOM, PRESETS
 from ..trainers.settings.run import RunConfig, check_queued, run_config, together
 from .schema import trainer_inputs
 from .sockets import (
@@ -200,7 +199,7 @@ class TrainDreamBooth(TrainingNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         return cls.schema(
-            [_preset(), *trainer_inputs("dreambooth")],
+            trainer_inputs("dreambooth"),
             [
                 io.Model.Output(display_name="model", tooltip="The trained model."),
                 io.Clip.Output(
@@ -226,20 +225,6 @@ class TrainDreamBooth(TrainingNode):
         from .host.models.weights import apply_weights
 
         return apply_weights(model, clip, outcome.learned)
-
-
-def _preset() -> io.Input:
-    """It fills the widgets in the editor; a run takes those alone."""
-    return io.Combo.Input(
-        "preset",
-        options=[CUSTOM, *PRESETS],
-        default=CUSTOM,
-        tooltip=(
-            "Choosing one fills the settings below for such a subject; change them as you like. "
-            "It does nothing by itself: a run takes the settings as they stand."
-        ),
-        extra_dict={"presets": {name: dict(values) for name, values in PRESETS.items()}},
-    )
 
 
 class TrainTextualInversion(TrainingNode):

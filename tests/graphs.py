@@ -21,7 +21,7 @@ SMALL_LORA = {
 }  # fmt: skip
 
 SMALL_DREAMBOOTH = {
-    "preset": "custom", "steps": 4, "batch_size": 1, "learning_rate": 1e-4,
+    "steps": 4, "batch_size": 1, "learning_rate": 1e-4,
     "train_text_encoder": False, "seed": 7, "precision": "fp32",
 }  # fmt: skip
 SMALL_INVERSION = {

@@ -17,9 +17,7 @@ from trainers.errors import NonFiniteLossError, SettingsError, UnavailableError
 from trainers.loop import train
 from trainers.methods.dreambooth import prepare
 from trainers.models.architectures import DENOISER
-from trainers.settings.dreambooth import CUSTOM, DREAMBOOTH_DEFAULTS, PRESETS
-from trainers.settings.field import settings_of
-from trainers.settings.run import config_groups, run_config
+from trainers.settings.run import run_config
 
 # -- one step is that of L_instance + lambda L_prior --------------------------------------
 
@@ -307,18 +305,3 @@ def test_without_ema_the_last_weights_are_exported() -> None:
 def test_settings_that_cannot_go_together_are_named(settings: dict[str, Any], words: str) -> None:
     with pytest.raises(SettingsError, match=words):
         run_config("dreambooth", settings)
-
-
-def test_presets_are_allowed_values_of_the_same_settings() -> None:
-    groups = config_groups("dreambooth").values()
-    known = {name for group in groups for name in settings_of(group)}
-    assert CUSTOM not in PRESETS
-    assert len({frozenset(values) for values in PRESETS.values()}) == 1
-    for values in PRESETS.values():
-        assert values.keys() <= known
-        run_config("dreambooth", values)
-
-
-def test_defaults_are_those_of_the_object_preset() -> None:
-    assert DREAMBOOTH_DEFAULTS.items() <= PRESETS["object"].items()
-    assert run_config("dreambooth", {}) == run_config("dreambooth", PRESETS["object"])

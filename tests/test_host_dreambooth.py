@@ -15,7 +15,6 @@ from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
 from tests.test_host_runs import folder_of
-from trainers.settings.dreambooth import PRESETS
 
 __all__ = ["any_host"]  # a fixture
 
@@ -128,12 +127,6 @@ def test_other_ways_to_train_change_the_pictures(host: Host, settings: dict[str,
     host.run(graph)
     assert latents(host, "after").isfinite().all()
     assert difference(latents(host, "after"), latents(host, "before")) > 1e-3
-
-
-def test_definition_carries_the_presets(any_host: Host) -> None:
-    kind, facts = any_host.object_info("PersonalizeTrainDreamBooth")["input"]["required"]["preset"]
-    assert facts["presets"] == {name: dict(values) for name, values in PRESETS.items()}
-    assert set(facts.get("options", kind)) == {"custom", *PRESETS}
 
 
 # -- bad input ----------------------------------------------------------------------------

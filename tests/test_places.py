@@ -47,7 +47,7 @@ def test_each_setting_stands_in_one_place(method: str) -> None:
     elsewhere = [name for names in ON_OTHERS.values() for name in names]
     placed = [*ON_TRAINER[method], *(name for name in elsewhere if name in known)]
     assert sorted(placed) == sorted(known)
-    assert len(ON_TRAINER[method]) + (method == "dreambooth") <= MOST  # it has presets too
+    assert len(ON_TRAINER[method]) <= MOST
 
 
 def test_together_takes_what_the_method_has() -> None:

@@ -1,1 +1,1 @@
-"""What a training leaves on disk: the run's folder, its states and results, files and plots."""
+"""What a training takes from disk and leaves there: presets; its run's states, results, plots."""

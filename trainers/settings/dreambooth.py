@@ -1,12 +1,11 @@
-"""The settings of DreamBooth alone, and its presets.
+"""The settings of DreamBooth alone.
 
 Imports no torch. Sources: D = diffusers' train_dreambooth.py and its README,
-B = huggingface.co/blog/dreambooth, N = nitrosocke's dreambooth-training-guide.
+B = huggingface.co/blog/dreambooth.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -87,17 +86,4 @@ class DreamBoothConfig(Settings):
 DREAMBOOTH_DEFAULTS: dict[str, Any] = {
     "learning_rate": 2e-6,  # B: objects; D 5e-6
     "steps": 400,  # B: objects
-}
-
-
-CUSTOM = "custom"
-# A preset fills widgets in the editor, nothing else: a run sees the widgets alone.
-PRESETS: Mapping[str, Mapping[str, Any]] = {
-    # B: "2e-6 with 400 training steps works well for objects"; prior preservation changes little
-    "object": {"learning_rate": 2e-6, "steps": 400, "train_text_encoder": False},
-    # B: "faces required 1e-6 (or 2e-6) with ~1200 steps", prior preservation, text encoder
-    "face": {"learning_rate": 1e-6, "steps": 1200, "train_text_encoder": True},
-    # N: prior preservation with class images of "artwork style". N names no rate or length: the
-    # rate is that of an object, the length our own start for 10 pictures and more.
-    "style": {"learning_rate": 2e-6, "steps": 1000, "train_text_encoder": False},
 }
