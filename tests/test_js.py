@@ -30,41 +30,63 @@ export const api = Object.assign(new EventTarget(), {
 });
 """
 PRESETS = """
-import "./extensions/personalize/presets.js";
-const presets = {
-  object: { steps: 400, train_text_encoder: false },
-  face: { steps: 1200, train_text_encoder: true },
-};
+import { apply, changesOf, isChange } from "./extensions/personalize/preset_changes.js";
 class Node {
-  constructor() {
-    this.widgets = [
-      { name: "preset", value: "custom" },
-      { name: "steps", value: 7, callback() { this.seen = true; } },
-      { name: "train_text_encoder", value: false },
-      { name: "seed", value: 3 },
-    ];
-    this.onNodeCreated?.();
+  constructor(type, pos, values, inputs = {}) {
+    Object.assign(this, { type, title: type, pos, size: [300, 200], mode: 0, told: [] });
+    this.inputs = Object.entries(inputs).map(([name, from]) => ({ name, link: from && 1, from }));
+    this.widgets = Object.entries(values).map(([name, value]) => (
+      { name, value, callback: (now) => this.told.push([name, now]) }
+    ));
   }
-  setDirtyCanvas() {}
+  getInputNode(slot) { return this.inputs[slot].from ?? null; }
+  connect(slot, node, place) { Object.assign(node.inputs[place], { link: 2, from: this }); }
+  values() { return Object.fromEntries(this.widgets.map(({ name, value }) => [name, value])); }
 }
-globalThis.extension.beforeRegisterNodeDef(class {}, { input: { required: {} } });
-globalThis.extension.beforeRegisterNodeDef(
-  Node, { input: { required: { preset: [["custom"], { presets }] } } },
-);
-const node = new Node();
-const [preset, steps, text, seed] = node.widgets;
-const states = [];
-function set(widget, value) {
-  widget.value = value;
-  widget.callback(value);
-  states.push(node.widgets.map((one) => one.value));
+const DEFAULTS = {
+  Optimizer: { optimizer: "adamw", warmup_steps: 0 }, Run: { epochs: 0 }, Loss: { noise_offset: 0 },
+};
+globalThis.LiteGraph = { createNode: (type) => new Node(type, [0, 0], DEFAULTS[type]) };
+const settings = [
+  ["steps", 1200, 500, null], ["rank", 16, 16, null], ["seed", 7, 0, null],
+  ["optimizer", "lion", "adamw", "optimizer_settings"], ["epochs", 0, 0, "run_settings"],
+  ["noise_offset", 0.1, 0, "loss_settings"],
+].map(([name, value, usual, input]) => ({ name, value, default: usual, input }));
+const nodes = { optimizer_settings: "Optimizer", run_settings: "Run", loss_settings: "Loss" };
+function use(others = [], wires = {}, rest = settings) {
+  const none = { optimizer_settings: null, run_settings: null, loss_settings: null };
+  const own = { steps: 500, rank: 16, seed: 3 };
+  const trainer = new Node("Trainer", [500, 100], own, { ...none, ...wires });
+  trainer.inputs.push({ name: "seed", widget: { name: "seed" }, link: 9 });
+  trainer.graph = { nodes: [trainer, ...others], add(node) { this.nodes.push(node); } };
+  const rows = changesOf(trainer, { settings: rest }, nodes);
+  const shown = rows.map((row) => [row.name, row.now, row.then, isChange(row), row.why ?? ""]);
+  apply(trainer, rows, nodes);
+  const after = changesOf(trainer, { settings: rest }, nodes).filter(isChange).length;
+  return { shown, after, trainer, values: trainer.values(), told: trainer.told };
 }
-set(preset, "face");
-set(text, true);
-set(steps, 900);
-set(preset, "object");
-set(preset, "custom");
-console.log(JSON.stringify({ states, seen: steps.seen }));
+function outlines({ trainer }) {
+  return trainer.graph.nodes.map(({ type, pos, size }) => [type, ...pos, ...size]);
+}
+const alone = use();
+const full = use([new Node("Loader", [100, 0], {}), new Node("Sampler", [500, 340], {})]);
+const optimizer = new Node("Optimizer", [0, 0], { optimizer: "prodigy", warmup_steps: 5 });
+const reroute = new Node("Reroute", [0, 0], {}, { "": optimizer });
+const wired = use([optimizer], { optimizer_settings: reroute });
+const muted = new Node("Optimizer", [0, 0], { optimizer: "prodigy" });
+muted.mode = 2;
+const whys = [muted, new Node("Switch", [0, 0], {}), undefined].map((from) => {
+  const row = settings.slice(3, 4);
+  const { trainer, shown } = use([], { optimizer_settings: from }, row);
+  if (from) return shown[0][4];
+  trainer.inputs[0] = { name: "optimizer_settings", link: 5 }; // a subgraph's edge is no node
+  return changesOf(trainer, { settings: row }, nodes)[0].why;
+});
+const { shown, after, values, told } = alone;
+console.log(JSON.stringify({
+  shown, after, values, told, alone: outlines(alone), full: outlines(full), whys,
+  wired: [wired.after, optimizer.values(), optimizer.told, wired.trainer.graph.nodes.length],
+}));
 """
 
 
@@ -177,6 +199,8 @@ tell("Settings: rank is 0.\\nChange them.");
 console.log(JSON.stringify({ shown }));
 """
 
+TITLE_PX = 30  # of a node, above its position
+
 
 def run(folder: Path, driver: str) -> dict[str, Any]:
     """What `driver` prints with our scripts beside it."""
@@ -195,16 +219,38 @@ def run(folder: Path, driver: str) -> dict[str, Any]:
     return state
 
 
-def test_preset_fills_the_widgets_and_editing_makes_it_custom(tmp_path: Path) -> None:
+def test_preset_changes_the_trainer_and_the_settings_nodes_it_needs(tmp_path: Path) -> None:
     found = run(tmp_path, PRESETS)
-    assert found["states"] == [
-        ["face", 1200, True, 3],  # chosen
-        ["face", 1200, True, 3],  # set to what it is
-        ["custom", 900, True, 3],  # edited
-        ["object", 400, False, 3],
-        ["custom", 400, False, 3],  # custom changes nothing
+    assert found["shown"] == [
+        ["steps", 500, 1200, True, ""],
+        ["rank", 16, 16, False, ""],
+        ["seed", 3, 7, False, "a wire sets it"],
+        ["optimizer", "adamw", "lion", True, ""],
+        ["epochs", 0, 0, False, ""],  # the default, so no node is needed for it
+        ["noise_offset", 0, 0.1, True, ""],
     ]
-    assert found["seen"] is True
+    assert found["after"] == 0, "it is so now, by nodes that were made and wired"
+    assert found["values"] == {"steps": 1200, "rank": 16, "seed": 3}
+    assert found["told"] == [["steps", 1200]], "callbacks hear of what changed, and of that alone"
+    assert [node[0] for node in found["alone"]] == ["Trainer", "Optimizer", "Loss"]
+    after, values, told, num_nodes = found["wired"]  # through a Reroute
+    assert (after, num_nodes) == (0, 3), "the trainer, its Optimizer, and a new Loss"
+    assert values == {"optimizer": "lion", "warmup_steps": 5}
+    assert told == [["optimizer", "lion"]]
+    assert found["whys"] == [
+        "Optimizer is muted or bypassed",
+        "optimizer_settings comes from Switch",
+        "optimizer_settings comes from outside of this subgraph",
+    ]
+
+
+def test_nodes_that_a_preset_makes_lie_apart(tmp_path: Path) -> None:
+    found = run(tmp_path, PRESETS)
+    for graph in (found["alone"], found["full"]):
+        for place, (_, x, y, width, height) in enumerate(graph):
+            for _, left, top, w, h in graph[:place]:
+                beside = x >= left + w or left >= x + width
+                assert beside or y >= top + h + TITLE_PX or top >= y + height + TITLE_PX
 
 
 def test_curve_is_that_of_plot_loss(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,12 @@ SHIPPED, PROBLEMS = read_presets(ROOT / "presets", ARCHITECTURES)
 KINDS = {"Subject", "Face", "Style", "Quick try"}
 # These change memory and time, hardly what is learned, so that a preset may leave them alone.
 MEMORY = {"gradient_checkpointing", "weights", "fused_backward"}
+
+PAGES = {
+    "PersonalizeTrainLora": "lora",
+    "PersonalizeTrainDreamBooth": "dreambooth",
+    "PersonalizeTrainTextualInversion": "textual_inversion",
+}
 
 GOOD: dict[str, Any] = {
     "models": ["sd15"], "about": "One dog.", "source": "mine", "settings": {"steps": 1200},
@@ -65,6 +72,18 @@ def test_shipped_presets_fit_their_models_and_leave_nothing_of_each_other(method
 def test_defaults_of_dreambooth_are_those_of_its_first_preset() -> None:
     subject = next(p for p in SHIPPED["dreambooth"] if p.name == "Subject (SD 1.5)")
     assert run_config("dreambooth", {}) == run_config("dreambooth", subject.settings)
+
+
+@pytest.mark.parametrize("page", sorted(PAGES), ids=lambda page: PAGES[page])
+def test_help_page_lists_them_and_its_example_works(tmp_path: Path, page: str) -> None:
+    text = (ROOT / "js" / "docs" / f"{page}.md").read_text(encoding="utf-8")
+    section = text.partition("\n## Presets\n")[2].partition("\n## ")[0]
+    listed = set(re.findall(r"^- \*\*(.+?)\*\*: ", section, re.M))
+    assert listed == {preset.name.partition(" (")[0] for preset in SHIPPED[PAGES[page]]}
+    (name,) = re.findall(r"`presets/(.+?)`", section)
+    (example,) = re.findall(r"```\n(.+?)```", section, re.S)
+    presets, problems = read_presets(write(tmp_path, example.encode(), name), ARCHITECTURES)
+    assert (problems, len(presets[PAGES[page]])) == ([], 1)
 
 
 def test_presets_ship_with_the_pack() -> None:

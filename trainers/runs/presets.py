@@ -21,9 +21,13 @@ from ..settings.run import METHOD_CONFIGS, WITHOUT, config_groups, run_config
 
 MOST_BYTES = 64 * 1024  # of a file; ours have less than one of these 64
 MOST_CHARACTERS = 500  # of a text, and of a line that tells what is wrong
-FACTS: Mapping[str, type] = {"models": list, "about": str, "source": str, "settings": dict}
-WORDS = {list: "a list of names", str: f"a text of 1 to {MOST_CHARACTERS} characters"}
-WORDS[dict] = "settings and their values"
+TEXT = (str, f"a text of 1 to {MOST_CHARACTERS} characters")
+FACTS: Mapping[str, tuple[type, str]] = {  # what a file has, and what that may be
+    "models": (list, "a list of names"),
+    "about": TEXT,
+    "source": TEXT,
+    "settings": (dict, "settings and their values"),
+}
 
 
 @dataclass(frozen=True)
@@ -139,12 +143,12 @@ def _fact_problems(facts: Any, models: Collection[str]) -> Iterator[str]:
         return
     for name in sorted(facts.keys() - FACTS.keys()):
         yield f"{name!r} is unknown; allowed: {', '.join(FACTS)}"
-    for name, kind in FACTS.items():
+    for name, (kind, allowed) in FACTS.items():
         fact = facts.get(name)
-        if not isinstance(fact, kind) or not fact or not str(fact).strip():
-            yield f"{name} is missing or empty; allowed: {WORDS[kind]}"
-        elif kind is str and len(fact) > MOST_CHARACTERS:
-            yield f"{name} has {len(fact)} characters; allowed: {WORDS[str]}"
+        if not isinstance(fact, kind) or fact in ([], {}) or not str(fact).strip():
+            yield f"{name} is missing or empty; allowed: {allowed}"
+        elif isinstance(fact, str) and len(fact) > MOST_CHARACTERS:
+            yield f"{name} has {len(fact)} characters; allowed: {allowed}"
     named = facts.get("models")
     for model in named if isinstance(named, list) else ():
         if not isinstance(model, str) or model not in models:
