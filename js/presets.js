@@ -1,8 +1,10 @@
 // A button on each training node opens its method's presets: what each is for and would change.
-// The files, and what of them cannot be used, come from the server: nodes/host/presets.py.
+// The files, and what of them cannot be used, come from the server: nodes/host/presets.py. What is
+// written in them only ever becomes text.
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { make } from "./body.js";
 import { apply, changesOf, isChange } from "./preset_changes.js";
 
 const METHODS = {
@@ -68,14 +70,7 @@ const STYLE = `
 .personalize-presets button:disabled { opacity: 0.5; cursor: default; }
 `;
 
-// Texts are written by users too: they only ever become text.
-function element(tag, properties = {}, children = []) {
-  const made = Object.assign(document.createElement(tag), properties);
-  made.append(...children);
-  return made;
-}
-
-export function written(value) {
+function written(value) {
   if (typeof value === "boolean") return value ? "on" : "off";
   if (typeof value === "number" && value && Math.abs(value) < 1e-3) return value.toExponential();
   return String(value ?? "") || "(empty)";
@@ -89,9 +84,9 @@ function wordsOf(row) {
 
 function table(rows) {
   const line = (row) => [row.name, written(row.now), "→", written(row.then)];
-  const cells = (texts) => texts.map((textContent) => element("td", { textContent }));
-  const lines = rows.map((row) => element("tr", {}, cells(line(row))));
-  return element("table", {}, [element("tbody", {}, lines)]);
+  const cells = (texts) => texts.map((textContent) => make("td", { textContent }));
+  const lines = rows.map((row) => make("tr", {}, ...cells(line(row))));
+  return make("table", {}, make("tbody", {}, ...lines));
 }
 
 function titleOf(trainer, { input, node }, nodes) {
@@ -107,45 +102,44 @@ function titleOf(trainer, { input, node }, nodes) {
 function details(trainer, preset, rows, nodes) {
   const changes = rows.filter(isChange);
   const parts = [
-    element("p", { textContent: preset.about }),
-    element("p", {}, [element("small", { textContent: `Source: ${preset.source}` })]),
+    make("p", { textContent: preset.about }),
+    make("p", {}, make("small", { textContent: `Source: ${preset.source}` })),
   ];
   for (const input of new Set(changes.map((row) => row.input))) {
     const some = changes.filter((row) => row.input === input);
-    parts.push(element("h3", { textContent: titleOf(trainer, some[0], nodes) }), table(some));
+    parts.push(make("h3", { textContent: titleOf(trainer, some[0], nodes) }), table(some));
   }
   const same = rows.filter((row) => row.now === row.then);
   const words = same.map((row) => `${row.name} ${written(row.then)}`).join(", ");
   const textContent = `${changes.length ? "Set" : "All is set"} like this already: ${words}.`;
-  if (same.length) parts.push(element("p", { className: "same" }, [element("small", { textContent })]));
+  if (same.length) parts.push(make("p", { className: "same" }, make("small", { textContent })));
   const kept = rows.filter((row) => row.why && row.now !== row.then);
   if (kept.length) {
     const reason = (row) => `${row.name}, here ${written(row.then)}: ${row.why}`;
-    const lines = kept.map((row) => element("li", { textContent: reason(row) }));
-    parts.push(element("h3", { textContent: "Left as it is" }), element("ul", {}, lines));
+    const lines = kept.map((row) => make("li", { textContent: reason(row) }));
+    parts.push(make("h3", { textContent: "Left as it is" }), make("ul", {}, ...lines));
   }
   return parts;
 }
 
 // -- the dialog -----------------------------------------------------------------------------------
 
-function choice(preset, place, onChoice) {
-  const input = element("input", { type: "radio", name: "preset", onchange: onChoice });
-  input.value = String(place);
-  const models = element("small", { textContent: preset.models.join(", ") });
-  return element("label", {}, [input, preset.name, models]);
+function choice(preset, onChoice) {
+  const input = make("input", { type: "radio", name: "preset", onchange: onChoice });
+  const models = make("small", { textContent: preset.models.join(", ") });
+  return make("label", {}, input, preset.name, models);
 }
 
 function problemList(problems) {
-  const lines = problems.map((textContent) => element("li", { textContent }));
+  const lines = problems.map((textContent) => make("li", { textContent }));
   const count = problems.length === 1 ? "One file" : `${problems.length} files`;
-  const summary = element("summary", { textContent: `${count} in presets/ cannot be used` });
-  return element("details", {}, [summary, element("ul", {}, lines)]);
+  const summary = make("summary", { textContent: `${count} in presets/ cannot be used` });
+  return make("details", {}, summary, make("ul", {}, ...lines));
 }
 
 function build(trainer, { presets, nodes, problems }) {
-  const shown = element("section", { className: "details", ariaLive: "polite" });
-  const use = element("button", { type: "submit", textContent: "apply", disabled: true });
+  const shown = make("section", { className: "details", ariaLive: "polite" });
+  const use = make("button", { type: "submit", textContent: "apply", disabled: true });
   let chosen, rows;
   const choose = (preset) => {
     chosen = preset;
@@ -154,18 +148,20 @@ function build(trainer, { presets, nodes, problems }) {
     shown.scrollTop = 0;
     use.disabled = !rows.some(isChange);
   };
-  const choices = presets.map((preset, place) => choice(preset, place, () => choose(preset)));
-  const close = element("button", { type: "button", textContent: "close" });
+  const choices = presets.map((preset) => choice(preset, () => choose(preset)));
+  const close = make("button", { type: "button", textContent: "close" });
   const folder = `presets/${METHODS[trainer.comfyClass]}/`;
-  const hint = element("small", { textContent: `Yours go into ${folder} of this node pack.` });
-  const form = element("form", { method: "dialog" }, [
-    element("h2", { textContent: `Presets: ${trainer.title}` }),
-    element("div", { className: "columns" }, [element("fieldset", {}, choices), shown]),
+  const hint = make("small", { textContent: `Yours go into ${folder} of this node pack.` });
+  const form = make(
+    "form",
+    { method: "dialog" },
+    make("h2", { textContent: `Presets: ${trainer.title}` }),
+    make("div", { className: "columns" }, make("fieldset", {}, ...choices), shown),
     ...(problems.length ? [problemList(problems)] : []),
-    element("footer", {}, [hint, close, use]),
-  ]);
-  const style = element("style", { textContent: STYLE });
-  const dialog = element("dialog", { className: "personalize-presets" }, [style, form]);
+    make("footer", {}, hint, close, use),
+  );
+  const style = make("style", { textContent: STYLE });
+  const dialog = make("dialog", { className: "personalize-presets" }, style, form);
   close.onclick = () => dialog.close();
   form.onsubmit = () => finish(trainer, chosen, rows, nodes);
   dialog.onclose = () => dialog.remove();
@@ -188,24 +184,31 @@ function tell(words) {
 }
 
 async function open(trainer) {
-  if (document.querySelector(".personalize-presets")) return;
   const reply = await api.fetchApi(`${ROUTE}?method=${METHODS[trainer.comfyClass]}`);
   if (reply.status !== 200) {
     tell({ severity: "error", summary: "No presets", detail: `The server says ${reply.status}.` });
     return;
   }
   const dialog = build(trainer, await reply.json());
+  if (document.querySelector(".personalize-presets")) return; // asked for twice
   document.body.append(dialog);
   dialog.showModal();
   dialog.querySelector("input")?.click();
   dialog.querySelector("input")?.focus();
 }
 
+// Below the widgets that are saved with a graph, above the node's body if that was there first.
+function addButton(node) {
+  const button = node.addWidget("button", BUTTON, null, () => open(node), { serialize: false });
+  button.serialize = false; // a saved graph has a value for each widget but this one
+  node.widgets.pop();
+  const place = node.widgets.findIndex((widget) => widget.serialize === false);
+  node.widgets.splice(place < 0 ? node.widgets.length : place, 0, button);
+}
+
 app.registerExtension({
   name: "personalize.presets",
   nodeCreated(node) {
-    if (!METHODS[node.comfyClass]) return;
-    const button = node.addWidget("button", BUTTON, null, () => open(node), { serialize: false });
-    button.serialize = false; // a saved graph has a value for each widget but this one
+    if (METHODS[node.comfyClass]) addButton(node);
   },
 });
