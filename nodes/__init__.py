@@ -33,10 +33,12 @@ NODES: list[type[io.ComfyNode]] = [
 
 class Personalize(ComfyExtension):
     async def on_load(self) -> None:
+        from .host.captions import register_captions
         from .host.folders import register_embeddings
         from .host.presets import register_presets
         from .host.runs.pages import register_pages
 
+        register_captions()
         register_embeddings()
         register_pages()
         register_presets()

@@ -7,10 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import ExifTags, Image
 
-from tests.dataset_files import batch, dataset_of, save
-from trainers.data.summary import contact_sheet, summary
+from tests.dataset_files import batch, dataset_of, half_white, save
+from trainers.data.listing import list_folder
+from trainers.data.summary import contact_sheet, description, summary, thumbnail
 from trainers.errors import DatasetError
+from trainers.settings.dataset import DatasetConfig
 
 
 @pytest.fixture
@@ -107,22 +110,50 @@ def test_summary_of_a_folder(folder: Path) -> None:
     save(folder / "a.png", (256, 128))
     save(folder / "3_dog" / "b.png", colour=(255, 0, 0, 128))
     (folder / "a.txt").write_text("one two three")
-    text = summary(dataset_of(folder, masks="auto"))
-    assert text == (
-        "dog: 2 pictures at 128 px, 4 with repeats (3_dog)\n"
-        "sizes: 128x64 (1), 128x128 (1)\n"
-        "captions: 1 of 2 from .txt files, 1 from the prompt\n"
-        "masks: 1 of 2\n"
-        "1 x 'one two three'\n"
-        "1 x 'a photo of sks'"
-    )
+    dataset = dataset_of(folder, masks="auto", prompt="a dog")
+    counts = "dog: 2 pictures at 128 px, 4 with repeats (3_dog); sizes: 128x64 (1), 128x128 (1)"
+    captions = "captions: 1 of 2 from .txt files, 1 from the prompt; masks: 1 of 2"
+    assert summary(dataset) == f"{counts}\n{captions}"
+    noted = description(dataset, ["look"]).split("\n")
+    assert noted == [counts, captions, "note: look", "1 x 'one two three'", "1 x 'a dog'"]
 
 
-def test_summary_lists_the_first_captions_and_counts_all() -> None:
-    captions = [f"dog {number}" for number in range(50)]
-    lines = summary(batch(50, captions=captions)).split("\n")
-    assert lines[-41:-1] == [f"1 x 'dog {number}'" for number in range(40)]
-    assert lines[-1] == "... 50 different captions in all"
+COUNTS = "batch: 50 pictures at 192 px; sizes: 192x192 (50)"
+FOUND = "captions: all 50 from the captions input"
+
+
+@pytest.mark.parametrize(
+    ("num_notices", "lines"),
+    [
+        (0, [COUNTS, FOUND]),
+        (2, ["note: 0", "note: 1", COUNTS, FOUND]),
+        (3, ["note: 0", "note: 1", "note: 2", f"{COUNTS}; {FOUND}"]),
+        (4, ["note: 0", "note: 1", f"{COUNTS}; {FOUND}", "and 2 more notes, in ComfyUI's log"]),
+        (9, ["note: 0", "note: 1", f"{COUNTS}; {FOUND}", "and 7 more notes, in ComfyUI's log"]),
+    ],
+)
+def test_summary_has_four_lines_with_notes_first(num_notices: int, lines: list[str]) -> None:
+    images = [torch.zeros(192, 192, 3)] * 50
+    dataset = batch(images=images, captions=[f"dog {number}" for number in range(50)])
+    assert summary(dataset, [str(number) for number in range(num_notices)]).split("\n") == lines
+
+
+def test_summary_keeps_a_line_end_in_a_name_out(tmp_path: Path) -> None:
+    save(tmp_path / "a\nb" / "c\nd.png", (64, 64))
+    assert len(summary(dataset_of(tmp_path / "a\nb")).split("\n")) == 3
+
+
+def test_thumbnail_is_cut_turned_and_dimmed_as_trained(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    save(folder / "a.jpg", (512, 256), exif=exif)
+    half_white((256, 512)).save(folder / "a.mask.png")
+    (file,) = list_folder(folder).pictures
+    whole = thumbnail(file, DatasetConfig(resolution=512))
+    assert whole.size == (104, 208)
+    cut = np.asarray(thumbnail(file, DatasetConfig(resolution=512, buckets=False, masks="file")))
+    assert cut.shape == (208, 208, 3)
+    assert cut[100, [50, 150], 0] == pytest.approx([254, 51], abs=2)
 
 
 def test_contact_sheet_dims_what_is_not_trained() -> None:

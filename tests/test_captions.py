@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from trainers.data.captions import Captions, find_captions, words_of
+from trainers.data.captions import (
+    Captions,
+    find_captions,
+    own_captions,
+    word_notices,
+    words_of,
+)
 from trainers.data.listing import list_folder
 from trainers.errors import DatasetError
 from trainers.settings.dataset import DatasetConfig
@@ -162,3 +168,48 @@ def test_folder_name_only_without_prompt(tmp_path: Path) -> None:
     found = captions_of(folder, prompt="")
     assert found.texts == ("", "sks dog")
     assert found.source == "1 of 2 from the folder's name, 1 empty"
+
+
+def test_rare_word_that_no_file_says_is_missed(tmp_path: Path) -> None:
+    folder = folder_with(
+        tmp_path, {"a.png": "", "a.txt": "a dog", "b.png": "", "b.txt": "a cat", "c.png": ""}
+    )
+    notices = captions_of(folder, prompt="a photo of sks dog").notices
+    assert notices == (
+        "none of 2 captions from files says 'sks', the prompt's rare word "
+        "(they replace the prompt)",
+    )
+    assert captions_of(folder, prompt="a photo of a black labrador").notices == ()
+    assert captions_of(folder, "prompt", "a photo of sks dog").notices == ()
+
+
+@pytest.mark.parametrize("said", ["SKS on a beach", "an ohwx dog", "<sks>"])
+def test_rare_word_is_not_missed_where_a_file_has_one(tmp_path: Path, said: str) -> None:
+    folder = folder_with(tmp_path, {"a.png": "", "a.txt": said, "b.png": "", "b.txt": "a cat"})
+    assert captions_of(folder, prompt="a photo of sks dog").notices == ()
+
+
+def test_own_captions_are_those_of_files_and_problems_are_told(tmp_path: Path) -> None:
+    line = {"file_name": "a.png", "text": "from metadata"}
+    folder = folder_with(tmp_path, {
+        "a.png": "", "metadata.jsonl": metadata(line), "b.png": "", "b.txt": "from txt",
+        "c.png": "", "c.txt": b"\xff\xfe", "10_sks dog/d.png": "",
+    })  # fmt: skip
+    found, problems = own_captions(list_folder(folder), "auto")
+    assert found == [("from metadata", "metadata.jsonl"), ("from txt", ".txt files"), ("", ""),
+                     ("", "")]  # fmt: skip
+    assert problems == ["Not UTF-8 text: c.txt.\nSave them again as UTF-8."]
+    (folder / "metadata.jsonl").write_text("no")
+    found, problems = own_captions(list_folder(folder), "auto")
+    assert found[0] == ("", "")
+    assert "line 1 of metadata.jsonl is not JSON" in problems[0]
+
+
+def test_notices_on_words() -> None:
+    texts = ["long", "long", "short", "longer, embedding:dog embedding:gone"]
+    notices = word_notices(texts, [76, 76, 75, 151], lambda name: name == "dog")
+    assert notices == [
+        "no such embedding, left out unless the clip learned it: embedding:gone",
+        "2 captions are longer than 75 CLIP tokens: read whole, in several windows; nothing is cut",
+    ]
+    assert word_notices(["a", "b"], [75, 3], lambda name: False) == []

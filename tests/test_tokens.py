@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainers.data.tokens import has_token, put_in
+from trainers.data.tokens import embeddings_in, has_token, put_in, rare_words
 
 
 @pytest.mark.parametrize(
@@ -39,3 +39,25 @@ def test_token_in_brackets_needs_no_blanks() -> None:
 )
 def test_put_in(caption: str, expected: str) -> None:
     assert put_in(caption, "<x>", instead_of="dog") == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "rare"),
+    [
+        ("a photo of sks dog", ("sks",)),
+        ("OHWX man, (zwx:1.2), RB1 and p3rs0n", ("ohwx", "zwx", "rb1", "p3rs0n")),
+        ("<my-dog> beside my_dog and rex_01", ("<my-dog>", "my_dog", "rex_01")),
+        ("sks-dog, sks", ("sks",)),
+        ("embedding:sks.pt", ()),
+        ("a 3d render, 8k hdr dslr photo, 50mm, 1girl, tv, mr. and mrs. rhythm, anna", ()),
+        ("a bokeh of a gecko: chiaroscuro, gouache, art nouveau, 1990s", ()),
+        ("фото пёс 犬の写真", ()),
+    ],
+)
+def test_rare_words_are_spelled_like_no_other(text: str, rare: tuple[str, ...]) -> None:
+    assert rare_words(text) == rare
+
+
+def test_embeddings_are_named_after_a_blank() -> None:
+    text = "embedding:a.pt, x embedding:b/c<d> (embedding:e) notembedding:f embedding:a.pt"
+    assert embeddings_in(text) == ("a.pt", "b/c")

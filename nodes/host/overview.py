@@ -13,21 +13,26 @@ from comfy_api.latest import ui
 from PIL import Image
 from torch import Tensor
 
+from ...trainers.data.captions import word_notices
 from ...trainers.data.dataset import Dataset
-from ...trainers.data.summary import contact_sheet, summary
+from ...trainers.data.summary import contact_sheet, description, summary
 from .memory import check_interrupt
 from .status import running_node, show_text
+from .words import count_tokens, is_embedding
 
 
-def show_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What a node returns as its `ui`: the contact sheet and the summary.
+def show_dataset(dataset: Dataset, sheet: bool = True) -> dict[str, Any]:
+    """What a node returns as its `ui`: the summary, and the contact sheet if it is wanted.
 
-    The summary is also logged and shown under the node that is executing.
+    The summary is also shown under the node that is executing; the log has all there is to say.
     """
-    text = summary(dataset)
-    logging.getLogger(__name__).info("%s", text)
+    texts = [picture.caption for picture in dataset.pictures]
+    notices = word_notices(texts, list(map(count_tokens, texts)), is_embedding)
+    logging.getLogger(__name__).info("%s", description(dataset, notices))
+    text = summary(dataset, notices)
     show_text(text, running_node())
-    return {**ui.PreviewImage(image_of(contact_sheet(dataset))).as_dict(), "text": [text]}
+    pictures = ui.PreviewImage(image_of(contact_sheet(dataset))).as_dict() if sheet else {}
+    return {**pictures, "text": [text]}
 
 
 def image_of(picture: Image.Image) -> Tensor:

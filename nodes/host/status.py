@@ -1,7 +1,8 @@
 """Text of ours in the browser: under a node, and errors in a toast.
 
-What is sent from here is escaped, since front ends take such text for markup: a caption with
-`<sks>` in it would lose the word, or run a script. Logs have it as it is.
+What is sent from here is escaped, since front ends take such text for HTML or for Markdown: a
+caption with `<sks>` in it would lose the word, or run a script, and a file named `__init__` would
+be bold. Logs have it as it is.
 
 The front end (js/errors.js) hears of errors by the event "personalize.error", whose data are
 {"node": id, "text": two lines}; it shows them as plain text. "personalize.files" says that there
@@ -11,7 +12,7 @@ may be a new file for the loaders' lists (js/files.js).
 from __future__ import annotations
 
 import functools
-import html
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ from ...trainers.errors import PersonalizeError
 from .runs.base import GraphNode
 from .runs.pages import PAGES
 
+PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 ERROR, FILES = "personalize.error", "personalize.files"
 
 
@@ -30,7 +32,16 @@ def show_text(text: str, node_id: str | None) -> None:
     """Show `text` under a node, in the page that queued it."""
     instance = server.PromptServer.instance
     if node_id is not None and instance.client_id is not None:
-        instance.send_progress_text(html.escape(text, quote=False), node_id)
+        instance.send_progress_text(escaped(text), node_id)
+
+
+def escaped(text: str) -> str:
+    """Text that a front end shows as it is, line by line, be it taken for HTML or for Markdown.
+
+    As a number, a sign is a sign to both. Two blanks make a line end count in Markdown.
+    """
+    numbered = PUNCTUATION.sub(lambda sign: f"&#{ord(sign[0])};", text)
+    return numbered.replace("\n", "  \n")
 
 
 def tell_of_files() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -13,7 +13,9 @@ from typing import Any
 from ..errors import DatasetError
 from ..settings.dataset import DatasetConfig
 from .listing import METADATA_NAME, Listing, PictureFile, named, raise_listed
+from .tokens import embeddings_in, rare_words
 
+WINDOW_TOKENS = 75  # what CLIP reads at a time, its two marks aside
 METADATA_KEYS = ("text", "caption", "prompt")
 
 # Each choice of DatasetConfig.captions: where to look, in this order.
@@ -25,6 +27,7 @@ SOURCES = {
     "file name": ("the file name",),
     "prompt": ("the prompt",),
 }
+NOT_WRITTEN = ("the file name", "the prompt", "the folder's name")  # captions that nobody wrote
 # "_001", " (2)", "-3" at the end, or nothing but digits: a counter, not a word.
 COUNTER = re.compile(r"^\d+$|[\s_-]+\d+$|[\s_-]*\(\d+\)$")
 
@@ -56,20 +59,8 @@ def find_captions(listing: Listing, config: DatasetConfig) -> Captions:
     wanted = SOURCES[config.captions]
     not_utf8: list[str] = []
     metadata = _read_metadata(listing, not_utf8) if METADATA_NAME in wanted else {}
-    lookups: dict[str, Callable[[PictureFile], str]] = {
-        METADATA_NAME: lambda picture: metadata.get(picture.name, ""),
-        ".txt files": lambda picture: _read_text(picture, ".txt", not_utf8),
-        ".caption files": lambda picture: _read_text(picture, ".caption", not_utf8),
-        "the file name": lambda picture: words_of(picture.path.stem),
-        "the prompt": lambda picture: one_line(config.prompt),
-        "the folder's name": lambda picture: picture.folder_words,
-    }
-    texts, origins = [], []
-    for picture in listing.pictures:
-        options = ((lookups[source](picture), source) for source in wanted)
-        text, origin = next(((t, s) for t, s in options if t), ("", ""))
-        texts.append(text)
-        origins.append(origin)
+    found = _look_up(listing, wanted, metadata, one_line(config.prompt), not_utf8)
+    texts, origins = [text for text, _ in found], [origin for _, origin in found]
     if not_utf8:
         raise DatasetError(
             f"Dataset '{listing.folder.name}': {len(not_utf8)} caption files are not UTF-8 text: "
@@ -79,8 +70,57 @@ def find_captions(listing: Listing, config: DatasetConfig) -> Captions:
         _raise_missing(listing, texts, wanted[0])
     names = {picture.name for picture in listing.pictures}
     unknown = [name for name in metadata if name not in names]
-    notices = (f"{METADATA_NAME} names files that are not there: {named(unknown, 6)}",)
-    return Captions(tuple(texts), in_words(origins), notices if unknown else ())
+    notices = _unsaid(config.prompt, found)
+    if unknown:
+        notices.append(f"{METADATA_NAME} names files that are not there: {named(unknown, 6)}")
+    return Captions(tuple(texts), in_words(origins), tuple(notices))
+
+
+def own_captions(listing: Listing, choice: str) -> tuple[list[tuple[str, str]], list[str]]:
+    """What each picture has of its own, and what is wrong with the files it comes from.
+
+    Args:
+        choice: as DatasetConfig.captions; the prompt and the folder's name count for nothing here.
+
+    Returns:
+        (text, source) of each picture, both empty where it has none; sentences on problems, which
+        a training would refuse.
+    """
+    wanted = [s for s in SOURCES[choice] if s not in ("the prompt", "the folder's name")]
+    not_utf8: list[str] = []
+    problems, metadata = [], {}
+    if METADATA_NAME in wanted:
+        try:
+            metadata = _read_metadata(listing, not_utf8)
+        except DatasetError as error:
+            problems.append(str(error))
+    found = _look_up(listing, wanted, metadata, "", not_utf8)
+    if not_utf8:
+        problems.append(f"Not UTF-8 text: {named(not_utf8)}.\nSave them again as UTF-8.")
+    return found, problems
+
+
+def word_notices(
+    texts: Sequence[str], num_tokens: Sequence[int], is_embedding: Callable[[str], bool]
+) -> list[str]:
+    """What there is to say about the words of captions, each different one counted once.
+
+    Args:
+        num_tokens: how many tokens CLIP makes of each text.
+        is_embedding: whether there is an embedding of that name.
+    """
+    notices = []
+    names = dict.fromkeys(name for text in texts for name in embeddings_in(text))
+    if unknown := [f"embedding:{name}" for name in names if not is_embedding(name)]:
+        notices.append(f"no such embedding, left out unless the clip learned it: {named(unknown)}")
+    long = len({t for t, n in zip(texts, num_tokens, strict=True) if n > WINDOW_TOKENS})
+    if long:
+        are = "1 caption is" if long == 1 else f"{long} captions are"
+        notices.append(
+            f"{are} longer than {WINDOW_TOKENS} CLIP tokens: read whole, in several windows; "
+            "nothing is cut"
+        )
+    return notices
 
 
 def words_of(stem: str) -> str:
@@ -103,6 +143,43 @@ def in_words(origins: list[str]) -> str:
 def one_line(text: str) -> str:
     """The text with every run of white space, line ends too, as one blank."""
     return " ".join(text.split())
+
+
+def _look_up(
+    listing: Listing,
+    wanted: Iterable[str],
+    metadata: Mapping[str, str],
+    prompt: str,
+    not_utf8: list[str],
+) -> list[tuple[str, str]]:
+    """The first text that `wanted` has for each picture and where it is from, or two empty ones."""
+    lookups: dict[str, Callable[[PictureFile], str]] = {
+        METADATA_NAME: lambda picture: metadata.get(picture.name, ""),
+        ".txt files": lambda picture: _read_text(picture, ".txt", not_utf8),
+        ".caption files": lambda picture: _read_text(picture, ".caption", not_utf8),
+        "the file name": lambda picture: words_of(picture.path.stem),
+        "the prompt": lambda picture: prompt,
+        "the folder's name": lambda picture: picture.folder_words,
+    }
+    found = []
+    for picture in listing.pictures:
+        options = ((lookups[source](picture), source) for source in wanted)
+        found.append(next(((text, source) for text, source in options if text), ("", "")))
+    return found
+
+
+def _unsaid(prompt: str, found: Sequence[tuple[str, str]]) -> list[str]:
+    """A notice where the captions of files lack the prompt's rare word, which is lost with it.
+
+    Quiet where they have one, be it another: a prompt that is not used may say what it likes.
+    """
+    written = [text for text, source in found if source and source not in NOT_WRITTEN]
+    if not written or any(map(rare_words, written)) or not (rare := rare_words(prompt)):
+        return []
+    they = f"none of {len(written)} captions from files says"
+    if len(written) == 1:
+        they = "the one caption from a file does not say"
+    return [f"{they} '{rare[0]}', the prompt's rare word (they replace the prompt)"]
 
 
 def _read_text(picture: PictureFile, suffix: str, not_utf8: list[str]) -> str:

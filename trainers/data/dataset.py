@@ -144,10 +144,10 @@ def folder_dataset(
     )  # fmt: skip
     check_mask_files(folder.name, pictures, sources)
     notices = [
+        *captions.notices,
         *_folder_notices(listing, config),
         *_transparency_notice(pictures, facts),
         *_picture_notices(pictures, config),
-        *captions.notices,
     ]
     return Dataset(folder.name, pictures, config.resolution, captions.source, tuple(notices))
 

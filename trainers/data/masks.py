@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..settings.dataset import DatasetConfig
-from .listing import Listing, raise_listed
+from .listing import Listing, PictureFile, raise_listed
 from .pictures import READ_ERRORS, FileSource, Picture, inspect
 
 SHAPE_TOLERANCE = 0.02  # a mask drawn on a shrunk copy may be off by a pixel
@@ -17,10 +17,8 @@ def mask_sources(
     """Every picture with the mask that `config.masks` asks for."""
     sources, missing = [], []
     for file, has_alpha in zip(listing.pictures, transparent, strict=True):
-        mask_path = file.beside.get("mask") if config.masks in ("auto", "file") else None
-        alpha = config.masks in ("auto", "alpha") and has_alpha and mask_path is None
-        sources.append(FileSource(file.path, mask_path, alpha))
-        if config.masks in ("file", "alpha") and not (mask_path or alpha):
+        sources.append(source := source_of(file, config, has_alpha))
+        if config.masks in ("file", "alpha") and not (source.mask_path or source.alpha_mask):
             missing.append(file.name)
     wanted = "mask file" if config.masks == "file" else "transparent part"
     raise_listed(
@@ -28,6 +26,13 @@ def mask_sources(
         "Add them, or set masks to 'auto', which trains such pictures whole.",
     )  # fmt: skip
     return sources
+
+
+def source_of(file: PictureFile, config: DatasetConfig, has_alpha: bool) -> FileSource:
+    """One picture with the mask that `config.masks` asks for, if it has it."""
+    mask_path = file.beside.get("mask") if config.masks in ("auto", "file") else None
+    alpha = config.masks in ("auto", "alpha") and has_alpha and mask_path is None
+    return FileSource(file.path, mask_path, alpha)
 
 
 def check_mask_files(name: str, pictures: Sequence[Picture], sources: Sequence[FileSource]) -> None:

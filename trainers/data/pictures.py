@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+import threading
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -29,6 +30,7 @@ READ_ERRORS = (
     zlib.error, Image.DecompressionBombError,
 )  # fmt: skip
 LARGEST_PX = 2 * 89_478_485  # where Pillow itself refuses, even if a host has lifted that
+READING = threading.RLock()
 # What to do to a picture with this EXIF orientation; from 5 on, width and height change places.
 TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -144,20 +146,22 @@ class TensorSource:
 def opened(path: Path) -> Iterator[Image.Image]:
     """A picture file for reading, its first frame; a file that is cut off raises.
 
+    One at a time, whichever thread asks: what it sets while it reads belongs to the process.
+
     Raises:
         READ_ERRORS: on opening and, since Pillow decodes late, in the body.
     """
-    tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False  # a host may leave it on: half a picture, no error
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with READING, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tolerant = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False  # a host may leave it on: half a picture, no error
+        try:
             with Image.open(path) as image:
                 if image.width * image.height > LARGEST_PX:
                     raise Image.DecompressionBombError(f"{image.width}x{image.height} pixels")
                 yield image
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = tolerant
 
 
 def inspect(path: Path) -> tuple[int, int, bool]:
@@ -169,21 +173,21 @@ def inspect(path: Path) -> tuple[int, int, bool]:
     """
     with opened(path) as image:
         width, height = image.size
-        orientation = _orientation(image)
+        turned = orientation(image) >= 5
         image.draft("RGB", (64, 64))  # JPEG: all of the file is read, but at an eighth of the size
         to_rgb(image)
         transparent = (
             image.has_transparency_data
             and np.asarray(image.convert("RGBA").getchannel("A")).min() < 255
         )
-    if orientation >= 5:
+    if turned:
         width, height = height, width
     return width, height, transparent
 
 
 def upright(image: Image.Image) -> Image.Image:
     """The picture turned as its EXIF orientation says."""
-    turn = TURNS.get(_orientation(image))
+    turn = TURNS.get(orientation(image))
     return image if turn is None else image.transpose(turn)
 
 
@@ -198,8 +202,8 @@ def to_rgb(image: Image.Image, background: str = "white") -> Image.Image:
     return Image.alpha_composite(below, layer).convert("RGB")
 
 
-def _orientation(image: Image.Image) -> int:
-    """1 to 8; 1 where there is none or it makes no sense."""
+def orientation(image: Image.Image) -> int:
+    """EXIF's, 1 to 8; 1 where there is none or it makes no sense. From 5 on it lies on its side."""
     value = image.getexif().get(ExifTags.Base.Orientation)
     return value if value in TURNS else 1
 

@@ -2,41 +2,53 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections import Counter
+from collections.abc import Sequence
 
 import numpy as np
+import torch
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
+from ..settings.dataset import DatasetConfig
+from .buckets import bucket_of, crop_box, size_problem
+from .captions import one_line
 from .dataset import Dataset
-from .pictures import Picture
+from .listing import PictureFile, named
+from .masks import source_of
+from .pictures import Picture, opened, orientation, to_rgb, upright
 
-MOST_CAPTIONS = 40
-CAPTION_WIDTH = 120
+MOST_LINES, MOST_SIZES = 4, 4
 BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
 THUMBNAIL_PX, GAP_PX, LINE_PX, FONT_PX = 208, 14, 17, 13
 CAPTION_LINES = 3
 DIMMED = 0.2  # brightness of what a mask leaves out
 
 
-def summary(dataset: Dataset) -> str:
-    """The dataset in lines: counts, sizes, captions, notices."""
-    pictures = dataset.pictures
-    sizes = Counter(picture.bucket_px for picture in pictures)
-    lines = [
-        _counts(dataset),
-        "sizes: " + ", ".join(f"{w}x{h} ({count})" for (w, h), count in sizes.most_common()),
-        f"captions: {dataset.caption_source}",
-    ]
-    if masked := sum(picture.has_mask for picture in pictures):
-        lines.append(f"masks: {masked} of {len(pictures)}")
-    lines += [f"note: {notice}" for notice in dataset.notices]
-    captions = Counter(picture.caption for picture in pictures)
-    described = [f"{count} x {_shortened(text)!r}" for text, count in captions.items()]
-    lines += described[:MOST_CAPTIONS]
-    if len(described) > MOST_CAPTIONS:
-        lines.append(f"... {len(described)} different captions in all")
-    return "\n".join(lines)
+def summary(dataset: Dataset, notices: Sequence[str] = ()) -> str:
+    """The dataset in four lines at most: what there is to notice, then what it holds.
+
+    Args:
+        notices: more of them than the dataset's own, which they come before.
+    """
+    told = [f"note: {notice}" for notice in (*notices, *dataset.notices)]
+    facts = [_counts(dataset), _captions(dataset)]
+    if len(told) + len(facts) > MOST_LINES:
+        facts = ["; ".join(facts)]
+    if (rest := len(told) + len(facts) - MOST_LINES) > 0:
+        told, facts = told[: -rest - 1], [*facts, f"and {rest + 1} more notes, in ComfyUI's log"]
+    return "\n".join(map(one_line, (*told, *facts)))  # a file's name may have a line end
+
+
+def description(dataset: Dataset, notices: Sequence[str] = ()) -> str:
+    """All that there is to say: every notice, every size and each different caption."""
+    captions = Counter(picture.caption for picture in dataset.pictures)
+    return "\n".join([
+        _counts(dataset, most_sizes=None),
+        _captions(dataset),
+        *(f"note: {notice}" for notice in (*notices, *dataset.notices)),
+        *(f"{count} x {text!r}" for text, count in captions.items()),
+    ])  # fmt: skip
 
 
 def contact_sheet(dataset: Dataset, max_pictures: int = 36) -> Image.Image:
@@ -64,18 +76,46 @@ def contact_sheet(dataset: Dataset, max_pictures: int = 36) -> Image.Image:
     return sheet
 
 
-def _counts(dataset: Dataset) -> str:
+def thumbnail(file: PictureFile, config: DatasetConfig) -> Image.Image:
+    """A picture of a folder as it is trained, small: cut to its shape, what a mask leaves out
+    dimmed; the whole picture where its shape cannot be trained.
+
+    Raises:
+        READ_ERRORS: it or its mask cannot be decoded.
+    """
+    with opened(file.path) as image:
+        turned = orientation(image) >= 5
+        width, height = image.size[::-1] if turned else image.size
+        image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))  # JPEG: an eighth, if that does
+        small = to_rgb(upright(image))
+        transparent = image.has_transparency_data
+    shape = width, height
+    if not size_problem(width, height, config):
+        shape = bucket_of(width, height, config)
+    scale = min(1.0, THUMBNAIL_PX / max(shape))
+    size = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
+    box = crop_box(*small.size, shape)
+    cut = small.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
+    mask = source_of(file, config, transparent).mask(size)
+    return _dimmed(torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255), mask)
+
+
+def _counts(dataset: Dataset, most_sizes: int | None = MOST_SIZES) -> str:
     visits = sum(picture.repeats for picture in dataset.pictures)
     noun = "picture" if len(dataset) == 1 else "pictures"
     text = f"{dataset.name}: {len(dataset)} {noun} at {dataset.resolution_px} px"
-    if visits == len(dataset):
-        return text
-    repeats = {p.name.rpartition("/")[0]: p.repeats for p in dataset.pictures if p.repeats > 1}
-    return f"{text}, {visits} with repeats ({', '.join(repeats)})"
+    if visits > len(dataset):
+        repeated = {p.name.rpartition("/")[0]: None for p in dataset.pictures if p.repeats > 1}
+        text += f", {visits} with repeats ({named(repeated, 3)})"
+    sizes = Counter(picture.bucket_px for picture in dataset.pictures).most_common()
+    shown = [f"{w}x{h} ({count})" for (w, h), count in sizes]
+    return f"{text}; sizes: {named(shown, most_sizes or len(shown))}"
 
 
-def _shortened(text: str) -> str:
-    return textwrap.shorten(text, CAPTION_WIDTH, placeholder=" ...")
+def _captions(dataset: Dataset) -> str:
+    text = f"captions: {dataset.caption_source}"
+    masked = sum(picture.has_mask for picture in dataset.pictures)
+    return f"{text}; masks: {masked} of {len(dataset)}" if masked else text
 
 
 def _num_columns(num_pictures: int) -> int:
@@ -83,13 +123,15 @@ def _num_columns(num_pictures: int) -> int:
 
 
 def _thumbnail(dataset: Dataset, index: int) -> Image.Image:
-    values = dataset.pixels(index)
-    mask = dataset.mask(index)
-    if mask is not None:
-        values = values * (DIMMED + (1 - DIMMED) * mask[:, :, None])
-    image = Image.fromarray((values.numpy() * 255).round().astype(np.uint8))
+    image = _dimmed(dataset.pixels(index), dataset.mask(index))
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     return image
+
+
+def _dimmed(values: Tensor, mask: Tensor | None) -> Image.Image:
+    if mask is not None:
+        values = values * (DIMMED + (1 - DIMMED) * mask[:, :, None])
+    return Image.fromarray((values.numpy() * 255).round().astype(np.uint8))
 
 
 def _paste_centred(sheet: Image.Image, image: Image.Image, corner: tuple[int, int]) -> None:
