@@ -10,7 +10,7 @@ from PIL import Image, ImageFile
 
 from tests.dataset_files import WHITE, dataset_of, half_white, noise, refusal, save
 from trainers.data.dataset import folder_dataset
-from trainers.data.listing import folder_state, has_pictures
+from trainers.data.listing import folder_state, has_pictures, picture_folders
 from trainers.errors import DatasetError
 from trainers.settings.dataset import DatasetConfig
 
@@ -75,6 +75,18 @@ def test_folder_empty(folder: Path) -> None:
     (folder / "a.heic").write_bytes(b"")
     assert f"no pictures in {folder}, only a.heic, photos/.\nPut pictures" in refusal(folder)
     assert not has_pictures(folder)
+
+
+def test_folders_with_pictures_are_found_by_name(folder: Path) -> None:
+    names = ["a/1.PNG", "b/10_dog/2.jpg", "c/d/3.webp", "e/f.txt", ".g/4.png", "__h/5.png",
+             "i/.6.png", "7.png", "3_j/8.png", "k/1.mask.png"]  # fmt: skip
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"")
+    found = {path.relative_to(folder).as_posix() for path in picture_folders(folder)}
+    assert found == {"a", "b", "b/10_dog", "c/d", "3_j"}
+    assert all(has_pictures(folder / name) for name in found)
+    assert not has_pictures(folder / "k")
 
 
 def test_folder_state_changes_with_any_file(folder: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import folder_paths
 
-from ...trainers.data.listing import has_pictures, list_folder
+from ...trainers.data.listing import list_folder, picture_folders
 from ...trainers.errors import DatasetError
 
 NO_FOLDER = "(none yet: drop pictures here)"
@@ -31,13 +31,8 @@ def dataset_folders() -> list[str]:
     A name is a path from the input folder with forward slashes. Links out of it are not followed.
     """
     root = Path(folder_paths.get_input_directory())
-    folders = []
-    for place, names, _ in os.walk(root):
-        names[:] = sorted(name for name in names if not name.startswith((".", "__")))
-        folder = Path(place)
-        if folder != root and has_pictures(folder):
-            folders.append(folder.relative_to(root).as_posix())
-    return sorted(folders, key=str.casefold)
+    names = (folder.relative_to(root).as_posix() for folder in picture_folders(root))
+    return sorted(names, key=str.casefold)
 
 
 def dataset_folder(name: str) -> Path:

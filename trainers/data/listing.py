@@ -6,6 +6,7 @@ Nothing here opens a picture or imports torch or Pillow, so that menus can ask i
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ PICTURE_SUFFIXES = frozenset(
 FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".raw", ".dng", ".cr2", ".nef", ".arw"))
 MASK_ENDINGS = (".mask", "-masklabel")
 CAPTION_SUFFIXES = (".txt", ".caption")
+HIDDEN = (".", "__")  # how names of what is left out begin
 METADATA_NAME = "metadata.jsonl"
 REPEATED_FOLDER = re.compile(r"([1-9]\d*)_(.*\S.*)")
 
@@ -95,6 +97,20 @@ def has_pictures(folder: Path) -> bool:
     )
 
 
+def picture_folders(root: Path) -> list[Path]:
+    """The folders below `root` of which has_pictures is true, by names alone: no file is looked at.
+
+    Hidden folders are left out, and so are those that cannot be read. Links are not followed.
+    """
+    found = set()
+    for place, names, files in os.walk(root):
+        names[:] = [name for name in names if not name.startswith(HIDDEN)]
+        if any(_is_picture(Path(name)) for name in files if not name.startswith(HIDDEN)):
+            folder = Path(place)
+            found |= {folder, folder.parent} if _repeats(folder) else {folder}
+    return [folder for folder in found if root in folder.parents]
+
+
 def folder_state(folder: Path) -> str:
     """A hash of the names, sizes and times of all files a dataset of `folder` might read."""
     digest = hashlib.sha256()
@@ -130,7 +146,7 @@ def _parts(folder: Path) -> list[Path]:
 
 def _visible(folder: Path, directories: bool) -> list[Path]:
     try:
-        paths = [path for path in folder.iterdir() if not path.name.startswith((".", "__"))]
+        paths = [path for path in folder.iterdir() if not path.name.startswith(HIDDEN)]
     except OSError as error:
         raise DatasetError(
             f"Dataset '{folder.name}': the folder {folder} cannot be read ({error.strerror}).\n"
