@@ -71,9 +71,9 @@ async def _write(request: web.Request) -> web.Response:
     # A form of another site cannot be of this type unless its browser asks first.
     if request.content_type != "application/json":
         return web.json_response({"error": "Allowed: application/json."}, status=415)
-    if (request.content_length or 0) > MOST_BYTES:
-        return web.json_response({"error": _too_long("a request this large")}, status=413)
-    body = await request.text()
+    body = await request.read()
+    if len(body) > MOST_BYTES:
+        return web.json_response({"error": _too_long(f"{len(body):,} bytes")}, status=413)
     return await _answered(lambda: write(_parsed(body)))
 
 
@@ -180,7 +180,7 @@ def _too_long(what: str) -> str:
     return f"The caption has {what}.\nAllowed: {MOST_CHARACTERS:,} characters."
 
 
-def _parsed(text: str) -> dict[str, Any]:
+def _parsed(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
     except ValueError:

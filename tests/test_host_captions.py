@@ -1,0 +1,303 @@
+"""The routes for captions in a real ComfyUI: what is read, what is written, and every refusal."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from tests.dataset_files import noise, save
+from tests.host import Host
+
+ROUTE = "/personalize/captions"
+HOSTILE = [
+    "<img src=x onerror=alert(1)>",
+    "a <sks> dog, [[label|javascript:alert(1)]]",
+    "\u202ea dog\u200f\u061c \u2067 \u05db\u05dc\u05d1",
+    "emoji \U0001f436, \x07 bell",
+]
+
+
+@pytest.fixture(params=["host", "old_host"])
+def running(request: pytest.FixtureRequest) -> Host:
+    host: Host = request.getfixturevalue(request.param)
+    return host
+
+
+def dog(host: Host, name: str = "routes/dog") -> Path:
+    """A folder with three pictures, of which one has a caption; all else is deleted."""
+    folder = host.base / "input" / name
+    for path in sorted(folder.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
+    save(folder / "a b#%?.png")
+    save(folder / "c.png")
+    save(folder / "10_sks dog" / "d.jpg")
+    (folder / "c.txt").write_text("a dog\non a beach", encoding="utf-8")
+    return folder
+
+
+def read(host: Host, folder: str = "routes/dog", **asked: str) -> dict[str, Any]:
+    return host.get(f"{ROUTE}?{urllib.parse.urlencode({'folder': folder, **asked})}")
+
+
+def captions(answer: dict[str, Any]) -> dict[str, str | None]:
+    return {one["name"]: one["caption"] for one in answer["pictures"]}
+
+
+def ask(
+    host: Host, path: str, content: bytes | None = None, **headers: str
+) -> tuple[int, dict[str, str], bytes]:
+    """(status, headers, content) of an answer, be it a refusal."""
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    request = urllib.request.Request(host.url + path, content, named)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as reply:
+            return reply.status, dict(reply.headers), reply.read()
+    except urllib.error.HTTPError as error:
+        return error.code, dict(error.headers), error.read()
+
+
+def write(host: Host, **asked: Any) -> tuple[int, dict[str, Any]]:
+    body = json.dumps({"folder": "routes/dog", "picture": "c.png"} | asked).encode()
+    status, _, content = ask(host, ROUTE, body, Content_Type="application/json")
+    found: dict[str, Any] = json.loads(content)
+    return status, found
+
+
+# Reading
+
+
+def test_captions_of_a_folder_are_listed(running: Host) -> None:
+    dog(running)
+    answer = read(running)
+    assert captions(answer) == {"a b#%?.png": None, "c.png": "a dog on a beach",
+                                "10_sks dog/d.jpg": None}  # fmt: skip
+    without, own, repeated = answer["pictures"]
+    assert (own["source"], own["tokens"], own["editable"]) == (".txt files", 5, True)
+    assert (without["source"], without["tokens"], repeated["words"]) == (None, 0, "sks dog")
+    assert (answer["problems"], answer["writable"]) == ([], True)
+
+
+def test_long_captions_are_counted_whole(host: Host) -> None:
+    folder = dog(host)
+    (folder / "c.txt").write_text("(dog:1.5) " + "dog " * 100)
+    assert read(host)["pictures"][1]["tokens"] == 107, "parentheses are text"
+
+
+def test_why_a_caption_is_not_editable(host: Host) -> None:
+    folder = dog(host)
+    (folder / "metadata.jsonl").write_text('{"file_name": "c.png", "text": "from metadata"}')
+    other, own, _ = read(host)["pictures"]
+    assert (own["caption"], own["editable"], other["editable"]) == ("from metadata", False, True)
+    assert "metadata.jsonl has a line for it" in own["why"]
+    assert read(host, captions="txt")["pictures"][1]["caption"] == "a dog on a beach"
+    for choice in ("caption", "metadata.jsonl", "file name", "prompt"):
+        assert not any(one["editable"] for one in read(host, captions=choice)["pictures"])
+    assert write(host, caption="new")[0] == 400
+    assert write(host, caption="new", captions="prompt")[0] == 400
+
+
+def test_problems_are_told_and_the_rest_is_read(host: Host) -> None:
+    folder = dog(host)
+    (folder / "a b#%?.txt").write_bytes(b"\xff\xfe")
+    answer = read(host)
+    assert captions(answer)["c.png"] == "a dog on a beach"
+    assert answer["problems"] == ["Not UTF-8 text: a b#%?.txt.\nSave them again as UTF-8."]
+
+
+@pytest.mark.parametrize(
+    ("folder", "problem"),
+    [
+        ("../secret", "is not inside"), ("link", "is not inside"), ("/etc", "is not inside"),
+        ("a\0b", "is not inside"), ("gone", "does not exist"), ("", "No folder is chosen"),
+        ("..\\secret", "does not exist"),
+    ],
+)  # fmt: skip
+def test_folders_outside_the_input_folder_are_refused(
+    host: Host, folder: str, problem: str
+) -> None:
+    save(host.base / "secret" / "a.png")
+    link = host.base / "input" / "link"
+    if not link.is_symlink():
+        link.symlink_to(host.base / "secret")
+    asked = urllib.parse.urlencode({"folder": folder, "picture": "a.png"})
+    for route in (ROUTE, "/personalize/thumbnail"):
+        status, _, content = ask(host, f"{route}?{asked}")
+        assert status == 400
+        assert problem in json.loads(content)["error"]
+    status, refusal = write(host, folder=folder, picture="a.png", caption="x")
+    assert (status, problem in refusal["error"]) == (400, True)
+    assert not (host.base / "secret" / "a.txt").exists()
+
+
+def test_listing_of_500_pictures_is_quick(host: Host) -> None:
+    folder = host.base / "input" / "many"
+    folder.mkdir(exist_ok=True)
+    for number in range(500):
+        (folder / f"{number}.png").write_bytes(b"no picture")  # none is decoded
+        (folder / f"{number}.txt").write_text(f"a photo of sks dog, number {number}")
+    read(host, "routes/dog" if dog(host) else "")  # which loads the tokenizer
+    start = time.monotonic()
+    assert len(read(host, "many")["pictures"]) == 500
+    assert time.monotonic() - start < 3, "0.3 s on an idle core"
+
+
+# Writing
+
+
+def test_caption_is_written_beside_its_picture(running: Host) -> None:
+    folder = dog(running)
+    status, answer = write(running, picture="a b#%?.png", caption=" a  dog\n", was=None)
+    assert (status, captions(answer)["a b#%?.png"]) == (200, "a dog")
+    assert (folder / "a b#%?.txt").read_bytes() == b"a dog\n"
+    status, answer = write(running, picture="10_sks dog/d.jpg", caption="sks", was=None)
+    assert (folder / "10_sks dog" / "d.txt").read_bytes() == b"sks\n"
+    assert not list(folder.rglob("*.part"))
+
+
+@pytest.mark.parametrize("caption", HOSTILE)
+def test_hostile_captions_stay_as_they_are(host: Host, caption: str) -> None:
+    folder = dog(host)
+    status, answer = write(host, caption=caption)
+    assert status == 200
+    assert captions(answer)["c.png"] == caption
+    assert (folder / "c.txt").read_text(encoding="utf-8") == caption + "\n"
+
+
+def test_file_that_is_there_is_written_whatever_its_case(host: Host) -> None:
+    folder = dog(host)
+    (folder / "c.txt").rename(folder / "C.TXT")
+    assert write(host, caption="new")[0] == 200
+    assert sorted(path.name for path in folder.glob("[cC].*")) == ["C.TXT", "c.png"]
+    assert (folder / "C.TXT").read_text() == "new\n"
+
+
+def test_empty_caption_deletes_the_file(host: Host) -> None:
+    folder = dog(host)
+    status, answer = write(host, caption=" \n", was="a dog on a beach")
+    assert (status, captions(answer)["c.png"]) == (200, None)
+    assert not (folder / "c.txt").exists()
+    assert write(host, caption="", was=None)[0] == 200, "there is none to delete"
+
+
+def test_caption_that_was_changed_elsewhere_is_not_overwritten(host: Host) -> None:
+    folder = dog(host)
+    (folder / "c.txt").write_text("by another tab")
+    status, answer = write(host, caption="mine", was="a dog on a beach")
+    assert (status, answer["caption"]) == (409, "by another tab")
+    assert "changed elsewhere" in answer["error"]
+    assert (folder / "c.txt").read_text() == "by another tab"
+    assert write(host, caption="mine", was="by another tab")[0] == 200
+    assert write(host, caption="without a look")[0] == 200
+
+
+def test_length_of_a_caption_is_limited(host: Host) -> None:
+    folder = dog(host)
+    assert write(host, caption="\u05db" * 20_000)[0] == 200
+    status, answer = write(host, caption="x" * 20_001)
+    assert (status, "20,001 characters" in answer["error"]) == (400, True)
+    assert write(host, caption="x" * 300_000)[0] == 413
+    assert (folder / "c.txt").read_text(encoding="utf-8") == "\u05db" * 20_000 + "\n"
+
+
+@pytest.mark.parametrize(
+    "picture",
+    ["../a.png", "/etc/passwd", "gone.png", "c.txt", "c.png\0", "..\\c.png", "./c.png", "C.PNG",
+     "10_sks dog/../c.png", ""],
+)  # fmt: skip
+def test_only_listed_pictures_get_a_caption(host: Host, picture: str) -> None:
+    folder = dog(host)
+    before = sorted(host.base.rglob("*.txt"))
+    status, answer = write(host, picture=picture, caption="x")
+    assert (status, "There is no picture" in answer["error"]) == (400, True)
+    assert sorted(host.base.rglob("*.txt")) == before
+    assert (folder / "c.txt").read_text() == "a dog\non a beach"
+
+
+def test_links_out_of_the_input_folder_are_not_written_through(host: Host) -> None:
+    folder, outside = dog(host), host.base / "outside"
+    save(outside / "p.png")
+    save(outside / "5_x" / "q.png")
+    (outside / "notes.txt").write_text("mine")
+    (folder / "p.png").symlink_to(outside / "p.png")
+    (folder / "5_x").symlink_to(outside / "5_x")
+    (folder / "c.txt").unlink()
+    (folder / "c.txt").symlink_to(outside / "notes.txt")
+    for picture in ("p.png", "5_x/q.png", "c.png"):
+        status, answer = write(host, picture=picture, caption="x")
+        assert (status, "lies outside" in answer["error"]) == (400, True)
+    assert sorted(path.name for path in outside.rglob("*.txt")) == ["notes.txt"]
+    assert (outside / "notes.txt").read_text() == "mine"
+    assert not (folder / "p.txt").exists()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"", b"no", b"[]", b"null", b'{"folder": "routes/dog"}', b'{"folder": 1, "picture": 2}',
+     b'{"folder": "routes/dog", "picture": "c.png", "caption": "\\ud800"}',
+     b'{"folder": "routes/dog", "picture": "c.png", "caption": "x", "captions": "no such"}',
+     b'{"folder": "routes/dog", "picture": "c.png", "caption": null}', b"\xff"],
+)  # fmt: skip
+def test_other_bodies_are_refused_with_a_sentence(host: Host, body: bytes) -> None:
+    folder = dog(host)
+    status, _, content = ask(host, ROUTE, body, Content_Type="application/json")
+    assert status == 400
+    assert json.loads(content)["error"]
+    assert (folder / "c.txt").read_text() == "a dog\non a beach"
+
+
+def test_pages_of_other_sites_cannot_write(running: Host) -> None:
+    folder = dog(running)
+    body = json.dumps({"folder": "routes/dog", "picture": "c.png", "caption": "x"}).encode()
+    plain = ask(running, ROUTE, body, Content_Type="text/plain")
+    form = ask(running, ROUTE, body, Content_Type="application/x-www-form-urlencoded")
+    other = {"Content_Type": "application/json", "Origin": "http://evil.example"}
+    assert [plain[0], form[0], ask(running, ROUTE, body, **other)[0]] == [415, 415, 403]
+    assert (folder / "c.txt").read_text() == "a dog\non a beach"
+
+
+# Thumbnails
+
+
+def thumbnail(host: Host, picture: str, **settings: Any) -> tuple[int, dict[str, str], bytes]:
+    asked = {"folder": "routes/dog", "picture": picture, "settings": json.dumps(settings)}
+    return ask(host, f"/personalize/thumbnail?{urllib.parse.urlencode(asked)}")
+
+
+def test_thumbnail_is_small_and_cut_as_trained(running: Host) -> None:
+    folder = dog(running)
+    noise(2000, 1000).save(folder / "a b#%?.png")
+    status, headers, content = thumbnail(running, "a b#%?.png", resolution=512)
+    assert (status, headers["Content-Type"]) == (200, "image/jpeg")
+    assert headers["Cache-Control"] == "private, max-age=86400"
+    assert len(content) < 30_000
+    with Image.open(io.BytesIO(content)) as image:
+        assert image.size == (208, 95)  # 704x320
+    square = thumbnail(running, "a b#%?.png", buckets=False)[2]
+    with Image.open(io.BytesIO(square)) as image:
+        assert image.size == (208, 208)
+
+
+def test_thumbnails_that_cannot_be_are_refused(host: Host) -> None:
+    folder = dog(host)
+    (folder / "c.png").write_bytes(b"no picture")
+    assert thumbnail(host, "c.png")[0] == 404
+    assert thumbnail(host, "../c.png")[0] == 400
+    assert thumbnail(host, "10_sks dog/d.jpg", resolution=7)[0] == 400
+    assert thumbnail(host, "10_sks dog/d.jpg", resolution="x")[0] == 400
+    assert ask(host, "/personalize/thumbnail")[0] == 400
+
+
+def test_stamp_changes_with_the_picture(host: Host) -> None:
+    folder = dog(host)
+    before = read(host)["pictures"][1]["stamp"]
+    save(folder / "c.png", (256, 256))
+    assert read(host)["pictures"][1]["stamp"] != before
