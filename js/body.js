@@ -15,24 +15,25 @@ export function make(kind, properties = {}, ...children) {
 }
 
 // Puts `element` below the node's widgets; `height()` says how many pixels it needs now. Call the
-// function that comes back when that has changed.
-export function addBody(node, name, element, height) {
+// function that comes back when that has changed. One that `grows` takes what more the node has.
+export function addBody(node, name, element, height, grows = false) {
   const whole = () => height() + 2 * MARGIN_PX;
   const widget = node.addDOMWidget(name, name, element, {
     serialize: false, // a saved graph has a value for each widget but this one
     hideOnZoom: false,
     margin: MARGIN_PX,
     getMinHeight: whole,
-    getMaxHeight: whole,
+    getMaxHeight: grows ? undefined : whole,
   });
   widget.serialize = false;
   // What is done inside belongs to it, not to the canvas below.
   for (const kind of OURS) element.addEventListener(kind, (event) => event.stopPropagation());
-  return () => fit(node);
+  return () => fit(node, grows);
 }
 
-function fit(node) {
-  const [width, height] = node.computeSize();
+function fit(node, grows) {
+  const [width, needed] = node.computeSize();
+  const height = grows ? Math.max(node.size[1], needed) : needed;
   node.setSize([Math.max(node.size[0], width, SMALLEST_WIDTH), height]);
   node.setDirtyCanvas?.(true, true);
 }

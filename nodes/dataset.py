@@ -70,7 +70,7 @@ class FolderDataset(io.ComfyNode):
 
         config = from_values(DatasetConfig, settings)
         dataset = folder_dataset(dataset_folder(folder), config, reading_progress())
-        return io.NodeOutput(dataset, ui=show_dataset(dataset, sheet=False))  # js/captions.js
+        return io.NodeOutput(dataset, ui=show_dataset(dataset, has_body=True))
 
 
 class ImageDataset(io.ComfyNode):

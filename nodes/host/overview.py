@@ -21,18 +21,22 @@ from .status import running_node, show_text
 from .words import count_tokens, is_embedding
 
 
-def show_dataset(dataset: Dataset, sheet: bool = True) -> dict[str, Any]:
-    """What a node returns as its `ui`: the summary, and the contact sheet if it is wanted.
+def show_dataset(dataset: Dataset, has_body: bool = False) -> dict[str, Any]:
+    """What a node returns as its `ui`: the summary and the contact sheet.
 
     The summary is also shown under the node that is executing; the log has all there is to say.
+
+    Args:
+        has_body: the node shows its pictures and the summary itself (js/captions.js).
     """
     texts = [picture.caption for picture in dataset.pictures]
     notices = word_notices(texts, list(map(count_tokens, texts)), is_embedding)
     logging.getLogger(__name__).info("%s", description(dataset, notices))
     text = summary(dataset, notices)
+    if has_body:
+        return {"text": [text]}
     show_text(text, running_node())
-    pictures = ui.PreviewImage(image_of(contact_sheet(dataset))).as_dict() if sheet else {}
-    return {**pictures, "text": [text]}
+    return {**ui.PreviewImage(image_of(contact_sheet(dataset))).as_dict(), "text": [text]}
 
 
 def image_of(picture: Image.Image) -> Tensor:

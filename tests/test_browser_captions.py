@@ -1,0 +1,185 @@
+"""The pictures and captions in the body of Training Images (Folder), in a real browser."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.browser import RENDERERS, Page, page
+from tests.dataset_files import save
+from tests.host import Host
+
+FIGURES = ".personalize-captions figure"
+CREATE = """(folder) => {
+  const node = LiteGraph.createNode("PersonalizeFolderDataset");
+  node.pos = [250, 80];
+  app.graph.add(node);
+  Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] });
+  const widget = node.widgets.find((one) => one.name === "folder");
+  widget.value = folder;
+  widget.callback(folder);
+}"""
+HOSTILE = {
+    "<img src=x onerror=alert(1)>.png": "<img src=x onerror=window.hit=1> a <sks> dog",
+    "__init__ a*b*c #1 100%?.png": "# __a__ *b* `c` [d](javascript:window.hit=1)",
+    "long.png": ("dog " * 2500)[:10_000].strip(),
+    "right to left.png": "a dog\u200f \u05db\u05dc\u05d1 \u202e end",
+}
+
+
+@pytest.fixture(params=RENDERERS)
+def opened(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
+    with page(host, request.param) as found:
+        yield found
+        assert found.complaints == []
+
+
+def dog(host: Host, name: str) -> Path:
+    folder = host.base / "input" / name
+    save(folder / "a.png", (128, 64))
+    save(folder / "b.png")
+    for path in folder.glob("*.*l*"):
+        path.unlink()
+    (folder / "a.txt").write_text("a dog on a beach")
+    (folder / "b.txt").unlink(missing_ok=True)
+    return folder
+
+
+def choose(opened: Page, folder: str, figures: int = 2) -> None:
+    opened.run(CREATE, folder)
+    opened.until(f"(n) => document.querySelectorAll('{FIGURES}').length === n", figures)
+
+
+def captions(opened: Page) -> list[str]:
+    found: list[str] = opened.tab.locator(f"{FIGURES} figcaption").all_inner_texts()
+    return found
+
+
+def edit(opened: Page, place: int, text: str, *keys: str) -> None:
+    opened.tab.locator(f"{FIGURES} >> nth={place} >> figcaption").click()
+    opened.tab.locator(f"{FIGURES} textarea").fill(text)
+    for key in keys:
+        opened.tab.keyboard.press(key)
+
+
+def closed(opened: Page) -> None:
+    opened.until(f"() => !document.querySelector('{FIGURES} textarea')")
+
+
+def test_caption_is_edited_in_its_place_and_kept(opened: Page, host: Host) -> None:
+    folder = dog(host, "edited")
+    queued = len(host.get("/history"))
+    choose(opened, "edited")
+    assert captions(opened) == ["a dog on a beach", "the prompt: a photo of sks"]
+    edit(opened, 1, "a new caption", "Delete", "r", "Control+Enter")
+    closed(opened)
+    opened.until(f"() => document.querySelectorAll('{FIGURES} .faint').length === 0")
+    assert (folder / "b.txt").read_text() == "a new captionr\n"
+    edit(opened, 0, "by leaving")
+    opened.tab.locator(f"{FIGURES} >> nth=1 >> img").click()
+    closed(opened)
+    assert (folder / "a.txt").read_text() == "by leaving\n"
+    edit(opened, 0, "taken back", "Escape")
+    closed(opened)
+    assert (folder / "a.txt").read_text() == "by leaving\n"
+    assert len(host.get("/history")) == queued, "Ctrl+Enter queued the graph"
+    assert opened.run("() => app.graph._nodes.length") == 1, "Delete took the node"
+    graph = opened.run("() => app.graph.serialize()")
+    opened.open()
+    opened.load(graph)
+    opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
+    assert captions(opened) == ["by leaving", "a new captionr"]
+    edit(opened, 0, "", "Control+Enter")
+    closed(opened)
+    opened.until(f"() => document.querySelector('{FIGURES} .faint')")
+    assert not (folder / "a.txt").exists()
+
+
+def test_refusals_are_told_at_the_picture(opened: Page, host: Host) -> None:
+    folder = dog(host, "refused")
+    choose(opened, "refused")
+    (folder / "a.txt").write_text("theirs")
+    edit(opened, 0, "mine", "Control+Enter")
+    error = opened.tab.locator(f"{FIGURES} .error")
+    assert "Changed elsewhere to:\ntheirs" in error.inner_text()
+    opened.tab.locator(f"{FIGURES} textarea").press("Control+Enter")
+    closed(opened)
+    assert (folder / "a.txt").read_text() == "mine\n"
+    (folder / "metadata.jsonl").write_text('{"file_name": "b.png", "text": "of the metadata"}')
+    edit(opened, 1, "in vain", "Control+Enter")
+    assert "metadata.jsonl has a line for it" in error.inner_text()
+    assert not (folder / "b.txt").exists()
+
+
+def test_hostile_names_and_captions_are_text(opened: Page, host: Host) -> None:
+    folder = host.base / "input" / "hostile"
+    for name, caption in HOSTILE.items():
+        save(folder / name)
+        (folder / name).with_suffix(".txt").write_text(caption, encoding="utf-8")
+    choose(opened, "hostile", len(HOSTILE))
+    shown = opened.run(
+        f"() => Object.fromEntries([...document.querySelectorAll('{FIGURES}')].map("
+        "(one) => [one.querySelector('img').title, one.querySelector('figcaption').textContent]))"
+    )
+    assert shown == HOSTILE
+    assert opened.run(f"() => document.querySelectorAll('{FIGURES} img').length") == len(HOSTILE)
+    assert opened.run("() => window.hit") is None
+    assert opened.tab.locator(f"{FIGURES} mark").inner_text() == "2500 tokens"
+    opened.tab.locator(f"{FIGURES} img").last.scroll_into_view_if_needed()
+    opened.until(f"() => [...document.querySelectorAll('{FIGURES} img')].at(-1).naturalWidth")
+
+
+def test_a_run_shows_its_summary_and_new_files(opened: Page, host: Host) -> None:
+    folder = dog(host, "summed")
+    choose(opened, "summed")
+    save(folder / "c.png")
+    for _ in range(2):  # the second is cached
+        opened.queue()
+        opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 3")
+        opened.until("() => document.querySelector('.personalize-captions p').innerText")
+        text = opened.tab.locator(".personalize-captions p").first.inner_text()
+        assert text.startswith("note: none of 1") or text.startswith("note: the one caption")
+        assert text.endswith("captions: 1 of 3 from .txt files, 2 from the prompt")
+        time.sleep(0.5)
+
+
+def test_the_grid_grows_with_its_node_and_keeps_it(opened: Page, host: Host) -> None:
+    dog(host, "grown")
+    choose(opened, "grown")
+    before = heights(opened)
+    opened.run("() => app.graph._nodes[0].setSize([500, app.graph._nodes[0].size[1] + 300])")
+    opened.until("(h) => document.querySelector('.personalize-captions').offsetHeight > h + 200",
+                 before["grid"])  # fmt: skip
+    grown = heights(opened)
+    graph = opened.run("() => app.graph.serialize()")
+    opened.open()
+    opened.load(graph)
+    opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
+    time.sleep(1)
+    assert heights(opened)["node"] == pytest.approx(grown["node"], abs=2)
+
+
+def heights(opened: Page) -> dict[str, Any]:
+    found: dict[str, Any] = opened.run(
+        "() => ({ node: app.graph._nodes[0].size[1],"
+        "  grid: document.querySelector('.personalize-captions').offsetHeight })"
+    )
+    return found
+
+
+def test_names_are_not_taken_for_markup_in_errors(opened: Page, host: Host) -> None:
+    folder = host.base / "input" / "unread"
+    names = ["__init__ a*b*c.png", "<sks> [[x|y]] `z`.png", "www.x.org.png"]
+    for name in names:
+        save(folder / name).write_bytes(b"")
+    choose(opened, "unread", 3)
+    opened.queue()
+    opened.until("() => document.body.innerText.includes('Remove them or save')")
+    told = ("Dataset 'unread': 3 of 3 images cannot be read: " + ", ".join(sorted(names)), "Remove")
+    opened.until("(told) => [...document.querySelectorAll('span, p')].some("
+                 "  (one) => one.innerText.startsWith(told[0] + '\\n' + told[1]))",
+                 list(told))  # fmt: skip
