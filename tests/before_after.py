@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import html
 import json
 import logging
 import shutil
@@ -83,7 +82,7 @@ class StatusLine:
 
     def _text(self, event: Event) -> str:
         if event.kind in ("progress_text", "personalize.status"):
-            return html.unescape(str(event.data["text"])).strip().split("\n")[0]
+            return str(event.data["text"]).strip().split("\n")[0]
         if event.kind == "progress" and event.data["node"] in self._samplers:
             return f"sampling {event.data['value']}/{event.data['max']}"
         return ""

@@ -7,6 +7,7 @@ server, an answer to its pings. Nothing else is ever sent.
 from __future__ import annotations
 
 import base64
+import html
 import json
 import os
 import socket
@@ -113,4 +114,6 @@ def _decode(message_type: int, message: bytes) -> Event:
         return Event("preview", {"bytes": message[4:]})
     (id_length,) = struct.unpack(">I", message[4:8])
     node, text = message[8 : 8 + id_length], message[8 + id_length :]
-    return Event("progress_text", {"node": node.decode(), "text": text.decode()})
+    # As a page shows it, and as it was sent.
+    shown = html.unescape(text.decode()).replace("  \n", "\n")
+    return Event("progress_text", {"node": node.decode(), "text": shown, "sent": text.decode()})

@@ -37,25 +37,35 @@ def was_cached(entry: dict[str, Any]) -> bool:
     )  # fmt: skip
 
 
-def test_folder_node_shows_text_and_sheet(running: Host) -> None:
+def test_folder_node_says_what_it_has(running: Host) -> None:
     folder = running.base / "input" / "people" / "anna"
     save(folder / "a.png")
     save(folder / "10_anna" / "b.png", (192, 64))
-    (folder / "a.txt").write_text("a photo of anna")
+    (folder / "a.txt").write_text("a photo of anna, embedding:gone " + "dog " * 80)
     offered = running.object_info("PersonalizeFolderDataset")["input"]["required"]["folder"]
     assert {"people/anna", "people/anna/10_anna"} <= set(offered[1]["options"])
     entry = running.run(folder_prompt("people/anna"))
     assert shown_text(entry) == (
-        "anna: 2 pictures at 128 px, 11 with repeats (10_anna)\n"
-        "sizes: 128x128 (1), 192x64 (1)\n"
+        "note: no such embedding, left out unless the clip learned it: embedding:gone\n"
+        "note: 1 caption is longer than 75 CLIP tokens: read whole, in several windows; nothing is "
+        "cut\n"
+        "anna: 2 pictures at 128 px, 11 with repeats (10_anna); sizes: 128x128 (1), 192x64 (1); "
         "captions: 1 of 2 from .txt files, 1 from the prompt\n"
-        "note: smaller than 128x128, trained at their own size: 10_anna/b.png\n"
-        "1 x 'a photo of anna'\n"
-        "1 x 'a photo of sks dog'"
+        "and 2 more notes, in ComfyUI's log"
     )
-    (sheet,) = running.images(entry)
-    with Image.open(sheet) as image:
-        assert image.size == (14 + 2 * 222, 14 + 290)
+    assert running.images(entry) == [], "the page shows them: js/captions.js"
+    assert "1 x 'a photo of sks dog'" in running.log()
+
+
+def test_embedding_that_is_there_is_no_surprise(running: Host) -> None:
+    folder = running.base / "input" / "embedded"
+    save(folder / "a.png")
+    (folder / "a.txt").write_text("sks, embedding:sub/there, embedding:too.pt")
+    for name in ("sub/there.safetensors", "too.pt"):
+        path = running.base / "models" / "embeddings" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"")
+    assert "embedding" not in shown_text(running.run(folder_prompt("embedded")))
 
 
 def test_folder_node_runs_again_for_a_new_file_only(running: Host) -> None:
@@ -109,9 +119,14 @@ def test_image_node_takes_a_list_with_captions(running: Host) -> None:
     wires = {"images": ["1", 0], "captions": ["1", 1]}
     loader = {"class_type": "LoadImageTextDataSetFromFolder", "inputs": {"folder": "listed"}}
     ours = {"class_type": "PersonalizeImageDataset", "inputs": {**wires, **SETTINGS}}
-    text = shown_text(running.run({"1": loader, "2": ours}), "2")
-    assert text.startswith("batch: 2 pictures at 128 px\nsizes: 128x128 (1), 128x64 (1)\n")
-    assert "captions: 1 of 2 from the prompt, 1 from the captions input" in text
+    entry = running.run({"1": loader, "2": ours})
+    assert shown_text(entry, "2").split("\n")[-2:] == [
+        "batch: 2 pictures at 128 px; sizes: 128x128 (1), 128x64 (1)",
+        "captions: 1 of 2 from the prompt, 1 from the captions input",
+    ]
+    (sheet,) = running.images(entry)
+    with Image.open(sheet) as image:
+        assert image.size == (14 + 2 * 222, 14 + 290)
 
 
 def test_image_node_refuses_a_black_mask(running: Host) -> None:
