@@ -33,8 +33,8 @@ class FolderDataset(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Pictures of a folder as training data, with captions and masks from files beside "
-                "them. Shows every picture as it will be trained. Added or changed files are "
-                "noticed at the next run."
+                "them. Shows every picture as it will be trained; click a caption to edit it. New "
+                "or changed files are noticed at the next run."
             ),
             search_aliases=[*ALIASES, "load images from folder"],
             is_output_node=True,  # so that the pictures can be looked over before training
