@@ -11,7 +11,7 @@ const NODE = "PersonalizeFolderDataset";
 const CAPTIONS = "/personalize/captions";
 const THUMBNAIL = "/personalize/thumbnail";
 const WINDOW_TOKENS = 75; // what CLIP reads at a time
-const PICTURES_PX = 300;
+const PICTURES_PX = 220;
 const MESSAGE_PX = 60;
 const PAUSE_MS = 200; // after which a change counts as made
 // What a thumbnail is drawn by, and what else the list depends on.
@@ -105,7 +105,7 @@ class Cell {
       placeholder: this.caption.textContent,
       title: "Ctrl+Enter or leaving saves, Esc takes back",
       spellcheck: false,
-      onblur: () => this.save(),
+      onblur: () => this.contested || this.save(), // whose caption stays is asked, not guessed
       onkeydown: (event) => this.press(event),
     });
     this.caption.replaceWith(this.editor);
@@ -140,21 +140,26 @@ class Cell {
   }
 
   fail({ message, theirs }) {
+    if (!this.editor) return; // given up meanwhile
     this.editor.readOnly = false;
     this.problem?.remove();
     this.problem = make("p", { textContent: message, className: "error" });
     this.element.append(this.problem);
-    if (theirs === undefined) return;
-    this.problem.textContent = `Changed elsewhere to:\n${theirs || "(none)"}\n`;
-    this.problem.textContent += "Save again to keep yours, Esc takes that one.";
-    this.was = theirs;
-    this.body.stale = true;
+    this.contested = theirs !== undefined;
+    if (this.contested) {
+      this.problem.textContent = `Changed elsewhere to:\n${theirs || "(none)"}\n`;
+      this.problem.textContent += "Ctrl+Enter keeps yours, Esc takes that one.";
+      this.was = theirs;
+      this.body.stale = true;
+    }
+    this.problem.scrollIntoView({ block: "nearest" });
   }
 
   close() {
     const { editor } = this;
     if (!editor) return;
     this.editor = undefined; // first: to be taken out is to be left
+    this.contested = false;
     editor.replaceWith(this.caption);
     this.problem?.remove();
     if (this.body.stale) this.body.refresh();

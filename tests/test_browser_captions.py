@@ -105,6 +105,8 @@ def test_refusals_are_told_at_the_picture(opened: Page, host: Host) -> None:
     edit(opened, 0, "mine", "Control+Enter")
     error = opened.tab.locator(f"{FIGURES} .error")
     assert "Changed elsewhere to:\ntheirs" in error.inner_text()
+    opened.tab.locator(f"{FIGURES} >> nth=1 >> img").click()
+    assert (folder / "a.txt").read_text() == "theirs", "leaving decides nothing"
     opened.tab.locator(f"{FIGURES} textarea").press("Control+Enter")
     closed(opened)
     assert (folder / "a.txt").read_text() == "mine\n"
