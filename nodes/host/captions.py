@@ -51,7 +51,7 @@ class ChangedError(DatasetError):
 
     def __init__(self, caption: str) -> None:
         self.caption = caption
-        super().__init__("The caption was changed elsewhere.\nTake that one, or save yours once more.")
+        super().__init__("The caption was changed elsewhere.\nTake that one, or save yours again.")
 
 
 def register_captions() -> None:
