@@ -16,7 +16,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from dev_setup import (
@@ -29,6 +29,7 @@ from dev_setup import (
     own_environment,
     set_up,
     set_up_browser,
+    set_up_lowest,
 )
 
 SOME_FAILED, NO_TESTS = 1, 5  # exit codes of pytest; the other where a choice leaves no test
@@ -69,12 +70,17 @@ def test(asked_of_pytest: Sequence[str]) -> int:
     }
     # Two at a time: a host alone leaves a core idle half of the time. `-n 0` is one after another.
     apart = ["-n", "2", "--dist", "loadfile"]
-    rounds = [[*apart, "-m", "not large"], ["-m", "large"]]
     if "-m" in asked_of_pytest:  # of two, pytest takes the last
-        rounds = [apart]
+        rounds: list[tuple[list[str], dict[str, str]]] = [(apart, {})]
+    else:
+        rounds = [([*apart, "-m", "not large"], {}), (["-m", "large"], {})]
+        # All of the unit tests, since they take a minute; hosts bring packages of their own.
+        lowest = str(set_up_lowest())
+        environment = {"PYTHONPATH": lowest, "PERSONALIZE_LOWEST": lowest}
+        rounds.append(([*apart, "-m", "not host and not large"], environment))
     codes = []
-    for own in rounds:
-        codes.append(call([PYTHON, "-m", "pytest", *own, *asked_of_pytest]))
+    for own, environment in rounds:
+        codes.append(call([PYTHON, "-m", "pytest", *own, *asked_of_pytest], environment))
         if codes[-1] not in (0, SOME_FAILED, NO_TESTS):  # stopped, or cannot go on
             return codes[-1]
     told = set(codes) - {NO_TESTS} or {NO_TESTS}
@@ -115,9 +121,14 @@ def passes(name: str, command: Sequence[str]) -> bool:
     return done.returncode == 0
 
 
-def call(command: Sequence[object]) -> int:
-    """Runs a command that ends in order on Ctrl-C or SIGTERM, and returns its exit code."""
-    child = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=own_environment())
+def call(command: Sequence[object], more: Mapping[str, str] | None = None) -> int:
+    """Runs a command that ends in order on Ctrl-C or SIGTERM, and returns its exit code.
+
+    Args:
+        more: variables beside those of our environment.
+    """
+    environment = own_environment() | dict(more or {})
+    child = subprocess.Popen([str(part) for part in command], cwd=ROOT, env=environment)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
     while True:
         try:

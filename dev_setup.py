@@ -43,6 +43,17 @@ TOOLS = [
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+# The other end of the pack's bounds. transformers has none, since the host's must stay: 4.57 is the
+# last 4. It refuses safetensors 0.4.2, as numpy 2 does matplotlib 3.7, and new Pythons have no
+# wheels of old versions: so these are the lowest that work. diffusers is what tests compare with.
+LOWEST = (
+    *("transformers==4.57.6", "tokenizers==0.22.2", "huggingface_hub==0.36.2", "diffusers==0.35.2"),
+    *("peft==0.18.0", "accelerate==1.0.0", "filelock==3.12.0"),
+    'safetensors==0.4.3; python_version < "3.13"',
+    'safetensors==0.5.0; python_version >= "3.13"',
+    'matplotlib==3.8.4; python_version < "3.13"',
+    'matplotlib==3.10.5; python_version >= "3.13"',
+)
 # Only its module that turns a saved graph into a prompt is used, so without its dependencies.
 CONVERTER = "comfy-cli==1.23.0"
 # Parts of ComfyUI's requirements that are pinned above, or that only a browser misses.
@@ -95,6 +106,20 @@ def set_up(*versions: str) -> list[Path]:
         lambda: install(packages),
     )
     return list(folders.values())
+
+
+def set_up_lowest() -> Path:
+    """A folder with the oldest packages the pack takes, to be put before the environment's own."""
+    folder = DEV / "lowest"
+
+    def install_lowest() -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # pip leaves there what it finds
+        options = ["--progress-bar=off", "--no-deps", "--only-binary=:all:", "--target", folder]
+        run([PYTHON, "-m", "pip", "install", *options, *LOWEST])
+
+    inputs = [sys.version, str(folder), *LOWEST]
+    step("The oldest packages that this pack takes", folder / ".stamp", inputs, install_lowest)
+    return folder
 
 
 def step(title: str, stamp: Path, inputs: Sequence[str], act: Callable[[], None]) -> None:

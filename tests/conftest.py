@@ -6,6 +6,7 @@ import functools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -158,6 +159,13 @@ def _checkout(variable: str) -> Path:
     if not path:
         pytest.skip(f"{variable} names no ComfyUI checkout; `python dev.py test` sets it")
     return Path(path)
+
+
+def pytest_report_header() -> str:
+    """The packages that are tried; `python dev.py test` tries both ends of their bounds."""
+    lines = (ROOT / "requirements.txt").read_text().split()
+    names = [line.split(">")[0] for line in lines]
+    return "with " + ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

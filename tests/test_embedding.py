@@ -130,7 +130,7 @@ class Words(tiny.Characters):
 
 
 def parts_with(tokenizer: CLIPTokenizer) -> Parts:
-    clip = encoder()
+    clip = tiny.bare(encoder())
     return dataclasses.replace(tiny.parts(), modules={"clip_l": clip}, text=Words(clip, tokenizer))
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
+from dev_setup import LOWEST
 from tests.host import ROOT
 
 REQUIREMENTS = ROOT / "requirements.txt"
@@ -21,6 +26,8 @@ OLDER = (
 TORCH = "2.8.0"
 KEPT = {"torch", "torchvision", "torchaudio", "safetensors", "transformers", "tokenizers"}
 KEPT |= {"huggingface-hub", "numpy", "pillow"}
+PINS = [Requirement(pin) for pin in LOWEST]
+ABOVE_THEIR_BOUND = {"safetensors", "matplotlib"}  # dev_setup.py says why
 
 
 def pip(python: str, *arguments: str) -> None:
@@ -60,3 +67,28 @@ def test_pyproject_asks_for_the_same() -> None:
     )
     assert block is not None
     assert re.findall(r'"(.+?)"', block[1]) == REQUIREMENTS.read_text().split()
+
+
+# -- the lowest versions, with which `python dev.py test` runs the unit tests once more ------------
+
+
+def test_each_bound_is_tried() -> None:
+    for bound in map(Requirement, REQUIREMENTS.read_text().split()):
+        pins = [pin for pin in PINS if pin.name == bound.name]
+        assert pins, bound
+        for pin in pins:
+            lowest = str(pin.specifier).removeprefix("==")
+            assert lowest in bound.specifier, pin
+            if bound.specifier and bound.name not in ABOVE_THEIR_BOUND:
+                assert lowest.removesuffix(".0") == str(bound.specifier).removeprefix(">="), pin
+
+
+@pytest.mark.skipif("PERSONALIZE_LOWEST" not in os.environ, reason="runs on the newest packages")
+def test_what_runs_are_the_lowest() -> None:
+    folder = Path(os.environ["PERSONALIZE_LOWEST"])
+    for pin in PINS:
+        if pin.marker is None or pin.marker.evaluate():
+            assert metadata.version(pin.name) in pin.specifier, pin
+            place = importlib.import_module(pin.name).__file__
+            assert place is not None
+            assert Path(place).is_relative_to(folder), place

@@ -147,7 +147,7 @@ def plain_table_run(settings: Any, pictures: Examples, start: Tensor) -> tuple[T
     unet, clip = tiny.parts().modules.values()
     old = table()
     longer = nn.Embedding.from_pretrained(torch.cat([old, start]), freeze=False)
-    clip.set_input_embeddings(longer)  # type: ignore[operator]
+    clip.embeddings.token_embedding = longer
     optimizer = torch.optim.AdamW(
         longer.parameters(), lr=training.learning_rate, weight_decay=training.weight_decay
     )

@@ -101,7 +101,7 @@ class Characters:
         self.learned: dict[str, Rows] = {}
         self._clip: Any = clip
         self._rows: list[tuple[int, Tensor]] = []
-        clip.get_input_embeddings().register_forward_hook(self._put_rows)  # type: ignore[operator]
+        self._clip.embeddings.token_embedding.register_forward_hook(self._put_rows)
 
     def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
         words: list[int | Tensor] = []
@@ -117,7 +117,7 @@ class Characters:
         return {"hidden": self._clip(ids).last_hidden_state}
 
     def vocabulary(self, encoder: str) -> Tensor:
-        weight: Tensor = self._clip.get_input_embeddings().weight
+        weight: Tensor = self._clip.embeddings.token_embedding.weight
         return weight.detach()
 
     def _put_rows(self, table: nn.Module, ids: Any, output: Tensor) -> Tensor:
@@ -157,10 +157,18 @@ def build(name: str, **changed: Any) -> Any:
     return clip
 
 
+def bare(module: nn.Module) -> nn.Module:
+    """`module` without the shell that transformers before 5 have around a CLIP."""
+    inner: nn.Module = getattr(module, "text_model", module)
+    return inner
+
+
 @functools.cache
 def _sd15_modules(seed: int, dtype: torch.dtype) -> dict[str, nn.Module]:
     names = (DENOISER, "clip_l")
-    return {name: seeded(build(name), seed + place, dtype) for place, name in enumerate(names)}
+    return {
+        name: bare(seeded(build(name), seed + place, dtype)) for place, name in enumerate(names)
+    }
 
 
 def _sd15(prediction: str, seed: int, dtype: torch.dtype) -> Parts:
@@ -207,7 +215,7 @@ class Itself(dict[str, str]):
 TINY_SD15 = dataclasses.replace(
     SD15,
     targets=(*SD15.targets[:2], f"{UNET_TARGETS[1]}|{DIFFUSERS_CONVOLUTIONS}"),
-    text_prefixes={"clip_l": "lora_te_text_model"},  # transformers 5 dropped this part of the path
+    text_prefixes={"clip_l": "lora_te_text_model"},  # the host has that in its paths
 )
 
 
