@@ -8,6 +8,8 @@ from comfy_api.latest import io, ui
 
 from .sockets import PersonalizeEmbedding
 
+AUTO = "auto"
+THEMES = (AUTO, "dark", "light")
 FORMATS = ("kohya fp32", "kohya fp16", "kohya bf16")
 
 
@@ -129,14 +131,28 @@ class PlotLoss(io.ComfyNode):
             ),
             search_aliases=["loss graph", "loss curve", "training chart"],
             is_output_node=True,
-            inputs=[io.LossMap.Input("loss_map", tooltip="From a training node.")],
+            inputs=[
+                io.LossMap.Input("loss_map", tooltip="From a training node."),
+                io.Combo.Input(
+                    "theme",
+                    options=list(THEMES),
+                    default=AUTO,
+                    optional=True,
+                    tooltip=(
+                        "auto is dark or light as the page that queues the graph; dark where no "
+                        "page does."
+                    ),
+                ),
+            ],
             outputs=[io.Image.Output(display_name="image", tooltip="The plot.")],
         )
 
     @classmethod
-    def execute(cls, loss_map: Any) -> io.NodeOutput:
+    def execute(cls, loss_map: Any, theme: str = AUTO) -> io.NodeOutput:
         from ..trainers.runs.plot import draw_losses, marks_of
         from .host.overview import image_of
 
-        image = image_of(draw_losses(loss_map["loss"], marks=marks_of(loss_map)))
+        chosen = "dark" if theme == AUTO else theme  # a page has chosen already: js/plot.js
+        plot = draw_losses(loss_map["loss"], marks=marks_of(loss_map), theme=chosen)
+        image = image_of(plot)
         return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))

@@ -13,12 +13,13 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from PIL import Image
+from PIL import Image, ImageColor
 
 from tests.conftest import on_a_cpu
 from tests.events import Event
 from tests.graphs import Graph
 from tests.host import Host, HostError
+from trainers.runs.plot import LOOKS
 
 
 def folder_of(host: Host, name: str, *sizes: tuple[int, int]) -> Path:
@@ -100,6 +101,24 @@ def test_pictures_of_their_own_are_watched_and_not_trained(host: Host) -> None:
     without, with_watched = runs
     assert [row["step"] for row in with_watched if "validation" in row] == [2, 4]
     assert [row["loss"] for row in with_watched] == [row["loss"] for row in without]
+
+
+def test_plot_without_a_page_is_dark_unless_the_graph_says_light(host: Host) -> None:
+    folder_of(host, "dog", (80, 72))
+    graph = Graph()
+    loss_map = graph.train(*graph.load(), graph.dataset("dog"), steps=2)[3]
+    themes: list[tuple[dict[str, str], str]] = [
+        ({}, "dark"), ({"theme": "auto"}, "dark"), ({"theme": "light"}, "light")
+    ]  # fmt: skip
+    looks = {
+        graph.add("PersonalizeLossPlot", loss_map=loss_map, **theme)[0][0]: look
+        for theme, look in themes
+    }
+    shown = host.run(graph)["outputs"]
+    for node, look in looks.items():
+        (plot,) = host.images({"outputs": {node: shown[node]}})
+        background = ImageColor.getrgb(LOOKS[look].background)
+        assert Image.open(plot).getpixel((0, 0)) == background, look
 
 
 @pytest.mark.parametrize(

@@ -180,6 +180,37 @@ console.log(JSON.stringify({
 }));
 """
 
+PLOT = """
+let colour = "";
+globalThis.document = {
+  documentElement: {},
+  createElement: () => ({ getContext: () => ({
+    fillRect() {},
+    set fillStyle(css) { colour = css.trim(); },
+    getImageData: () => ({ data: [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) }),
+  }) }),
+};
+const shown = {};
+globalThis.getComputedStyle = () => ({ getPropertyValue: (name) => shown[name] });
+await import("./extensions/personalize/plot.js");
+const node = { comfyClass: "PersonalizeLossPlot", widgets: [{ name: "theme", value: "auto" }] };
+const other = { comfyClass: "KSampler", widgets: [{ name: "theme", value: "auto" }] };
+globalThis.extension.nodeCreated(node);
+globalThis.extension.nodeCreated(other);
+globalThis.extension.nodeCreated({ comfyClass: "PersonalizeLossPlot" });
+const [widget] = node.widgets;
+const queued = [];
+for (const background of ["#202020", "#ffffff", " #fdf6e3", "#002b36"]) {
+  shown["--bg-color"] = background;
+  widget.value = "auto";
+  queued.push(widget.serializeValue());
+}
+widget.value = "light";
+queued.push(widget.serializeValue());
+console.log(JSON.stringify({ queued, kept: widget.value, others: Object.keys(other.widgets[0]) }));
+"""
+
+
 ERRORS = """
 import "./extensions/personalize/errors.js";
 import { api } from "./scripts/api.js";
@@ -276,6 +307,14 @@ def test_nodes_of_events_are_found_in_the_graph_that_is_shown(tmp_path: Path) ->
 def test_errors_are_shown_in_a_toast(tmp_path: Path) -> None:
     found = run(tmp_path, ERRORS)
     assert found["shown"] == [["error", "Settings: rank is 0.", "Change them."]]
+
+
+def test_plot_is_queued_as_dark_or_light_as_the_page(tmp_path: Path) -> None:
+    found = run(tmp_path, PLOT)
+    by_page = ["dark", "light", "light", "dark"]
+    assert found["queued"] == [*by_page, "light"], "what is chosen stays on a dark page"
+    assert found["kept"] == "light"
+    assert found["others"] == ["name", "value"], "other nodes are left alone"
 
 
 def test_dropped_pictures_go_into_a_folder_which_is_chosen(tmp_path: Path) -> None:

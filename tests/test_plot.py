@@ -7,16 +7,11 @@ import random
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageColor
 
 from trainers.errors import PersonalizeError
 from trainers.runs.plot import (
-    BACKGROUND,
-    PREVIEW,
-    RAW,
-    SMOOTH,
-    STATE,
-    VALIDATION,
+    LOOKS,
     Marks,
     draw_losses,
     loss_range,
@@ -24,6 +19,10 @@ from trainers.runs.plot import (
     smooth,
     window_steps,
 )
+
+DARK = LOOKS["dark"]
+
+each_look = pytest.mark.parametrize("theme", LOOKS)
 
 
 def noisy(num_steps: int, seed: int = 5) -> list[float]:
@@ -43,6 +42,21 @@ def spread(picture: Image.Image, colour: str) -> tuple[int, int]:
     wanted = Image.new("RGB", (1, 1), colour).getpixel((0, 0))
     rows, columns = np.nonzero((np.asarray(picture) == wanted).all(axis=2))
     return int(np.ptp(rows)) + 1, int(np.ptp(columns)) + 1
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance as WCAG 2 defines it, 0 to 1."""
+    parts = [value / 255 for value in ImageColor.getrgb(colour)]
+    red, green, blue = (
+        part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG's contrast ratio, 1 to 21."""
+    darker, lighter = sorted(map(luminance, (one, other)))
+    return (lighter + 0.05) / (darker + 0.05)
 
 
 @pytest.mark.parametrize(("num_steps", "window"), [(1, 10), (100, 10), (500, 50), (20_000, 2000)])
@@ -119,22 +133,47 @@ def test_draw_any_losses(losses: list[float]) -> None:
     picture = draw_losses(losses)
     assert (picture.size, picture.mode) == ((960, 540), "RGB")
     assert picture.getpixel((0, 0)) == (0x20, 0x21, 0x24)
-    assert num_pixels(picture, SMOOTH) > 40
+    assert num_pixels(picture, DARK.smooth) > 40
 
 
 @pytest.mark.parametrize("size", [(480, 270), (1920, 800), (64, 36), (300, 300)])
 def test_draw_any_size(size: tuple[int, int]) -> None:
     picture = draw_losses(noisy(100), *size)
     assert picture.size == size
-    assert num_pixels(picture, BACKGROUND) > size[0] * size[1] / 10
+    assert num_pixels(picture, DARK.background) > size[0] * size[1] / 10
 
 
 def test_draw_same_losses_same_picture() -> None:
     assert draw_losses(noisy(100)).tobytes() == draw_losses(noisy(100)).tobytes()
 
 
+@each_look
+def test_draw_in_the_colours_of_the_theme(theme: str) -> None:
+    marks = Marks({20: 0.2, 60: 0.15}, 60, previews=[50], states=[40])
+    picture, look = draw_losses(noisy(100), marks=marks, theme=theme), LOOKS[theme]
+    found = {colour for _, colour in picture.getcolors(1 << 20) or []}
+    used = set(look) - {look.raw_dense, look.grid}  # the grid is too thin to be exactly of one
+    assert {ImageColor.getrgb(colour) for colour in used} <= found
+    assert num_pixels(picture, look.panel) > num_pixels(picture, look.background)
+
+
+@each_look
+def test_texts_and_lines_can_be_told_from_what_they_lie_on(theme: str) -> None:
+    look = LOOKS[theme]
+    lines = (look.smooth, look.raw, look.validation, look.preview, look.state)
+    for colour in (look.text, look.faint, *lines):
+        assert min(contrast(colour, look.background), contrast(colour, look.panel)) >= 4.5, colour
+    for colour in (look.smooth, look.validation):
+        assert contrast(colour, look.raw_dense) >= 4.5, colour
+
+
+def test_one_look_is_dark_and_one_is_light() -> None:
+    assert luminance(LOOKS["dark"].background) < 0.05
+    assert luminance(LOOKS["light"].background) > 0.9
+
+
 def test_draw_line_spans_the_steps() -> None:
-    width = spread(draw_losses(noisy(1000)), SMOOTH)[1]
+    width = spread(draw_losses(noisy(1000)), DARK.smooth)[1]
     assert 776 <= width <= 880  # the plot is 776 wide, the value at its end 100 at most
 
 
@@ -148,9 +187,9 @@ def test_draw_equal_losses_are_one_level_line() -> None:
 
 
 def test_draw_raw_line_lies_behind_the_smoothed() -> None:
-    in_legend = num_pixels(draw_losses([0.1] * 40), RAW)
+    in_legend = num_pixels(draw_losses([0.1] * 40), DARK.raw)
     assert 20 < in_legend < 120
-    assert num_pixels(draw_losses([0.1, 0.5] * 20), RAW) > 10 * in_legend
+    assert num_pixels(draw_losses([0.1, 0.5] * 20), DARK.raw) > 10 * in_legend
 
 
 def test_draw_says_how_many_losses_are_off_the_scale() -> None:
@@ -176,7 +215,7 @@ def test_draw_losses_that_are_not_finite_are_an_error() -> None:
 def test_marks_are_drawn_and_named() -> None:
     marks = Marks({20: 0.2, 60: 0.15, 100: 0.18}, 60, previews=[50, 100], states=[40])
     plain, marked = (draw_losses(noisy(100), marks=m) for m in (None, marks))
-    for colour in (VALIDATION, PREVIEW, STATE):
+    for colour in (DARK.validation, DARK.preview, DARK.state):
         assert num_pixels(plain, colour) == 0
         assert num_pixels(marked, colour) > 10
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -17,14 +17,45 @@ Array = npt.NDArray[np.float64]
 
 DESIGN_PX = (960, 540)  # where a point of matplotlib is a pixel; other sizes follow
 POINTS_PER_INCH = 72
-FONT_PX, TICK_PX, RAW_PX, SMOOTH_PX, DOT_PX = 14, 13, 1.2, 2.6, 6
+FONT_PX, TICK_PX, RAW_PX, BAND_PX, SMOOTH_PX, DOT_PX = 14, 13, 1.2, 8, 2.6, 6
 ROOM_PX = (84, 64, 100, 50)  # left, below, right and above
 MOST_X_TICKS, MOST_Y_TICKS = 8, 6
 PREVIEW_ROW, STATE_ROW = 0.02, 0.05  # of the plot's height
-BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
-PANEL, GRID, SMOOTH = "#18191b", "#2f3236", "#8ab4f8"
-RAW, RAW_DENSE = "#50719c", "#2d3e56"  # a line; a band, where steps share pixels
-VALIDATION, PREVIEW, STATE = "#fdd663", "#81c995", "#c58af9"
+
+
+class Look(NamedTuple):
+    """The colours of a plot; text and lines have a contrast of 4.5 to what they lie on (WCAG).
+
+    Attributes:
+        panel: what the lines lie on; the rest of the picture is `background`.
+        raw_dense: the band that takes the place of the line `raw` where steps share pixels.
+    """
+
+    background: str
+    panel: str
+    grid: str
+    text: str
+    faint: str
+    smooth: str
+    raw: str
+    raw_dense: str
+    validation: str
+    preview: str
+    state: str
+
+
+LOOKS = {
+    "dark": Look(
+        "#202124", "#18191b", "#2f3236", text="#e8eaed", faint="#9aa0a6", smooth="#8ab4f8",
+        raw="#6d8bb7", raw_dense="#2d3e56", validation="#fdd663", preview="#81c995",
+        state="#c58af9",
+    ),
+    "light": Look(
+        "#f8f9fa", "#ffffff", "#e3e5e9", text="#202124", faint="#5f6368", smooth="#083d8f",
+        raw="#4c74ac", raw_dense="#ccdaf0", validation="#7d4e00", preview="#1c7434",
+        state="#7a2bc8",
+    ),
+}  # fmt: skip
 
 FENCE, SLOPE_STEPS = 3.0, 5  # in quartile distances, as Tukey's "far out"; see loss_range
 
@@ -34,8 +65,12 @@ def draw_losses(
     width_px: int = DESIGN_PX[0],
     height_px: int = DESIGN_PX[1],
     marks: Marks | None = None,
+    theme: str = "dark",
 ) -> Image.Image:
     """An RGB picture of the loss of steps 1, 2, ...: a faint line and a smoothed one through it.
+
+    Args:
+        theme: one of LOOKS.
 
     Raises:
         PersonalizeError: there are no losses, or some are not finite.
@@ -43,19 +78,19 @@ def draw_losses(
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    values = _checked(losses)
+    values, look = _checked(losses), LOOKS[theme]
     unit = min(width_px / DESIGN_PX[0], height_px / DESIGN_PX[1])
     dpi = unit * POINTS_PER_INCH
     inches = ((width_px + 0.01) / dpi, (height_px + 0.01) / dpi)  # pixels are rounded down
-    figure = Figure(inches, dpi, facecolor=BACKGROUND)
+    figure = Figure(inches, dpi, facecolor=look.background)
     canvas: Any = FigureCanvasAgg(figure)
     room = np.array(ROOM_PX) * unit / np.array([width_px, height_px, width_px, height_px])
-    axes = figure.add_axes((*room[:2], *(1 - room[:2] - room[2:])), facecolor=PANEL)
-    _set_scales(axes, values)
-    _draw_lines(axes, values, width_px)
-    _draw_marks(axes, marks or Marks())
+    axes = figure.add_axes((*room[:2], *(1 - room[:2] - room[2:])), facecolor=look.panel)
+    _set_scales(axes, values, look)
+    _draw_lines(axes, values, width_px, look)
+    _draw_marks(axes, marks or Marks(), look)
     axes.legend(
-        loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, labelcolor=FOREGROUND,
+        loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, labelcolor=look.text,
         fontsize=FONT_PX,
     )  # fmt: skip
     canvas.draw()
@@ -138,7 +173,7 @@ def _checked(losses: Sequence[float]) -> Array:
     )
 
 
-def _set_scales(axes: Any, losses: Array) -> None:
+def _set_scales(axes: Any, losses: Array, look: Look) -> None:
     """Limits, ticks and grid; above the plot, how many losses lie beyond its edges."""
     low, high = loss_range(losses)
     axes.set_xlim(0, max(2, len(losses)))  # the only step of a run lies in the middle
@@ -146,43 +181,46 @@ def _set_scales(axes: Any, losses: Array) -> None:
     axes.locator_params("x", nbins=MOST_X_TICKS, integer=True)
     axes.locator_params("y", nbins=MOST_Y_TICKS)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.tick_params(colors=FAINT, labelsize=TICK_PX, length=0)
-    axes.grid(color=GRID)
+    axes.tick_params(colors=look.faint, labelsize=TICK_PX, length=0)
+    axes.grid(color=look.grid)
     axes.set_axisbelow(True)
     axes.spines[:].set_visible(False)
-    axes.set_xlabel("step", color=FOREGROUND, fontsize=FONT_PX)
-    axes.set_ylabel("loss", color=FOREGROUND, fontsize=FONT_PX)
+    axes.set_xlabel("step", color=look.text, fontsize=FONT_PX)
+    axes.set_ylabel("loss", color=look.text, fontsize=FONT_PX)
     if beyond := int(np.count_nonzero((losses < low) | (losses > high))):
         text = f"{beyond:,} of {len(losses):,} off the scale"
-        axes.set_title(text, loc="left", color=FAINT, fontsize=FONT_PX)
+        axes.set_title(text, loc="left", color=look.faint, fontsize=FONT_PX)
 
 
-def _draw_lines(axes: Any, losses: Array, width_px: int) -> None:
+def _draw_lines(axes: Any, losses: Array, width_px: int, look: Look) -> None:
     steps, smoothed = np.arange(1, len(losses) + 1), smooth(losses)
     end = (len(losses), np.clip(smoothed[-1], *axes.get_ylim()))
-    colour = RAW if len(losses) <= 2 * width_px else RAW_DENSE
-    axes.plot(steps, losses, color=colour, linewidth=RAW_PX, label="loss")
-    axes.plot(steps, smoothed, color=SMOOTH, linewidth=SMOOTH_PX, label="smoothed")
-    axes.plot(*end, "o", color=SMOOTH, markersize=DOT_PX, clip_on=False, zorder=3)
+    is_band = len(losses) > 2 * width_px
+    colour, key_px = (look.raw_dense, BAND_PX) if is_band else (look.raw, RAW_PX)
+    axes.plot(steps, losses, color=colour, linewidth=RAW_PX)
+    axes.plot([], [], color=colour, linewidth=key_px, label="loss")  # for the legend
+    axes.plot(steps, smoothed, color=look.smooth, linewidth=SMOOTH_PX, label="smoothed")
+    axes.plot(*end, "o", color=look.smooth, markersize=DOT_PX, clip_on=False, zorder=3)
     axes.annotate(
         f"{smoothed[-1]:#.4g}".rstrip("."), end, (DOT_PX + 2, 0), textcoords="offset points",
-        va="center", color=SMOOTH, fontsize=FONT_PX,
+        va="center", color=look.smooth, fontsize=FONT_PX,
     )  # fmt: skip
 
 
-def _draw_marks(axes: Any, marks: Marks) -> None:
+def _draw_marks(axes: Any, marks: Marks, look: Look) -> None:
     """Validation as a line of dots, the best with a ring; previews and states at the bottom."""
     dots = {"clip_on": False, "zorder": 3}
     if validation := sorted(marks.validation.items()):
         axes.plot(
-            *zip(*validation, strict=True), "o-", color=VALIDATION, linewidth=0.7 * SMOOTH_PX,
+            *zip(*validation, strict=True), "o-", color=look.validation, linewidth=0.7 * SMOOTH_PX,
             markersize=DOT_PX, label="held out", **dots,
         )  # fmt: skip
     if marks.best is not None:
-        ring = {"markersize": 2.2 * DOT_PX, "fillstyle": "none", "color": FOREGROUND}
+        ring = {"markersize": 2.2 * DOT_PX, "fillstyle": "none", "color": look.text}
         axes.plot(marks.best, marks.validation[marks.best], "o", **ring, **dots)
     for name, steps, colour, row in (
-        ("preview", marks.previews, PREVIEW, PREVIEW_ROW), ("state", marks.states, STATE, STATE_ROW)
+        ("preview", marks.previews, look.preview, PREVIEW_ROW),
+        ("state", marks.states, look.state, STATE_ROW),
     ):  # fmt: skip
         if steps:
             axes.plot(
