@@ -28,16 +28,17 @@ function draw(canvas, { loss, validation }) {
   pen.font = FONT;
   const last = loss[loss.length - 1][0];
   const columns = inColumns(loss, last, width - ROOM.left - ROOM.right);
-  const smoothed = smooth(loss, last);
+  // Of 100,000 steps, a line through each would take half a second to draw.
+  const smoothed = inColumns(smooth(loss, last), last, width - ROOM.left - ROOM.right);
   const [low, high] = range(columns, validation);
   const x = (step) => ROOM.left + ((width - ROOM.left - ROOM.right) * step) / last;
   const y = (value) =>
     ROOM.top + (height - ROOM.top - ROOM.bottom) * (1 - clamp((value - low) / (high - low)));
-  const colours = isLight(canvas) ? LIGHT : DARK;
+  const colours = isLight() ? LIGHT : DARK;
   drawAxes(pen, canvas, { width, height, low, high, last, x, y });
   line(pen, colours.loss, 1, columns.flatMap(([step, least, most]) =>
     least === most ? [[x(step), y(least)]] : [[x(step), y(least)], [x(step), y(most)]]));
-  line(pen, colours.smooth, 2, smoothed.map(([step, value]) => [x(step), y(value)]));
+  line(pen, colours.smooth, 2, smoothed.map(([step, least, most]) => [x(step), y((least + most) / 2)]));
   line(pen, colours.held, 1.5, validation.map(([step, value]) => [x(step), y(value)]));
   pen.fillStyle = colours.held;
   for (const [step, value] of validation) {
@@ -129,8 +130,12 @@ function clamp(part) {
   return Math.min(1, Math.max(0, part));
 }
 
-// Whether text is dark here, so that the ground is light.
-function isLight(element) {
-  const numbers = getComputedStyle(element).color.match(/[\d.]+/g) ?? [255, 255, 255];
-  return numbers.slice(0, 3).reduce((sum, part) => sum + Number(part), 0) < 3 * 128;
+// Whether the page's palette is a light one: by its brightness, since people make their own.
+export function isLight() {
+  const pen = document.createElement("canvas").getContext("2d");
+  const style = getComputedStyle(document.documentElement);
+  pen.fillStyle = style.getPropertyValue("--bg-color"); // what is no colour leaves it black
+  pen.fillRect(0, 0, 1, 1);
+  const [red, green, blue] = pen.getImageData(0, 0, 1, 1).data;
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue > 127.5;
 }

@@ -91,12 +91,26 @@ console.log(JSON.stringify({
 
 
 CURVE = """
-import { inColumns, smooth } from "./extensions/personalize/curve.js";
+import { inColumns, makeCurve, smooth } from "./extensions/personalize/curve.js";
 const points = Array.from({ length: 40 }, (_, i) => [i + 1, (i * 7919) % 13]);
 const thinned = points.filter(([step]) => step % 4 === 0);
 const columns = inColumns(points, 40, 10);
 const smoothed = [points, thinned].map((part) => smooth(part, 40));
-console.log(JSON.stringify({ points, smoothed, columns }));
+// Of a long run a page draws no more than it has pixels for.
+let lines = 0;
+const canvas = { clientWidth: 300, clientHeight: 100, style: {}, dataset: {}, append() {} };
+const fixed = {
+  measureText: () => ({ width: 9 }),
+  getImageData: () => ({ data: [0, 0, 0] }),
+  lineTo: () => lines++,
+};
+const pen = new Proxy({}, { get: (_, name) => fixed[name] ?? (() => 0), set: () => true });
+canvas.getContext = () => pen;
+globalThis.document = { createElement: () => canvas };
+globalThis.getComputedStyle = () => ({ getPropertyValue: () => "" });
+const long = Array.from({ length: 100000 }, (_, i) => [i + 1, (i * 7919) % 13]);
+makeCurve()[1]({ loss: long, validation: [] });
+console.log(JSON.stringify({ points, smoothed, columns, lines }));
 """
 
 
@@ -295,6 +309,7 @@ def test_curve_is_that_of_plot_loss(tmp_path: Path) -> None:
         [max(1, first), min(part), max(part)]
         for first, part in zip(range(0, 41, 4), parts, strict=True)
     ]
+    assert 300 < found["lines"] < 3 * 300
 
 
 def test_nodes_of_events_are_found_in_the_graph_that_is_shown(tmp_path: Path) -> None:
