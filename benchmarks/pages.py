@@ -233,28 +233,29 @@ def costs(took: dict[str, list[Took]], steps: int) -> list[Limit]:
 
 
 def messages(clients: Sequence[Client]) -> list[Limit]:
-    """Prints what a client gets of each kind; the first one of a run queued it, and gets most."""
-    found: dict[str, float] = {}
+    """Prints what the client that queued a run gets of each kind, from the first step to the last.
+
+    The others do not hear of the host's own progress.
+    """
+    most: dict[str, int] = defaultdict(int)
     rates: dict[str, list[float]] = defaultdict(list)
     for client in clients:
-        times: dict[str, list[float]] = defaultdict(list)
-        for kind, at in client.came:
-            if kind.startswith(OURS) or kind in HOSTS:
-                times[kind].append(at)
-        for kind, when in times.items():
-            found[kind] = max(found.get(kind, 0), most_in_a_second(when))
-            if len(when) > MOST_A_SECOND:
-                rates[kind].append((len(when) - 1) / (when[-1] - when[0]))
-    print("\nmessages to one client:       a second, most in any second")
-    for kind, most in sorted(found.items()):
-        rate = f"{statistics.median(rates[kind]):8.1f}" if kind in rates else f"{'few':>8}"
-        print(f"  {kind:26} {rate} {most:8.0f}")
-    return [Limit(f"messages in a second, {k}", m, True, MOST_A_SECOND) for k, m in found.items()]
+        steps = [at for kind, at in client.came if kind == "progress"]
+        if not steps:
+            continue
+        for kind in {kind for kind, _ in client.came if kind.startswith(OURS)} | set(HOSTS):
+            times = [at for k, at in client.came if k == kind and steps[0] <= at <= steps[-1]]
+            rates[kind].append(len(times) / (steps[-1] - steps[0]))
+            most[kind] = max(most[kind], most_in_a_second(times))
+    print("\nmessages to the page that queued it, a second: median of the runs, most in any second")
+    for kind, found in sorted(rates.items()):
+        print(f"  {kind:26} {statistics.median(found):8.1f} {most[kind]:8}")
+    return [Limit(f"messages in a second, {k}", m, True, MOST_A_SECOND) for k, m in most.items()]
 
 
 def most_in_a_second(times: Sequence[float]) -> int:
     """The most of these times that lie within a second."""
-    return max(sum(at <= other < at + 1 for other in times[i:]) for i, at in enumerate(times))
+    return max((sum(t < at + 1 for t in times[i:]) for i, at in enumerate(times)), default=0)
 
 
 def drawing(host: Host) -> list[Limit]:
