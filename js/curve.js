@@ -6,8 +6,9 @@ import { make } from "./body.js";
 const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
 const FONT = "11px sans-serif";
 const SHARPNESS = 2; // bitmap pixels a pixel, since people zoom in
-const DARK = { smooth: "#8ab4f8", loss: "#50719c", held: "#fdd663" };
-const LIGHT = { smooth: "#1a73e8", loss: "#a8c7f0", held: "#b06000" };
+// Those of Plot Loss, trainers/runs/plot.py.
+const DARK = { smooth: "#8ab4f8", loss: "#6d8bb7", held: "#fdd663" };
+const LIGHT = { smooth: "#083d8f", loss: "#4c74ac", held: "#7d4e00" };
 
 // An element with the curve, and a function that draws {loss, validation}: lists of [step, loss].
 export function makeCurve() {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.host import ROOT
-from trainers.runs.plot import smooth
+from trainers.runs.plot import LOOKS, smooth
 
 APP = """
 export const app = {
@@ -310,6 +311,16 @@ def test_curve_is_that_of_plot_loss(tmp_path: Path) -> None:
         for first, part in zip(range(0, 41, 4), parts, strict=True)
     ]
     assert 300 < found["lines"] < 3 * 300
+
+
+def test_curve_has_the_colours_of_plot_loss() -> None:
+    text = (ROOT / "js" / "curve.js").read_text()
+    for theme, look in LOOKS.items():
+        found = re.search(rf"{theme.upper()} = {{ (.*) }}", text)
+        assert found is not None
+        assert found[1] == (
+            f'smooth: "{look.smooth}", loss: "{look.raw}", held: "{look.validation}"'
+        )
 
 
 def test_nodes_of_events_are_found_in_the_graph_that_is_shown(tmp_path: Path) -> None:
