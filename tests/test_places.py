@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from trainers.errors import SettingsError
@@ -74,6 +76,9 @@ def test_contradictions_on_one_node_are_refused_when_queued() -> None:
     with pytest.raises(SettingsError, match="warmup_steps is 5 but lr_schedule 'constant'"):
         check_shared("optimizer_settings", schedule | {"warmup_steps": 5})
     check_shared("optimizer_settings", {"warmup_steps": 5})  # the schedule is wired
+    wired: dict[str, Any] = {"lr_schedule": None}  # as the host says it
+    check_shared("optimizer_settings", schedule | {"warmup_steps": 5} | wired)
+    check_queued("dreambooth", own | {"weights": None, "precision": "fp16"})
     with pytest.raises(SettingsError, match="noise_offset is 9"):
         check_shared("loss_settings", {"noise_offset": 9.0})
 

@@ -143,9 +143,13 @@ def together(method: str, given: Mapping[str, Any]) -> dict[str, Any]:
 def check_queued(method: str, values: Mapping[str, Any]) -> None:
     """See that the settings on a training node are allowed, before those wired to it are known.
 
+    Args:
+        values: None for a single setting that is wired.
+
     Raises:
         SettingsError: they are not, or contradict each other; all that is wrong is listed.
     """
+    values = _known(values)
     groups = config_groups(method).values()
     raise_problems([problem for group in groups for problem in value_problems(group, values)])
     if all(name in values for name in ON_TRAINER[method]):
@@ -154,12 +158,17 @@ def check_queued(method: str, values: Mapping[str, Any]) -> None:
 
 def check_shared(place: str, values: Mapping[str, Any]) -> None:
     """The same for the settings on a node of their own, by their place in ON_OTHERS."""
+    values = _known(values)
     groups = (TrainingConfig, ObjectiveConfig, ValidationConfig, StoreConfig)
     groups += tuple(METHOD_CONFIGS.values())
     raise_problems({problem for group in groups for problem in value_problems(group, values)})
     if all(name in values for name in ON_OTHERS[place]):
         for group in groups[:4]:
             from_values(group, values)
+
+
+def _known(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:
