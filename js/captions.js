@@ -86,7 +86,7 @@ class Cell {
     const address = api.apiURL(`${THUMBNAIL}?${asked}`);
     if (this.image.getAttribute("src") !== address) this.image.src = address;
     this.image.alt = this.image.title = name;
-    const instead = this.body.values(["prompt"]).prompt?.trim();
+    const instead = this.body.prompt();
     const spare = instead ? `the prompt: ${instead}` : words ? `the folder: ${words}` : "no caption";
     this.caption.textContent = caption ?? spare;
     this.caption.title = why || "Click to edit";
@@ -194,6 +194,15 @@ class Body {
   values(names) {
     const found = this.node.widgets.filter((widget) => names.includes(widget.name));
     return Object.fromEntries(found.map((widget) => [widget.name, widget.value]));
+  }
+
+  // What is said of pictures without captions; a text node that is wired in has it in a widget.
+  prompt() {
+    const place = this.node.inputs?.findIndex(({ widget }) => widget?.name === "prompt") ?? -1;
+    const wired = place >= 0 && this.node.inputs[place].link != null;
+    if (!wired) return this.values(["prompt"]).prompt?.trim();
+    const text = this.node.getInputNode?.(place)?.widgets?.find(({ name }) => name === "value");
+    return typeof text?.value === "string" ? text.value.trim() : "what is wired in";
   }
 
   // Reads the list anew, once the hand rests.

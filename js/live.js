@@ -16,6 +16,7 @@ const STATUS = "personalize.status";
 const IDLE = "The loss and previews show here while it trains.";
 const [LINE_PX, CURVE_PX, GAP_PX] = [17, 130, 6];
 const MOST_LINES = 6;
+const PALETTE_MS = 200; // until a new one is in place
 const CHARACTER_PX = 6.2; // of the line's font, on average
 
 const views = new WeakMap(); // by node
@@ -118,6 +119,10 @@ function update(facts) {
   return view;
 }
 
+function showAll(nodes = []) {
+  for (const node of nodes) views.get(node)?.show();
+}
+
 async function updateAll() {
   const reply = await api.fetchApi(TRAININGS);
   if (reply.status !== 200) return;
@@ -130,6 +135,8 @@ app.registerExtension({
     api.addEventListener(TRAINING, ({ detail }) => update(detail)?.load());
     api.addEventListener(STATUS, ({ detail }) => update(detail));
     api.addEventListener("reconnected", updateAll);
+    const palette = () => setTimeout(() => showAll(app.canvas?.graph?.nodes), PALETTE_MS);
+    app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", palette);
   },
   nodeCreated(node) {
     if (node.comfyClass?.startsWith("PersonalizeTrain")) views.set(node, new View(node));

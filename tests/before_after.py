@@ -28,7 +28,7 @@ from tests.host import ROOT, Host, HostError, Prompt, convert, nodes_of
 from trainers.data.listing import has_pictures
 from trainers.errors import DatasetError
 
-WORKFLOW = ROOT / "workflows" / "Train a LoRA and sample.json"
+WORKFLOW = min((ROOT / "workflows").glob("*.json"))
 SUBJECT = "star"
 NUM_SEEDS = 3
 TILE_PX = 256
@@ -125,7 +125,13 @@ def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
     loader["ckpt_name"] = base.path.name
     (dataset,) = nodes_of(prompt, "PersonalizeFolderDataset")
     name = task.images.resolve().name
-    dataset |= {"folder": name, "prompt": task.prompt, "resolution": base.resolution}
+    dataset |= {"folder": name, "resolution": base.resolution}
+    (subject,) = nodes_of(prompt, "PrimitiveString")
+    subject["value"] = task.prompt
+    (painted,) = nodes_of(prompt, "StringConcatenate")
+    painted["string_b"] = ""
+    (preview,) = nodes_of(prompt, "PersonalizePreview")
+    preview |= {"width": base.resolution, "height": base.resolution}
     (train,) = nodes_of(prompt, "PersonalizeTrainLora")
     train |= base.training
     train["steps"] = task.steps or train["steps"]
@@ -133,11 +139,13 @@ def training_prompt(host: Host, base: Base, task: Task) -> Prompt:
     latent |= {"width": base.resolution, "height": base.resolution, "batch_size": NUM_SEEDS}
     (sampler,) = nodes_of(prompt, "KSampler")
     sampler |= base.sampling
-    prompt[sampler["positive"][0]]["inputs"]["text"] = task.prompt
     (save_lora,) = nodes_of(prompt, "PersonalizeSaveLora")
     save_lora["filename_prefix"] = f"loras/{name}"
     (save_image,) = nodes_of(prompt, "SaveImage")
     save_image["filename_prefix"] = name
+    (trainer,) = (i for i, node in prompt.items() if node["class_type"] == "PersonalizeTrainLora")
+    losses = {"loss_map": [trainer, 3], "theme": "auto"}
+    prompt["plot"] = {"class_type": "PersonalizeLossPlot", "inputs": losses}
     return prompt
 
 

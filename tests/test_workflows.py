@@ -37,7 +37,7 @@ BASES = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("thin_sd15.safetensors", 512),
     "sd_xl_base_1.0.safetensors": ("thin_sdxl.safetensors", 1024),
 }
-SIZED = ("EmptyLatentImage", "PersonalizeClassImages")
+SIZED = ("EmptyLatentImage", "PersonalizeClassImages", "PersonalizePreview")
 SHOW_PICTURES = {"PersonalizeClassImages", "PersonalizeLossPlot"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
@@ -192,6 +192,7 @@ def _small(prompt: Prompt) -> Prompt:
         "PersonalizeOptimizer": {"gradient_accumulation": 1},
         "PersonalizeTrainTextualInversion": {"steps": 2},
         "PersonalizeTrainDreamBooth": {"steps": 2},
+        "PersonalizePreview": {"width": 64, "height": 64, "steps": 1},
         "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
