@@ -301,3 +301,24 @@ def test_stamp_changes_with_the_picture(host: Host) -> None:
     before = read(host)["pictures"][1]["stamp"]
     save(folder / "c.png", (256, 256))
     assert read(host)["pictures"][1]["stamp"] != before
+
+
+# Uploads, by the host's own route
+
+
+@pytest.mark.parametrize("folder", ["../../outside", "/etc", "..", "a/../../.."])
+def test_uploads_stay_in_the_input_folder(host: Host, folder: str) -> None:
+    def upload(**headers: str) -> int:
+        parts = [("image", '; filename="up.txt"', "x"), ("subfolder", "", folder)]
+        body = "".join(
+            f'--b\r\nContent-Disposition: form-data; name="{name}"{more}\r\n\r\n{text}\r\n'
+            for name, more, text in [*parts, ("type", "", "input")]
+        )
+        content = f"{body}--b--\r\n".encode()
+        kind = "multipart/form-data; boundary=b"
+        return ask(host, "/upload/image", content, Content_Type=kind, **headers)[0]
+
+    assert upload() == 400
+    assert upload(Origin="http://evil.example") == 403
+    inside = host.base / "input"
+    assert not [path for path in host.base.rglob("up.txt") if inside not in path.parents]
