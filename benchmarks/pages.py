@@ -58,7 +58,7 @@ TRAININGS = "/personalize/trainings"
 
 # In a page: the milliseconds that its reply takes, and drawing it and a point for each step.
 DRAW = """async ([url, drawings, numSteps]) => {
-  const { makeCurve } = await import("/extensions/personalize/curve.js");
+  const { makeCurve } = await import("/extensions/personalize/training/curve.js");
   const timed = async (act) => {
     const began = performance.now();
     const result = await act();

@@ -92,7 +92,7 @@ console.log(JSON.stringify({
 
 
 CURVE = """
-import { inColumns, makeCurve, smooth } from "./extensions/personalize/curve.js";
+import { inColumns, makeCurve, smooth } from "./extensions/personalize/training/curve.js";
 const points = Array.from({ length: 40 }, (_, i) => [i + 1, (i * 7919) % 13]);
 const thinned = points.filter(([step]) => step % 4 === 0);
 const columns = inColumns(points, 40, 10);
@@ -116,7 +116,7 @@ console.log(JSON.stringify({ points, smoothed, columns, lines }));
 
 
 FIND = """
-import { find } from "./extensions/personalize/find.js";
+import { find } from "./extensions/personalize/training/find.js";
 const [trainer, nested] = [1, 2].map(() => ({ comfyClass: "PersonalizeTrainLora" }));
 const inside = { getNodeById: (id) => (id === 3 ? nested : undefined) };
 const nodes = { 3: trainer, 4: { comfyClass: "KSampler" }, 7: { subgraph: inside } };
@@ -314,7 +314,7 @@ def test_curve_is_that_of_plot_loss(tmp_path: Path) -> None:
 
 
 def test_curve_has_the_colours_of_plot_loss() -> None:
-    text = (ROOT / "js" / "curve.js").read_text()
+    text = (ROOT / "js" / "training" / "curve.js").read_text()
     for theme, look in LOOKS.items():
         found = re.search(rf"{theme.upper()} = {{ (.*) }}", text)
         assert found is not None

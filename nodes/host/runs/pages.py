@@ -16,7 +16,7 @@ routes what there is.
     event "personalize.status"         the same with a new text; after steps also with what is new
                                        in "loss" and "validation", lists of [step, loss]
 
-The front end's side is js/live.js.
+The front end's side is js/training/live.js.
 """
 
 from __future__ import annotations

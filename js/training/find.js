@@ -1,6 +1,6 @@
 // Which node of the graph that is shown an event of the server speaks of.
 
-import { app } from "../../scripts/app.js";
+import { app } from "../../../scripts/app.js";
 
 // "3", or "7:3" for node 3 of the subgraph that node 7 is. `graph` is the graph's own id; a prompt
 // that was queued without one may have come from here.

@@ -2,9 +2,9 @@
 // and while it is at work a button that ends it and keeps what was learned.
 // What is shown comes from the server: nodes/host/runs/pages.py.
 
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
-import { addBody, make } from "./body.js";
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addBody, make } from "../body.js";
 import { makeCurve } from "./curve.js";
 import { find } from "./find.js";
 import { makeStrip } from "./strip.js";

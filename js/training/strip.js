@@ -1,7 +1,7 @@
 // The previews of a run as a film strip: a row for each prompt, the newest at its right end.
 
-import { api } from "../../scripts/api.js";
-import { make } from "./body.js";
+import { api } from "../../../scripts/api.js";
+import { make } from "../body.js";
 
 const FRAME_PX = 96;
 const ROW_PX = FRAME_PX + 44; // with the prompt above and the step below

@@ -1,7 +1,7 @@
 // The loss of a run as a curve: a faint line or band, a smoothed line through it, and dots where
 // held-out pictures were looked at.
 
-import { make } from "./body.js";
+import { make } from "../body.js";
 
 const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
 const FONT = "11px sans-serif";
