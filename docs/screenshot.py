@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,6 @@ PLACE = """([scale, x, y]) => {
 def run_graph(opened: Page, asked: argparse.Namespace) -> None:
     """Fills in the asked model, pictures and words, and runs the graph to its end."""
     values = [
-        ("CheckpointLoaderSimple", "ckpt_name", asked.base.name),
         ("PersonalizeFolderDataset", "folder", asked.images.resolve().name),
         ("PersonalizeFolderDataset", "resolution", asked.resolution),
         ("PersonalizePreview", "width", asked.resolution),
@@ -56,8 +56,11 @@ def run_graph(opened: Page, asked: argparse.Namespace) -> None:
     for value in values:
         opened.run(SET, value)
     opened.queue()
-    done = "async () => Object.keys(await (await fetch('/history')).json()).length > 0"
-    opened.until(done, timeout=RUN_SECONDS)
+    deadline = time.monotonic() + RUN_SECONDS
+    while not opened.host.get("/history"):
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"The graph ran for more than {RUN_SECONDS} s.")
+        time.sleep(1)
     opened.tab.wait_for_timeout(15_000)  # the results are drawn, and toasts have gone
 
 
@@ -93,7 +96,8 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=7.0)
     asked = parser.parse_args()
     graph = json.loads(GRAPH.read_text(encoding="utf-8"))
-    host = Host(asked.comfyui, checkpoints={asked.base.name: asked.base})
+    (loader,) = (node for node in graph["nodes"] if node["type"] == "CheckpointLoaderSimple")
+    host = Host(asked.comfyui, checkpoints={loader["widgets_values"][0]: asked.base})
     host.add_input(asked.images, asked.images.resolve().name)
     with host, page(host) as opened:
         opened.load(graph)

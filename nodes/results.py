@@ -44,27 +44,9 @@ class SaveLora(io.ComfyNode):
                         "bf16 make half the file."
                     ),
                 ),
-                io.Boolean.Input(
-                    "bundle_embedding",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "Put the learned token that the captions have into the file, for A1111 and "
-                        "Forge (bundle_emb). There must be exactly one."
-                    ),
-                ),
-                io.Boolean.Input(
-                    "captions",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "Put captions, the trigger phrase and the name of the pictures' folder "
-                        "into the file, for everyone who gets it."
-                    ),
-                ),
+                *_choices(),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.extra_pnginfo],
             outputs=[io.String.Output(display_name="path", tooltip="The file that was written.")],
         )
 
@@ -76,11 +58,70 @@ class SaveLora(io.ComfyNode):
         format: str,
         bundle_embedding: bool = False,
         captions: bool = False,
+        thumbnail: bool = True,
+        workflow: bool = False,
+        model: Any = None,
+        clip: Any = None,
     ) -> io.NodeOutput:
-        from .host.files import save_lora
+        from .host.files import Choices, save_lora
 
-        path = save_lora(lora, filename_prefix, format.split()[-1], bundle_embedding, captions)
+        graph = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
+        choices = Choices(bundle_embedding, captions, thumbnail, graph if workflow else {})
+        dtype = format.split()[-1]
+        path = save_lora(lora, filename_prefix, dtype, choices, model, clip)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
+
+
+def _choices() -> list[io.Input]:
+    """What a LoRA's file is to hold, and what it is to be checked with."""
+    return [
+        io.Boolean.Input(
+            "bundle_embedding",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Put the learned token that the captions have into the file, for A1111 and "
+                "Forge (bundle_emb). There must be exactly one."
+            ),
+        ),
+        io.Boolean.Input(
+            "captions",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Put captions, the trigger phrase and the name of the pictures' folder "
+                "into the file, for everyone who gets it."
+            ),
+        ),
+        io.Boolean.Input(
+            "thumbnail",
+            default=True,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Put the last preview of the training beside the file, as a picture of "
+                "the same name, where LoRA managers look for it."
+            ),
+        ),
+        io.Boolean.Input(
+            "workflow",
+            default=False,
+            optional=True,
+            advanced=True,
+            tooltip=(
+                "Put this graph into the file, as ComfyUI does with its own; it names "
+                "your folders and prompts."
+            ),
+        ),
+        io.Model.Input(
+            "model",
+            optional=True,
+            tooltip="The base model: a file that ComfyUI would not read whole for it is not kept.",
+        ),
+        io.Clip.Input("clip", optional=True, tooltip="Its clip, for the same check."),
+    ]
 
 
 class SaveEmbedding(io.ComfyNode):

@@ -19,7 +19,7 @@ from tests.dataset_files import batch
 from trainers.errors import SaveError
 from trainers.methods.results import Adapter
 from trainers.models.architectures import GENERIC, SD2, SD15, SDXL, Architecture
-from trainers.runs.files import save_tensors, write_whole
+from trainers.runs.files import check_finite, save_tensors, write_whole
 from trainers.runs.metadata import lora_metadata
 
 
@@ -123,6 +123,23 @@ def test_trained_lora_file_comes_back(tmp_path: Path) -> None:
     learned = ready.trainable.export()
     save_tensors(tmp_path / "dog.safetensors", learned, {}, torch.float32)
     tiny.assert_equal(safetensors.torch.load_file(tmp_path / "dog.safetensors"), learned)
+
+
+@pytest.mark.parametrize(
+    ("value", "dtype", "words"),
+    [
+        (float("nan"), torch.float32, "not finite numbers: a.\nUse another"),
+        (float("inf"), torch.bfloat16, "not finite numbers: a.\nUse another"),
+        (1e5, torch.float16, "not finite numbers as torch.float16: a.\nSave them as bf16 or fp32"),
+    ],
+)
+def test_file_of_what_is_no_number_is_refused(
+    tmp_path: Path, value: float, dtype: torch.dtype, words: str
+) -> None:
+    tensors = {"a": torch.tensor([1.0, value]), "b": torch.ones(2), "c.alpha": torch.tensor(1e6)}
+    with pytest.raises(SaveError, match=f"1 of 3 tensors are {words}"):
+        check_finite(tmp_path / "x.safetensors", tensors, dtype)
+    check_finite(tmp_path / "x.safetensors", {"c.alpha": tensors["c.alpha"]}, torch.float16)
 
 
 # -- nothing half-written -----------------------------------------------------------------

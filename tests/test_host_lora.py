@@ -13,7 +13,7 @@ from PIL import Image
 
 from tests.conftest import on_a_cpu
 from tests.graphs import Graph, Link, as_new
-from tests.host import Host
+from tests.host import Host, HostError
 
 PROMPT = "a photo of sks dog"
 
@@ -75,8 +75,9 @@ def test_file_and_sockets_sample_alike(any_host: Host, settings: dict[str, Any])
     trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), **settings)
     graph.sample(trained[0], trained[1], "sockets", PROMPT)
     graph.add(
-        "PersonalizeSaveLora", lora=trained[2], filename_prefix="loras/a", format="kohya fp32"
-    )
+        "PersonalizeSaveLora", lora=trained[2], filename_prefix="loras/a", format="kohya fp32",
+        model=model, clip=clip,
+    )  # fmt: skip
     host.run(graph)
 
     graph = Graph()
@@ -93,6 +94,48 @@ def test_file_and_sockets_sample_alike(any_host: Host, settings: dict[str, Any])
     assert difference(latents(host, "file"), latents(host, "sockets")) < 1e-5
     assert difference(latents(host, "sockets"), latents(host, "before")) > 1e-3
     assert "lora key not loaded" not in host.log()[log_from:]
+
+
+def test_file_is_kept_only_where_the_model_has_a_place_for_all_of_it(any_host: Host) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), seed=91)
+    other, other_clip, _ = graph.load("thin_sdxl.safetensors")
+    graph.add(
+        "PersonalizeSaveLora", lora=trained[2], filename_prefix="loras/foreign",
+        format="kohya fp16", model=other, clip=other_clip,
+    )  # fmt: skip
+    with pytest.raises(HostError, match=r"no place in this model for \d+ of its \d+ tensors"):
+        host.run(graph)
+    assert not list((host.base / "output" / "loras").glob("foreign*"))
+
+
+def test_file_has_a_thumbnail_and_on_request_the_graph(host: Host) -> None:
+    graph = Graph()
+    model, clip, vae = graph.load()
+    preview = graph.add(
+        "PersonalizePreview", prompts="a secret", every_steps=2, width=64, height=64, steps=1,
+        cfg=5.0, sampler_name="euler", scheduler="normal", seed=1,
+    )  # fmt: skip
+    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), seed=90)
+    graph[trained[0][0]]["inputs"]["preview"] = preview[0]
+    for name, workflow in (("bare", False), ("full", True)):
+        graph.add(
+            "PersonalizeSaveLora", lora=trained[2], filename_prefix=f"loras/{name}",
+            format="kohya fp16", workflow=workflow, thumbnail=not workflow,
+        )  # fmt: skip
+    host.run(graph)
+    bare, full = saved_lora(host, "bare"), saved_lora(host, "full")
+    previews = (host.base / "output" / "personalize").glob("lora-*/previews/step_00000004_0.png")
+    newest = max(previews, key=lambda file: file.stat().st_mtime)
+    with Image.open(bare.with_suffix(".png")) as ours, Image.open(newest) as theirs:
+        assert ours.tobytes() == theirs.convert("RGB").tobytes()
+        assert not ours.info
+    assert not full.with_suffix(".png").exists()
+    for path, there in ((bare, False), (full, True)):
+        with safetensors.safe_open(path, "pt") as file:
+            assert ("prompt" in file.metadata()) == there
+    assert b"a secret" not in bare.read_bytes()
 
 
 def test_core_loader_takes_the_lora_socket(any_host: Host) -> None:

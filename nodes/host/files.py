@@ -2,62 +2,117 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+import comfy.utils
 import folder_paths
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ...trainers.errors import SaveError, SettingsError
 from ...trainers.methods.results import Adapter, Embedding, spelled
 from ...trainers.models.precision import DTYPES
-from ...trainers.runs.files import holds, save_tensors
+from ...trainers.runs.files import check_finite, holds, save_tensors, whole_file
+from .models.weights import unread_keys
 from .status import running_node, show_text, tell_of_files
 
 # What of a LoRA's metadata tells of the pictures; a title is the file's own name then.
 OF_PICTURES = ("ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.title")
 
 
+@dataclass(frozen=True)
+class Choices:
+    """What a LoRA's file is to hold beside the LoRA.
+
+    Attributes:
+        bundle: the learned token that the captions have.
+        captions: captions, trigger phrase and the folder's name.
+        thumbnail: a picture beside it, the last preview of its run.
+        graph: what ComfyUI's own files have: the graph, as "prompt" and "workflow".
+    """
+
+    bundle: bool = False
+    captions: bool = False
+    thumbnail: bool = False
+    graph: Mapping[str, Any] = field(default_factory=dict)
+
+
 def save_lora(
     lora: Mapping[str, Tensor],
     filename_prefix: str,
     dtype: str,
-    bundle: bool = False,
-    captions: bool = False,
+    choices: Choices,
+    model: Any = None,
+    clip: Any = None,
 ) -> Path:
     """Save under the next free number, unless the last file is the same.
 
     Args:
-        captions: put captions, trigger phrase and the folder's name into the file.
         filename_prefix: as in the host's own save nodes; may name sub-folders of output/, and
             %dataset% becomes the name of the pictures' folder.
         dtype: "fp32", "fp16" or "bf16".
-        bundle: put the learned token that the captions have into the file.
+        model, clip: the host's loader reads the file for them, where they are given.
 
     Raises:
-        SaveError: see trainers.runs.files.save_tensors.
+        SaveError: see trainers.runs.files; or the host does not read all of the file.
         SettingsError: it is to be bundled, and there is none, or more than one.
     """
     needs = lora.needs if isinstance(lora, Adapter) else ()
-    if bundle and len(needs) != 1:
+    if choices.bundle and len(needs) != 1:
         found = ", ".join(embedding.token for embedding in needs) or "none"
         raise SettingsError(
             ("bundle_embedding is on, but a file can carry one learned token, and the captions of "
              f"this LoRA have: {found}; allowed: off, or a LoRA with one",)
         )  # fmt: skip
-    tensors = {**lora, **(needs[0].bundled() if bundle else {})}
+    tensors = {**lora, **(needs[0].bundled() if choices.bundle else {})}
     told = dict(lora.metadata) if isinstance(lora, Adapter) else {}
     dataset = re.sub(r"[^\w.-]+", "_", told.get("modelspec.title", "personalize"))
-    private = () if captions else [name for name in OF_PICTURES if told.pop(name, None)]
+    private = () if choices.captions else [n for n in OF_PICTURES if told.pop(n, None)]
+    told |= {name: json.dumps(value) for name, value in choices.graph.items()}
 
     def metadata(path: Path) -> dict[str, str]:
         title = {"modelspec.title": path.stem} if private else {}
         return {**told, **title, "ss_output_name": path.stem}
 
-    return _save(filename_prefix.replace("%dataset%", dataset), tensors, metadata, DTYPES[dtype])
+    prefix = filename_prefix.replace("%dataset%", dataset)
+    path = _save(prefix, tensors, metadata, DTYPES[dtype], lambda file: _check(file, model, clip))
+    preview = lora.preview if isinstance(lora, Adapter) else None
+    if choices.thumbnail and preview is not None:
+        _save_thumbnail(preview, path.with_suffix(".png"))
+    return path
+
+
+def _check(path: Path, model: Any, clip: Any) -> None:
+    """See that the host's own loader finds a place for all that a LoRA's file holds.
+
+    Raises:
+        SaveError: it does not.
+    """
+    if model is None:
+        return
+    read = comfy.utils.load_torch_file(str(path), safe_load=True)
+    unread = unread_keys(model, clip, read)
+    if unread:
+        raise SaveError(
+            f"'{path.name}' was not saved: ComfyUI's loader has no place in this model for "
+            f"{len(unread)} of its {len(read)} tensors: {', '.join(unread[:3])}.\n"
+            "Wire in the model and clip that it was made for, or none."
+        )
+
+
+def _save_thumbnail(preview: Path, target: Path) -> None:
+    """The preview without what its file says of prompts; one that is gone is left out."""
+    with contextlib.suppress(FileNotFoundError), Image.open(preview) as picture:
+        with whole_file(target) as file:
+            picture.convert("RGB").save(file, "PNG")
 
 
 def save_embedding(embedding: Embedding, filename_prefix: str) -> Path:
@@ -67,7 +122,8 @@ def save_embedding(embedding: Embedding, filename_prefix: str) -> Path:
         filename_prefix: %token% becomes the token as a file's name.
     """
     prefix = filename_prefix.replace("%token%", embedding.file_name)
-    return _save(prefix, spelled(embedding.rows), lambda path: embedding.metadata, torch.float32)
+    rows = spelled(embedding.rows)
+    return _save(prefix, rows, lambda path: embedding.metadata, torch.float32, lambda path: None)
 
 
 def _save(
@@ -75,13 +131,24 @@ def _save(
     tensors: Mapping[str, Tensor],
     metadata: Callable[[Path], Mapping[str, str]],
     dtype: torch.dtype,
+    check: Callable[[Path], None],
 ) -> Path:
-    """Write a file unless the last one is the same; the page is told."""
+    """Write a file unless the last one is the same; the page is told.
+
+    Args:
+        check: looks the file over once it is written; if it raises, there is no file.
+    """
     last, path = _paths(filename_prefix)
+    check_finite(path, tensors, dtype)
     if holds(last, tensors, metadata(last), dtype):
         path = last
     else:
         save_tensors(path, tensors, metadata(path), dtype)
+        try:
+            check(path)
+        except SaveError:
+            path.unlink()
+            raise
     already = "is there already: " if path == last else ""
     output = os.path.realpath(folder_paths.get_output_directory())
     place = f"output/{path.relative_to(output).as_posix()}"

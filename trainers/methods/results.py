@@ -11,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -76,6 +77,7 @@ class Adapter(dict[str, Tensor]):
 
     Attributes:
         needs: the learned tokens that its captions have.
+        preview: the file of its run's last preview, if there is one.
     """
 
     def __init__(
@@ -83,7 +85,9 @@ class Adapter(dict[str, Tensor]):
         tensors: Mapping[str, Tensor],
         metadata: Mapping[str, str],
         needs: tuple[Embedding, ...] = (),
+        preview: Path | None = None,
     ) -> None:
         super().__init__(tensors)
         self.metadata = dict(metadata)
         self.needs = needs
+        self.preview = preview

@@ -56,6 +56,26 @@ def holds(
         return False
 
 
+def check_finite(
+    path: Path, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, most_named: int = 3
+) -> None:
+    """See that a file of these tensors would hold numbers alone.
+
+    Raises:
+        SaveError: some are not finite, or not in the file's dtype.
+    """
+    bad = [key for key, t in tensors.items() if not _as_stored(t, dtype).isfinite().all()]
+    if not bad:
+        return
+    named = ", ".join(bad[:most_named]) + (", ..." if len(bad) > most_named else "")
+    fit = all(tensors[key].isfinite().all() for key in bad)
+    raise SaveError(
+        f"'{path}' was not saved: {len(bad)} of {len(tensors)} tensors are not finite numbers"
+        f"{f' as {dtype}' if fit else ''}: {named}.\n"
+        + ("Save them as bf16 or fp32." if fit else "Use another LoRA, or train this one anew.")
+    )
+
+
 def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
     kept = (dtype or tensor.dtype) if tensor.ndim else torch.float32

@@ -75,6 +75,13 @@ def preview_steps(folder: Path, last: int) -> list[int]:
     return sorted(step for step in steps if step <= last)
 
 
+def last_preview(folder: Path, last: int) -> Path | None:
+    """What the first prompt gave in the last preview up to step `last`."""
+    steps = preview_steps(folder, last)
+    found = [file for file in preview_files(folder) if steps and _step(file) == steps[-1]]
+    return found[0] if found else None
+
+
 def _step(file: Path) -> int:
     return int(file.stem.split("_")[1])
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.lora
 import comfy.sd
 import torch
 from torch import Tensor
 
 from ....trainers.models.architectures import DENOISER
 from .twin import HOST_DENOISER, alias
+
+BUNDLED = "bundle_emb."  # a learned token in a LoRA's file
+TEXT_KEYS = ("lora_te", "text_encoder")
+WHOLE = (".diff", ".diff_b", ".set_weight")  # of tensors that are no factors
 
 
 def apply_lora(
@@ -21,6 +26,22 @@ def apply_lora(
         model, clip, dict(lora), strength_model, strength_clip
     )
     return patched
+
+
+def unread_keys(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> list[str]:
+    """Keys of a LoRA that the host's loader has no place for in this MODEL and CLIP.
+
+    Args:
+        clip: None leaves out what is for text encoders.
+    """
+    places = comfy.lora.model_lora_keys_unet(model.model, {})
+    if clip is not None:
+        places = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, places)
+    patches = comfy.lora.load_lora(dict(lora), places, log_missing=False).values()
+    read = {key for patch in patches for key in getattr(patch, "loaded_keys", ())}
+    read |= {place + ending for place in places for ending in WHOLE}
+    others = (BUNDLED, *(TEXT_KEYS if clip is None else ()))
+    return sorted(key for key in lora if key not in read and not key.startswith(others))
 
 
 def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:

@@ -34,7 +34,7 @@ from ....trainers.runs.metadata import (
     needs_metadata,
 )
 from ....trainers.runs.states import StateSaver
-from ....trainers.runs.story import preview_steps
+from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW
@@ -130,7 +130,8 @@ def _kept(run: Run, node: GraphNode) -> Outcome | None:
 
 def _outcome(run: Run, result: Result) -> Outcome:
     needed = _learned_tokens(run, result.tokens)
-    learned = Adapter(result.tensors, result.metadata, needed)
+    preview = last_preview(run.folder.path, result.steps)
+    learned = Adapter(result.tensors, result.metadata, needed, preview)
     return Outcome(learned, run.text_encoders, _loss_map(run.folder, result), run.folder.path)
 
 
