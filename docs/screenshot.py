@@ -1,7 +1,8 @@
 """Takes the README's picture of the first graph, after it has run.
 
 python -m docs.screenshot --comfyui DIR --base FILE --images DIR
-                          [--prompt TEXT --resolution N --steps N --learning-rate N --cfg N]
+                          [--prompt TEXT --more TEXT --targets LAYERS --resolution N
+                               --steps N --learning-rate N --cfg N]
 """
 
 from __future__ import annotations
@@ -49,6 +50,9 @@ def run_graph(opened: Page, asked: argparse.Namespace) -> None:
         ("PersonalizeTrainLora", "steps", asked.steps),
         ("PersonalizeTrainLora", "learning_rate", asked.learning_rate),
         ("PrimitiveString", "value", asked.prompt),
+        ("PersonalizeTrainLora", "targets", asked.targets),
+        ("StringConcatenate", "string_b", asked.more),
+        ("PersonalizePreview", "cfg", asked.cfg),
         ("KSampler", "cfg", asked.cfg),
         ("EmptyLatentImage", "width", asked.resolution),
         ("EmptyLatentImage", "height", asked.resolution),
@@ -90,6 +94,8 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--images", type=Path, required=True)
     parser.add_argument("--prompt", default="a photo of a sks star")
+    parser.add_argument("--more", default=" on a beach", help="what the picture has beside it")
+    parser.add_argument("--targets", default="attention")
     parser.add_argument("--resolution", type=int, default=512)
     parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
