@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.hooks
 import comfy.lora
 import comfy.sd
 import torch
@@ -26,6 +27,13 @@ def apply_lora(
         model, clip, dict(lora), strength_model, strength_clip
     )
     return patched
+
+
+def lora_hooks(lora: Mapping[str, Tensor], strength_model: float, strength_clip: float) -> Any:
+    """The host's hook group for a LoRA, as its own Create Hook LoRA makes from a file."""
+    if strength_model == 0 and strength_clip == 0:
+        return comfy.hooks.HookGroup()
+    return comfy.hooks.create_hook_lora(dict(lora), strength_model, strength_clip)
 
 
 def unread_keys(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> list[str]:
