@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from ....trainers.models.architectures import DENOISER
+from ....trainers.runs.foreign import TEXT
 from .twin import HOST_DENOISER, alias
 
 BUNDLED = "bundle_emb."  # a learned token in a LoRA's file
-TEXT_KEYS = ("lora_te", "text_encoder")
 WHOLE = (".diff", ".diff_b", ".set_weight")  # of tensors that are no factors
 
 
@@ -48,8 +48,8 @@ def unread_keys(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> list[str]:
     patches = comfy.lora.load_lora(dict(lora), places, log_missing=False).values()
     read = {key for patch in patches for key in getattr(patch, "loaded_keys", ())}
     read |= {place + ending for place in places for ending in WHOLE}
-    others = (BUNDLED, *(TEXT_KEYS if clip is None else ()))
-    return sorted(key for key in lora if key not in read and not key.startswith(others))
+    unread = (key for key in lora if key not in read and not key.startswith(BUNDLED))
+    return sorted(key for key in unread if clip is not None or not TEXT.match(key))
 
 
 def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:
