@@ -10,6 +10,7 @@ from .dataset import FolderDataset, ImageDataset
 from .preview import PreviewSettings
 from .results import PlotLoss, SaveEmbedding, SaveLora
 from .settings import LossSettings, OptimizerSettings, RunSettings
+from .stack import AdapterStack
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
 NODES: list[type[io.ComfyNode]] = [
@@ -25,6 +26,7 @@ NODES: list[type[io.ComfyNode]] = [
     PreviewSettings,
     ApplyLora,
     ApplyEmbedding,
+    AdapterStack,
     SaveLora,
     SaveEmbedding,
     PlotLoss,

@@ -36,6 +36,13 @@ class ApplyLora(io.ComfyNode):
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the LoRA."),
                 io.Clip.Output(display_name="clip", tooltip="The clip with the LoRA."),
+                io.Hooks.Output(
+                    display_name="hooks",
+                    tooltip=(
+                        "The LoRA at these strengths for ComfyUI's hook nodes, which schedule and "
+                        "mask it. Sample with the untouched model then, or it counts twice."
+                    ),
+                ),
             ],
         )
 
@@ -43,9 +50,10 @@ class ApplyLora(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, lora: Any, strength_model: float, strength_clip: float
     ) -> io.NodeOutput:
-        from .host.models.weights import apply_lora
+        from .host.models.weights import apply_lora, lora_hooks
 
-        return io.NodeOutput(*apply_lora(model, clip, lora, strength_model, strength_clip))
+        patched = apply_lora(model, clip, lora, strength_model, strength_clip)
+        return io.NodeOutput(*patched, lora_hooks(lora, strength_model, strength_clip))
 
 
 class ApplyEmbedding(io.ComfyNode):

@@ -1,4 +1,4 @@
-"""The pack's own socket types; everything else is a core type."""
+"""The pack's own socket types, and one that many packs share; all else is a core type."""
 
 from comfy_api.latest import io
 
@@ -8,3 +8,5 @@ PersonalizePreview = io.Custom("PERSONALIZE_PREVIEW")
 PersonalizeOptimizer = io.Custom("PERSONALIZE_OPTIMIZER")
 PersonalizeLoss = io.Custom("PERSONALIZE_LOSS")
 PersonalizeRun = io.Custom("PERSONALIZE_RUN")
+# Tuples of a LoRA's file name, model strength and clip strength, as other packs' stackers make.
+LoraStack = io.Custom("LORA_STACK")

@@ -6,6 +6,7 @@
     ├── UnsupportedModelError   a base model that cannot be trained
     ├── UnavailableError        allowed, but not possible on this machine
     ├── NonFiniteLossError      the loss became NaN or infinite
+    ├── AdapterError            a LoRA, or the file of one, that cannot be used
     └── SaveError               a result could not be written
 
 Every message has three parts in two lines: what was got and where; what is allowed; what to do.
@@ -42,6 +43,10 @@ class UnavailableError(PersonalizeError):
 
 class NonFiniteLossError(PersonalizeError):
     """The loss became NaN or infinite."""
+
+
+class AdapterError(PersonalizeError):
+    """One or more LoRAs, or files of them, cannot be used."""
 
 
 class SaveError(PersonalizeError):

@@ -386,10 +386,11 @@ class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .gradients import Gradients, Step
         from .odd_models import OfClass
+        from .stacks import Lora, Stack
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept),
-            *(Sharing, Streamed, Room, Same, Previewed, Disk),
+            *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack),
         ]
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import comfy.hooks
 import comfy.lora
 import comfy.sd
 import torch
 from torch import Tensor
 
 from ....trainers.models.architectures import DENOISER
+from ....trainers.runs.foreign import TEXT
 from .twin import HOST_DENOISER, alias
 
 BUNDLED = "bundle_emb."  # a learned token in a LoRA's file
-TEXT_KEYS = ("lora_te", "text_encoder")
 WHOLE = (".diff", ".diff_b", ".set_weight")  # of tensors that are no factors
 
 
@@ -26,6 +27,13 @@ def apply_lora(
         model, clip, dict(lora), strength_model, strength_clip
     )
     return patched
+
+
+def lora_hooks(lora: Mapping[str, Tensor], strength_model: float, strength_clip: float) -> Any:
+    """The host's hook group for a LoRA, as its own Create Hook LoRA makes from a file."""
+    if strength_model == 0 and strength_clip == 0:
+        return comfy.hooks.HookGroup()
+    return comfy.hooks.create_hook_lora(dict(lora), strength_model, strength_clip)
 
 
 def unread_keys(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> list[str]:
@@ -40,8 +48,8 @@ def unread_keys(model: Any, clip: Any, lora: Mapping[str, Tensor]) -> list[str]:
     patches = comfy.lora.load_lora(dict(lora), places, log_missing=False).values()
     read = {key for patch in patches for key in getattr(patch, "loaded_keys", ())}
     read |= {place + ending for place in places for ending in WHOLE}
-    others = (BUNDLED, *(TEXT_KEYS if clip is None else ()))
-    return sorted(key for key in lora if key not in read and not key.startswith(others))
+    unread = (key for key in lora if key not in read and not key.startswith(BUNDLED))
+    return sorted(key for key in unread if clip is not None or not TEXT.match(key))
 
 
 def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple[Any, Any]:

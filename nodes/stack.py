@@ -1,0 +1,117 @@
+"""The node that puts several adapters to use at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .adapters import STRENGTH
+from .sockets import LoraStack, PersonalizeEmbedding
+
+NUM_ROWS = 8  # the front end shows those in use and one more; stacks can be chained
+NO_FILE = "None"  # as other packs' stackers write it
+
+
+class AdapterStack(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        from .host.models.stack import lora_files
+
+        files = [NO_FILE, *lora_files()]
+        rows = [one for number in range(1, NUM_ROWS + 1) for one in _row(number, files)]
+        return io.Schema(
+            node_id="PersonalizeAdapterStack",
+            display_name="Adapter Stack",
+            category="personalize/adapters",
+            description=(
+                "Applies several LoRAs and learned tokens, each with its own strengths and switch: "
+                "files, or what is in the graph. Their order does not matter."
+            ),
+            search_aliases=[
+                "lora stack", "lora stacker", "power lora loader", "multiple loras", "load lora",
+                "multi lora", "embedding",
+            ],
+            inputs=[
+                io.Model.Input(
+                    "model", optional=True, tooltip="What to apply them to; stays as it is."
+                ),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The clip to apply them to; stays as it is. Learned tokens need it.",
+                ),
+                LoraStack.Input(
+                    "lora_stack",
+                    optional=True,
+                    tooltip="Files of another stack, of any pack, to apply with these. From a "
+                    "stack whose model is wired in, leave it out, or its files count twice.",
+                ),
+                *rows,
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model with all of them."),
+                io.Clip.Output(display_name="clip", tooltip="The clip with all of them."),
+                LoraStack.Output(
+                    display_name="lora_stack",
+                    tooltip="The files and strengths, for nodes that take a LORA_STACK. What is "
+                    "wired in is in no file, so it is not among them.",
+                ),
+                io.String.Output(
+                    display_name="triggers",
+                    tooltip="What the prompt needs: trigger words that the LoRAs name, and tokens.",
+                ),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def check_lazy_status(cls, **inputs: Any) -> list[str]:
+        """What is switched off is not computed, be it a training."""
+        rows = range(1, NUM_ROWS + 1)
+        return [f"lora_{n}" for n in rows if inputs.get(f"lora_{n}", "") is None and _on(inputs, n)]
+
+    @classmethod
+    def execute(
+        cls, model: Any = None, clip: Any = None, lora_stack: Any = None, **inputs: Any
+    ) -> io.NodeOutput:
+        from .host.models.stack import Row, apply_stack, rows_of_stack
+
+        strengths = ("strength_model", "strength_clip")
+        own = [
+            Row(f"lora_{n}", item, *(inputs.get(f"{name}_{n}", 1.0) for name in strengths))
+            for n in range(1, NUM_ROWS + 1)
+            if _on(inputs, n) and (item := inputs.get(f"lora_{n}")) not in (None, NO_FILE)
+        ]
+        return io.NodeOutput(*apply_stack(model, clip, [*rows_of_stack(lora_stack), *own]))
+
+
+def _on(inputs: dict[str, Any], number: int) -> bool:
+    return bool(inputs.get(f"on_{number}", True))
+
+
+def _row(number: int, files: list[str]) -> list[io.Input]:
+    """The inputs of one row. None is required, so that a graph names only those that it uses."""
+    file = io.Combo.Input(f"lora_{number}", options=files, default=NO_FILE, optional=True)
+    return [
+        io.Boolean.Input(
+            f"on_{number}",
+            default=True,
+            optional=True,
+            tooltip="Off: as if this row were not there.",
+        ),
+        io.MultiType.Input(
+            file,
+            types=[io.LoraModel, PersonalizeEmbedding],
+            lazy=True,
+            tooltip="A LoRA file, or wire in a LoRA or a learned token of the graph.",
+        ),
+        *(
+            io.Float.Input(
+                f"strength_{part}_{number}",
+                optional=True,
+                tooltip=f"How strongly the {part} is changed. Nothing to a learned token.",
+                **STRENGTH,
+            )
+            for part in ("model", "clip")
+        ),
+    ]
