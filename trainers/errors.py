@@ -46,7 +46,7 @@ class NonFiniteLossError(PersonalizeError):
 
 
 class AdapterError(PersonalizeError):
-    """One or more LoRAs, or files of them, cannot be used."""
+    """LoRAs, files of them, or models that cannot be used together or made into one."""
 
 
 class SaveError(PersonalizeError):
