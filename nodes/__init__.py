@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters import ApplyEmbedding, ApplyLora
 from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
+from .merge import ExtractLora, MergeLoras, ResizeLora
 from .preview import PreviewSettings
 from .results import PlotLoss, SaveEmbedding, SaveLora
 from .settings import LossSettings, OptimizerSettings, RunSettings
@@ -27,6 +28,9 @@ NODES: list[type[io.ComfyNode]] = [
     ApplyLora,
     ApplyEmbedding,
     AdapterStack,
+    MergeLoras,
+    ExtractLora,
+    ResizeLora,
     SaveLora,
     SaveEmbedding,
     PlotLoss,

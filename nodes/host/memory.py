@@ -21,6 +21,12 @@ def device() -> torch.device:
     return found
 
 
+def fp64_device() -> torch.device:
+    """Where the host runs models if that knows fp64, and else the CPU."""
+    found = device()
+    return found if found.type == "cuda" else torch.device("cpu")
+
+
 def make_room() -> None:
     """Ask every loaded model to leave its device; their weights are then as they were loaded.
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
+import comfy.utils
 import server
 from comfy_api.latest import io
 from comfy_execution.utils import get_executing_context
@@ -24,6 +25,7 @@ from ...trainers.errors import PersonalizeError
 from .runs.base import GraphNode
 from .runs.pages import PAGES
 
+T = TypeVar("T")
 PUNCTUATION = re.compile(r"[!-/:-@\[-`{-~]")
 ERROR, FILES = "personalize.error", "personalize.files"
 
@@ -53,6 +55,14 @@ def running_node() -> str | None:
     """The id of the node that is executing."""
     context = get_executing_context()
     return context.node_id if context else None
+
+
+def counted(items: Sequence[T]) -> Iterator[T]:
+    """`items`, with the running node's bar at how many are done; Cancel stops it."""
+    bar = comfy.utils.ProgressBar(len(items))
+    for number, item in enumerate(items, 1):
+        yield item
+        bar.update_absolute(number)  # raises the host's interrupt where there is one
 
 
 def telling(node: type[io.ComfyNode]) -> type[io.ComfyNode]:

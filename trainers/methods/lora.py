@@ -9,13 +9,14 @@ The layers are peft's; this file chooses them, keeps them in fp32, and spells th
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from ..contracts import Parts, Trainable
-from ..models.architectures import DENOISER, KOHYA
+from ..models.architectures import DENOISER, KOHYA, Architecture
 from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
 from .learned_tokens import copies, train_tokens
@@ -71,7 +72,18 @@ def _inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) -
             parameter.data = parameter.data.float()
 
 
-def layer_name(parts: Parts, module_name: str, layer: str) -> str:
+class Naming(Protocol):
+    """What decides how layers are called."""
+
+    @property
+    def architecture(self) -> Architecture: ...
+
+    @property
+    def diffusers_names(self) -> Mapping[str, str]:
+        """Those of the denoiser's layers, where the architecture goes by them."""
+
+
+def layer_name(parts: Naming, module_name: str, layer: str) -> str:
     """What a layer is called in a LoRA's file.
 
     kohya's spelling is read by ComfyUI, A1111, Forge and diffusers; the dotted one is the host's

@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import datetime
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
 from ..data.dataset import Dataset
+from ..errors import AdapterError
 from ..methods.results import Embedding
 from ..models.architectures import Architecture
 from ..settings.run import RunConfig
@@ -108,3 +109,69 @@ def needs_metadata(embeddings: Iterable[Embedding]) -> dict[str, str]:
         {"token": e.token, "vectors": e.vectors, "sha256": e.fingerprint()} for e in embeddings
     ]
     return {NEEDS: json.dumps(needed, ensure_ascii=False)} if needed else {}
+
+
+# What LoRAs of one kind have in common, however they were made.
+OF_THE_KIND = (
+    "ss_base_model_version", "ss_v2", "ss_network_module", "modelspec.sai_model_spec",
+    "modelspec.architecture", "modelspec.implementation", "modelspec.resolution",
+    "modelspec.prediction_type",
+)  # fmt: skip
+JOINED = {"modelspec.title": "_and_", "modelspec.trigger_phrase": ", "}
+
+
+def check_one_base(sources: Sequence[Mapping[str, str]]) -> None:
+    """Raise AdapterError where files say that they are for different kinds of base models."""
+    said = [source.get("ss_base_model_version", "") for source in sources]
+    if len({version for version in said if version}) > 1:
+        listed = ", ".join(f"LoRA {n} for {v}" for n, v in enumerate(said, 1) if v)
+        raise AdapterError(
+            f"The LoRAs are for different base models: {listed}.\n"
+            "Merge those of one kind of base model."
+        )
+
+
+def merged_metadata(sources: Sequence[Mapping[str, str]], ranks: Iterable[int]) -> dict[str, str]:
+    """Metadata of one LoRA made of others: what they have in common, their titles and triggers.
+
+    Args:
+        sources: metadata of each.
+        ranks: of the new one's layers.
+    """
+    first = sources[0]
+    common = {
+        key: value
+        for key, value in first.items()
+        if key in OF_THE_KIND and all(other.get(key) == value for other in sources)
+    }
+    for key, between in JOINED.items():
+        if found := list(dict.fromkeys(source[key] for source in sources if source.get(key))):
+            common[key] = between.join(found)
+    return {**common, **rank_metadata(ranks)}
+
+
+def extracted_metadata(architecture: Architecture, ranks: Iterable[int]) -> dict[str, str]:
+    """Metadata of a LoRA that is the difference of two models."""
+    version = architecture.base_model_version
+    return {
+        "ss_network_module": "networks.lora",
+        **({"ss_base_model_version": version} if version else {}),
+        "ss_v2": str(architecture.name == "sd2"),
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{architecture.modelspec}/lora",
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": "extracted",
+        **rank_metadata(ranks),
+    }
+
+
+def rank_metadata(ranks: Iterable[int]) -> dict[str, str]:
+    """Rank and alpha, which are equal; "Dynamic", as kohya says, where layers have their own."""
+    found = set(ranks)
+    rank = str(found.pop()) if len(found) == 1 else "Dynamic"
+    now = datetime.datetime.now(datetime.timezone.utc)
+    return {
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
+        "modelspec.date": now.isoformat(timespec="seconds"),
+    }

@@ -30,7 +30,7 @@ def check_model(model: Any) -> Architecture:
     kind = type(base.model_config).__name__
     if isinstance(base, comfy.model_base.SDXLRefiner):
         raise _refused(f"is a {kind}, which goes on from another model's latents")
-    _check_weights("model", base.diffusion_model)
+    check_weights("model", base.diffusion_model)
     if _wants_images(base):
         raise _refused(f"is a {kind} that takes a picture beside the noise (inpainting, image-"
                        "conditioned)")  # fmt: skip
@@ -51,7 +51,7 @@ def check_clip(clip: Any, model: Any) -> None:
             "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
             "Wire the clip of a checkpoint that has one, or of Load CLIP."
         )
-    _check_weights("clip", clip.cond_stage_model)
+    check_weights("clip", clip.cond_stage_model)
     wanted = model.model.model_config.unet_config.get("context_dim")
     found = widths(clip.tokenizer)
     if isinstance(wanted, int) and found and sum(found.values()) != wanted:
@@ -96,7 +96,8 @@ def _matters(key: str) -> bool:
     return key.startswith("diffusion_model")  # model_sampling and the like are honoured
 
 
-def _check_weights(socket: str, module: nn.Module) -> None:
+def check_weights(socket: str, module: nn.Module) -> None:
+    """Raise UnsupportedModelError unless the weights of `module` are plain numbers."""
     for parameter in module.parameters():
         kind = type(parameter.data).__name__
         gguf = "GGML" in kind or "GGML" in type(parameter).__name__

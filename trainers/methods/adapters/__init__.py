@@ -1,0 +1,1 @@
+"""What is done with LoRAs that are there: merged, resized, extracted from trained models."""
