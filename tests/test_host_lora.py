@@ -157,6 +157,19 @@ def test_core_loader_takes_the_lora_socket(any_host: Host) -> None:
     assert difference(latents(host, "applied"), latents(host, "sockets")) < 1e-5
 
 
+def test_lora_alone_from_disk_warns_of_no_keys(host: Host) -> None:
+    graph = Graph()
+    lora = graph.train(*graph.load(), graph.dataset(pictures(host)), seed=41)[2]
+    graph.add("PersonalizeSaveLora", lora=lora, filename_prefix="loras/d", format="kohya fp32")
+    host.run(graph)
+    other = Graph()  # after which the host has forgotten the training
+    other.sample(*other.load()[:2], "other", as_new(PROMPT))
+    host.run(other)
+    log_from = len(host.log())
+    host.run(graph)
+    assert "lora key not loaded" not in host.log()[log_from:]
+
+
 @pytest.mark.parametrize("variant", ["lora", "dora"])
 def test_trainer_predicts_as_the_host_with_the_lora(fp32_host: Host, variant: str) -> None:
     host, graph = fp32_host, Graph()
