@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.methods.adapters.merge import WAYS
+from ..trainers.methods.adapters.merge import SUM, WAYS
 from .adapters import STRENGTH
 
 MOST_LORAS = 4
@@ -71,11 +71,11 @@ class MergeLoras(io.ComfyNode):
             ),
             search_aliases=["combine loras", "add loras", "ties", "dare", "lora svd merge"],
             inputs=[
-                *_lora_inputs(1),
-                *_lora_inputs(2),
+                *(one for number in range(1, MOST_LORAS + 1) for one in _lora_inputs(number)),
                 io.Combo.Input(
                     "method",
                     options=list(WAYS),
+                    optional=True,
                     tooltip=(
                         "sum acts as one Apply LoRA behind the other. ties settles conflicts of "
                         "sign, dare_linear and dare_ties drop numbers at random, magnitude_prune "
@@ -84,6 +84,7 @@ class MergeLoras(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "rank",
+                    optional=True,
                     default=0,
                     min=0,
                     max=MOST_RANK,
@@ -93,6 +94,7 @@ class MergeLoras(io.ComfyNode):
                 ),
                 io.Float.Input(
                     "density",
+                    optional=True,
                     default=0.5,
                     min=0.01,
                     max=1.0,
@@ -105,20 +107,20 @@ class MergeLoras(io.ComfyNode):
                 ),
                 io.Int.Input(
                     "seed",
+                    optional=True,
                     default=0,
                     min=0,
                     max=2**32 - 1,
                     control_after_generate=io.ControlAfterGenerate.fixed,
                     tooltip="Which numbers dare_linear and dare_ties drop.",
                 ),
-                *(one for number in range(3, MOST_LORAS + 1) for one in _lora_inputs(number)),
             ],
             outputs=_outputs("The merged LoRA, at strength 1."),
         )
 
     @classmethod
     def execute(
-        cls, method: str, rank: int, density: float, seed: int, **wired: Any
+        cls, method: str = SUM, rank: int = 0, density: float = 0.5, seed: int = 0, **wired: Any
     ) -> io.NodeOutput:
         from ..trainers.methods.adapters.merge import Way, merge
         from ..trainers.runs.metadata import check_one_base
@@ -135,12 +137,12 @@ class MergeLoras(io.ComfyNode):
 
 
 def _lora_inputs(number: int) -> list[io.Input]:
-    optional = number > 2
+    # All but the first sockets are optional, so that strengths stand together and prompts are short.
     return [
-        io.LoraModel.Input(f"lora_{number}", optional=optional, tooltip=LORA),
+        io.LoraModel.Input(f"lora_{number}", optional=number > 2, tooltip=LORA),
         io.Float.Input(
             f"strength_{number}",
-            optional=optional,
+            optional=True,
             tooltip=f"How strongly lora_{number} counts. Negative takes it away.",
             **STRENGTH,
         ),

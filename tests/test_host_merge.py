@@ -39,8 +39,7 @@ def merged(graph: Graph, loras: list[Link], **settings: Any) -> list[Link]:
         for number, lora in enumerate(loras, 1)
         for name, value in ((f"lora_{number}", lora), (f"strength_{number}", STRENGTHS[number - 1]))
     }
-    own = {"method": "sum", "rank": 0, "density": 0.5, "seed": 0, **settings}
-    return graph.add("PersonalizeMergeLoras", 2, **wired, **own)
+    return graph.add("PersonalizeMergeLoras", 2, **wired, **settings)
 
 
 def resized(graph: Graph, lora: Link, **settings: Any) -> list[Link]:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from .low_rank import Kept, total_residual
 
 WORST = 3
-ROUNDING = 1e-6
+ROUNDING = 1e-5  # of differences in fp32
 
 
 def report(layers: Sequence[Kept]) -> str:
@@ -28,12 +28,10 @@ def report(layers: Sequence[Kept]) -> str:
         lines.append(f"most in {most}")
     if outside:
         share = math.hypot(*(layer.lost for layer in outside)) / _norm(layers)
-        largest = sorted(outside, key=lambda layer: -layer.lost)[:WORST]
-        names = ", ".join(layer.name for layer in largest)
-        more = " ..." if len(outside) > WORST else ""
+        largest = max(outside, key=lambda layer: layer.lost)
         lines.append(
             f"no LoRA can hold {len(outside)} of the weights, norms and biases, "
-            f"{_percent(share)} of the change: {names}{more}"
+            f"{_percent(share)} of the change, such as {largest.name}"
         )
     return "\n".join(lines)
 
