@@ -137,7 +137,7 @@ class MergeLoras(io.ComfyNode):
 
 
 def _lora_inputs(number: int) -> list[io.Input]:
-    # All but the first sockets are optional, so that strengths stand together and prompts are short.
+    # Optional but for two sockets, so that strengths stand together and prompts are short.
     return [
         io.LoraModel.Input(f"lora_{number}", optional=number > 2, tooltip=LORA),
         io.Float.Input(
@@ -190,7 +190,7 @@ class ExtractLora(io.ComfyNode):
         from ..trainers.methods.adapters.extract import extract
         from ..trainers.runs.metadata import extracted_metadata
         from .host.memory import fp64_device
-        from .host.models.differences import architecture, differences
+        from .host.models.adapters.differences import architecture, differences
 
         if (clip is None) != (base_clip is None):
             missing, there = ("clip", "base_clip") if clip is None else ("base_clip", "clip")

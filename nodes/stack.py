@@ -16,7 +16,7 @@ NO_FILE = "None"  # as other packs' stackers write it
 class AdapterStack(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .host.models.stack import lora_files
+        from .host.models.adapters.stack import lora_files
 
         files = [NO_FILE, *lora_files()]
         rows = [one for number in range(1, NUM_ROWS + 1) for one in _row(number, files)]
@@ -74,7 +74,7 @@ class AdapterStack(io.ComfyNode):
     def execute(
         cls, model: Any = None, clip: Any = None, lora_stack: Any = None, **inputs: Any
     ) -> io.NodeOutput:
-        from .host.models.stack import Row, apply_stack, rows_of_stack
+        from .host.models.adapters.stack import Row, apply_stack, rows_of_stack
 
         strengths = ("strength_model", "strength_clip")
         own = [

@@ -412,7 +412,8 @@ def test_report_names_the_worst_and_what_is_outside() -> None:
     assert report(layers) == (
         "2 layers, rank 2 to 4; 20 % is lost\n"
         "most in a 10 %\n"
-        "no LoRA can hold 1 of the weights, norms and biases, 20 % of the change, such as norm.weight"
+        "no LoRA can hold 1 of the weights, norms and biases, 20 % of the change, "
+        "such as norm.weight"
     )
 
 

@@ -10,15 +10,15 @@ import comfy.lora
 import torch
 from torch import Tensor
 
-from ....trainers.errors import AdapterError
-from ....trainers.methods.adapters.extract import Difference
-from ....trainers.methods.adapters.layers import DOTTED_ENDINGS, KOHYA_ENDINGS, shortened
-from ....trainers.methods.lora import layer_name
-from ....trainers.models.architectures import DENOISER, KOHYA, Architecture, architecture_of
-from ..status import counted
-from .parts import diffusers_names
-from .support import check_weights
-from .twin import HOST_DENOISER
+from .....trainers.errors import AdapterError
+from .....trainers.methods.adapters.extract import Difference
+from .....trainers.methods.adapters.layers import DOTTED_ENDINGS, KOHYA_ENDINGS, shortened
+from .....trainers.methods.lora import layer_name
+from .....trainers.models.architectures import DENOISER, KOHYA, Architecture, architecture_of
+from ...status import counted
+from ..parts import diffusers_names
+from ..support import check_weights
+from ..twin import HOST_DENOISER
 
 ENDING = ".weight"
 Patched = Mapping[str, list[Any]]  # each weight with how to widen it, and the patches on it

@@ -12,10 +12,10 @@ from typing import Any
 import folder_paths
 from torch import Tensor
 
-from ....trainers.errors import AdapterError
-from ....trainers.methods.results import Embedding
-from ....trainers.models.architectures import GENERIC, architecture_of
-from ....trainers.runs.foreign import (
+from .....trainers.errors import AdapterError
+from .....trainers.methods.results import Embedding
+from .....trainers.models.architectures import GENERIC, architecture_of
+from .....trainers.runs.foreign import (
     ENDINGS,
     TEXT,
     check_numbers,
@@ -24,8 +24,8 @@ from ....trainers.runs.foreign import (
     said_architecture,
     trigger_words,
 )
-from .tokenizer import with_embedding
-from .weights import apply_lora
+from ..tokenizer import with_embedding
+from ..weights import apply_lora
 
 
 @dataclass(frozen=True)
