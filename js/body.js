@@ -1,4 +1,4 @@
-// Elements of ours in the body of a node, in both renderers.
+// Elements of ours in the body of a node, in both renderers, and what nodes are told.
 
 const SMALLEST_WIDTH = 300;
 const MARGIN_PX = 10; // of the host, around such elements
@@ -12,6 +12,16 @@ export function make(kind, properties = {}, ...children) {
   Object.assign(element.dataset, dataset);
   element.append(...children);
   return element;
+}
+
+// Calls `react` after what `owner` does under this name.
+export function after(owner, name, react) {
+  const before = owner[name];
+  owner[name] = function (...args) {
+    const result = before?.apply(this, args);
+    react(...args);
+    return result;
+  };
 }
 
 // Puts `element` below the node's widgets; `height()` says how many pixels it needs now. Call the

@@ -4,7 +4,7 @@
 
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { addBody, make } from "./body.js";
+import { addBody, after, make } from "./body.js";
 import "./upload.js"; // first, so that its button stands above the pictures
 
 const NODE = "PersonalizeFolderDataset";
@@ -242,26 +242,16 @@ class Body {
     this.grow();
   }
 
-  // Calls `react` after what `owner` does under this name.
-  after(owner, name, react) {
-    const before = owner[name];
-    owner[name] = function (...args) {
-      const result = before?.apply(this, args);
-      react(...args);
-      return result;
-    };
-  }
-
   watch() {
     const { node } = this;
     for (const widget of node.widgets) {
       if (!WATCHED.includes(widget.name)) continue;
-      this.after(widget, "callback", () => {
+      after(widget, "callback", () => {
         this.summarize("");
         this.refresh();
       });
     }
-    this.after(node, "onExecuted", (output) => {
+    after(node, "onExecuted", (output) => {
       this.summarize(output?.text?.join("\n") ?? "");
       this.refresh();
     });

@@ -1,6 +1,7 @@
 // Adapter Stack shows the rows that are in use, and one more.
 
 import { app } from "../../scripts/app.js";
+import { after } from "./body.js";
 
 const NOTHING = "None";
 const ROW = /^(?:on|lora|strength_model|strength_clip)_(\d+)$/;
@@ -18,15 +19,6 @@ app.registerExtension({
     show();
   },
 });
-
-function after(object, name, then) {
-  const before = object[name];
-  object[name] = function (...given) {
-    const result = before?.apply(this, given);
-    then();
-    return result;
-  };
-}
 
 function showRows(node) {
   const rowOf = ({ name }) => Number(ROW.exec(name)?.[1] ?? 0);

@@ -3,15 +3,13 @@
 
 import { api } from "../../scripts/api.js";
 
-const FIRST = /^1 LoRA of your subject/;
+const PACK = decodeURIComponent(new URL(import.meta.url).pathname.split("/").at(-2)); // its folder
 const asked = api.getWorkflowTemplates;
 
 if (asked) {
   api.getWorkflowTemplates = async function (...args) {
     const templates = await asked.apply(this, args);
-    for (const titles of Object.values(templates ?? {})) {
-      if (Array.isArray(titles) && titles.some((title) => FIRST.test(title))) titles.sort();
-    }
+    templates?.[PACK]?.sort?.();
     return templates;
   };
 }

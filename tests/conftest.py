@@ -15,6 +15,7 @@ from filelock import FileLock
 
 from demo.checkpoint import DEMO_CHECKPOINT, compose
 from tests import checkpoints
+from tests.browser import RENDERERS, Page, page
 from tests.host import ROOT, Host
 
 PROBES = ROOT / "tests" / "probes"  # a node pack that asserts inside the host
@@ -107,6 +108,14 @@ def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
     """A ComfyUI of the test's own, to measure memory or to break."""
     with _host("PERSONALIZE_COMFYUI", checkpoint_files) as running:
         yield running
+
+
+@pytest.fixture(params=RENDERERS)
+def opened(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
+    """A page of the newest ComfyUI in a browser, in either renderer; it may not complain."""
+    with page(host, request.param) as found:
+        yield found
+        assert found.complaints == []
 
 
 @pytest.fixture(autouse=True, scope="module")

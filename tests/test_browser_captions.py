@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.browser import RENDERERS, Page, page
+from tests.browser import Page
 from tests.dataset_files import save
 from tests.host import Host
 
@@ -29,13 +28,6 @@ HOSTILE = {
     "long.png": ("dog " * 2500)[:10_000].strip(),
     "right to left.png": "a dog\u200f \u05db\u05dc\u05d1 \u202e end",
 }
-
-
-@pytest.fixture(params=RENDERERS)
-def opened(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
-    with page(host, request.param) as found:
-        yield found
-        assert found.complaints == []
 
 
 def dog(host: Host, name: str) -> Path:

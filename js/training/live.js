@@ -25,14 +25,15 @@ class View {
   constructor(node) {
     this.node = node;
     this.facts = { run: null, training: false, text: "" };
-    this.story = { loss: [], validation: [], previews: [] };
+    this.story = nothing();
     [this.curve, this.drawCurve] = makeCurve();
     [this.strip, this.showPreviews, this.stripHeight] = makeStrip();
     this.line = make("div", { style: LINE });
     this.button = make("button", { style: BUTTON, onclick: () => this.stop() });
     const head = make("div", { style: HEAD }, this.line, this.button);
     this.curveBox = make("div", { style: { height: `${CURVE_PX}px` } }, this.curve);
-    this.element = make("div", { className: "personalize-training", style: BODY }, head, this.curveBox, this.strip);
+    const looks = { className: "personalize-training", style: BODY };
+    this.element = make("div", looks, head, this.curveBox, this.strip);
     this.fit = addBody(node, "training", this.element, () => this.height());
     this.update({});
   }
@@ -58,6 +59,7 @@ class View {
       this.button.disabled = false;
     }
     this.button.style.display = this.facts.training ? "" : "none";
+    if (before.run !== this.facts.run) this.story = nothing();
     if (loss) this.append(loss, validation);
     this.show();
   }
@@ -75,15 +77,20 @@ class View {
     const { run } = this.facts;
     this.asked = (this.asked ?? 0) + (run ? 1 : 0);
     if (!run || this.asked > 1) return; // one at a time
-    const reply = await api.fetchApi(`${TRAININGS}/${encodeURIComponent(run)}`);
-    if (reply.status === 200 && this.facts.run === run) {
-      this.story = await reply.json();
-      this.showPreviews(run, this.story.previews);
-      this.show();
+    try {
+      const reply = await api.fetchApi(`${TRAININGS}/${encodeURIComponent(run)}`);
+      if (reply.status === 200 && this.facts.run === run) this.tell(await reply.json());
+    } finally {
+      const again = this.asked > 1;
+      this.asked = 0;
+      if (again) this.load();
     }
-    const again = this.asked > 1;
-    this.asked = 0;
-    if (again) this.load();
+  }
+
+  tell(story) {
+    this.story = story;
+    this.showPreviews(this.facts.run, story.previews);
+    this.show();
   }
 
   show() {
@@ -100,6 +107,8 @@ class View {
     api.fetchApi(STOP, { method: "POST", headers, body });
   }
 }
+
+const nothing = () => ({ loss: [], validation: [], previews: [] });
 
 const BODY = { overflow: "hidden", fontSize: "12px", color: "var(--input-text)" };
 const HEAD = { display: "flex", gap: "6px", alignItems: "flex-start", marginBottom: "4px" };

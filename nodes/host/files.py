@@ -136,12 +136,13 @@ def _save(
     """Write a file unless the last one is the same; the page is told.
 
     Args:
-        check: looks the file over once it is written; if it raises, there is no file.
+        check: looks the file over; if it raises, a file that was written for it goes.
     """
     last, path = _paths(filename_prefix)
     check_finite(path, tensors, dtype)
     if holds(last, tensors, metadata(last), dtype):
         path = last
+        check(path)
     else:
         save_tensors(path, tensors, metadata(path), dtype)
         try:
