@@ -341,3 +341,18 @@ def test_damaged_state_and_edited_run_json_cost_no_more_than_a_state(host: Host)
     assert follow(host, longer, sockets[0][0])[0] == 5
     assert "is damaged" in host.log()
     assert facts(run)["status"] == "done"
+
+
+def test_cancel_before_the_first_step_is_said(host: Host) -> None:
+    graph, _ = training(host, seed=97)
+    said: list[str] = []
+
+    def see(event: Event) -> None:
+        if event.kind == "personalize.status":
+            said.append(event.data["text"])
+            if said[-1].startswith("encoding"):
+                host.interrupt()
+
+    with pytest.raises(HostError, match="interrupted"):
+        host.follow(graph, see)
+    assert said[-1] == "cancelled before the first step"
