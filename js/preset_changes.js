@@ -6,6 +6,7 @@ import { app } from "../../scripts/app.js";
 const TITLE_PX = 30; // of a node, above its position
 const GAP_PX = 40;
 const TALLER_PX = 90; // at most, than a new node says: Nodes 2.0 draws its widgets larger
+const MEASURED_MS = 250; // what a new node may take to be drawn and measured
 const PASSES = new Set(["Reroute"]); // hands on what comes in
 const MUTED = new Set([2, 4]); // never, bypassed
 
@@ -50,8 +51,9 @@ export function isChange(row) {
   return !row.why && row.now !== row.then;
 }
 
-// Makes the rows so, as one step of undo where the front end can.
-export function apply(trainer, rows, nodes) {
+// Makes the rows so, as one step of undo where the front end can. That step ends when Nodes 2.0 has
+// measured what is new: a size that comes later would be an undo of its own.
+export async function apply(trainer, rows, nodes) {
   app.canvas?.emitBeforeChange?.();
   const made = new Map();
   for (const { name, input, then, node } of rows.filter(isChange)) {
@@ -61,6 +63,7 @@ export function apply(trainer, rows, nodes) {
     set(node ?? made.get(input), name, then);
   }
   trainer.setDirtyCanvas?.(true, true);
+  if (made.size) await new Promise((resolve) => setTimeout(resolve, MEASURED_MS));
   app.canvas?.emitAfterChange?.();
 }
 

@@ -173,9 +173,9 @@ function build(trainer, { presets, nodes, problems }) {
   return dialog;
 }
 
-function finish(trainer, preset, rows, nodes) {
+async function finish(trainer, preset, rows, nodes) {
   const detail = rows.filter(isChange).map(wordsOf).join(", ");
-  apply(trainer, rows, nodes);
+  await apply(trainer, rows, nodes);
   tell({ severity: "success", summary: `Preset ${preset.name}`, detail });
 }
 

@@ -140,10 +140,11 @@ def test_ties_at_a_rank_is_what_peft_adds_as_a_weighted_adapter() -> None:
 
     model = peft.get_peft_model(
         torch.nn.Sequential(torch.nn.Linear(16, 24, bias=False)),
-        peft.LoraConfig(r=4, lora_alpha=2, target_modules=["0"]), adapter_name="one",
+        peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]), adapter_name="one",
     )  # fmt: skip
-    model.add_adapter("two", peft.LoraConfig(r=4, lora_alpha=2, target_modules=["0"]))
-    loras = [lora(Q, seed=1), lora(Q, seed=2)]
+    model.add_adapter("two", peft.LoraConfig(r=4, lora_alpha=4, target_modules=["0"]))
+    # A scale of 1: peft 0.18 counts it twice here.
+    loras = [lora(Q, alpha=4, seed=1), lora(Q, alpha=4, seed=2)]
     layer = model.base_model.model[0]
     for adapter, one in zip(("one", "two"), loras, strict=True):
         layer.lora_A[adapter].weight.data = one[f"{Q}.lora_down.weight"].clone()
