@@ -93,8 +93,8 @@ def refused(host: Host, graph: Graph, words: str, kind: str = "AdapterError") ->
 
 
 def files_of(host: Host) -> set[Path]:
-    """All that lies in and beside the host's folders, but for its own database and log."""
-    return {path for path in host.base.parent.rglob("*") if path.parent.name != "user"}
+    """All that lies in the host's folders, but for its database."""
+    return {path for path in host.base.rglob("*") if not path.name.startswith("comfy.db")}
 
 
 def one_row(host: Host, item: Any, *strengths: float) -> Graph:
@@ -245,7 +245,7 @@ def test_what_only_has_the_name_of_a_lora_is_not_opened(any_host: Host, tmp_path
     path = host.base / "models" / "loras" / add_lora(any_host, {"a": torch.ones(1)})
     zipped, saved = io.BytesIO(), io.BytesIO()
     with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("../../../written.txt", "outside")
+        archive.writestr("../../written.txt", "outside")
         archive.writestr("data.pkl", pickle.dumps(Harmful(trace)))
     torch.save({"lora_unet_a.lora_up.weight": Harmful(trace)}, saved)
     before = files_of(host)
