@@ -45,7 +45,7 @@ function showRows(node) {
     changed ||= hidden !== !!widget.hidden;
     widget.hidden = hidden; // the classic renderer
     if (widget.options) widget.options.hidden = hidden; // Nodes 2.0
-    if (widget.name === BUTTON) widget.label = node.properties[SHOWN] ? "hide limits" : "limits";
+    if (widget.name === BUTTON) widget.label = `${node.properties[SHOWN] ? "hide" : "show"} limits`;
   }
   if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
   node.setDirtyCanvas?.(true, true);
