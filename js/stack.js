@@ -48,6 +48,7 @@ function showRows(node) {
     if (widget.name === BUTTON) widget.label = `${node.properties[SHOWN] ? "hide" : "show"} limits`;
   }
   if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
+  if (node.graph) node.arrange?.(); // or wires end where widgets were until something moves
   node.setDirtyCanvas?.(true, true);
 }
 
