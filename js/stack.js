@@ -48,8 +48,11 @@ function showRows(node) {
     if (widget.name === BUTTON) widget.label = `${node.properties[SHOWN] ? "hide" : "show"} limits`;
   }
   if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
-  if (node.graph) node.arrange?.(); // or wires end where widgets were until something moves
-  node.setDirtyCanvas?.(true, true);
+  // Wires end where widgets are, once those have moved; a graph that is being read comes first.
+  requestAnimationFrame(() => {
+    if (node.graph) node.arrange?.();
+    node.setDirtyCanvas?.(true, true);
+  });
 }
 
 // Which row a widget is of, 0 for none, and what it says of it.
