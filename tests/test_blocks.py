@@ -110,7 +110,11 @@ def test_names_leave_others_as_they_are_and_the_closest_counts() -> None:
 @pytest.mark.parametrize(
     ("blocks", "text", "words"),
     [
-        (SD15, "1,1,1", r"has 3 numbers; allowed for this model: 17 numbers \(BASE, IN01 to IN02,"),
+        (
+            SD15,
+            "1,1,1",
+            r"has 3 numbers; allowed for this model: 17 numbers \(BASE, IN01, IN02, IN04,",
+        ),
         (SDXL, ",".join("1" * 17), r"12 numbers .*, 20 numbers \(BASE, IN00 to IN08, MID, OUT00"),
         (FLUX, ",".join("1" * 17), r"58 numbers \(BASE, double_blocks.0 to double_blocks.18, sing"),
         (FLUX, "INS", "has the entry 'INS'; .*or one of NONE, ALL"),
