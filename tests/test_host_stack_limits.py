@@ -184,6 +184,25 @@ def test_blocks_and_a_part_of_sampling_go_together(
     assert difference(latents(host, "ours"), latents(host, "base")) > 1e-3
 
 
+def test_hooks_that_a_prompt_has_already_do_not_count_twice(host: Host, checkpoint: Path) -> None:
+    graph, name = Graph(), add_lora(host, lora_tensors(checkpoint, 27))
+    base = graph.load()
+    ours = stack(graph, row(name, start=0.3), model=base[0], clip=base[1])
+    graph.sample(*ours[:2], "once")
+    sampler = next(node for node in graph.values() if node["class_type"] == "KSampler")
+    values = {"strength": 1.0, "set_cond_area": "default", "hooks": ours[4]}
+    twice = {
+        side: graph.add("ConditioningSetProperties", cond_NEW=sampler["inputs"][side], **values)[0]
+        for side in ("positive", "negative")
+    }
+    latent = graph.add("KSampler", **{**sampler["inputs"], **twice})[0]
+    graph.add("SaveLatent", samples=latent, filename_prefix="twice")
+    graph.sample(*base[:2], "base")
+    sampled(host, graph)
+    assert difference(latents(host, "twice"), latents(host, "once")) < 1e-5
+    assert difference(latents(host, "once"), latents(host, "base")) > 1e-3
+
+
 @pytest.mark.parametrize(
     ("values", "wired", "words"),
     [

@@ -77,7 +77,7 @@ def with_portions(
     model: Any, clip: Any, parts: Sequence[Portion], strength_model: float, strength_clip: float
 ) -> tuple[Any, Any]:
     """(MODEL, CLIP) with what of a LoRA is left, each part at its weight; None stays None."""
-    model, clip = (one and one.clone() for one in (model, clip))
+    model, clip = (None if one is None else one.clone() for one in (model, clip))
     for part in parts:
         if model is not None:
             model.add_patches(part.of_model, strength_model * part.weight)

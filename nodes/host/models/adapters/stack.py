@@ -147,7 +147,7 @@ def apply_stack(model: Any, clip: Any, rows: Sequence[Row]) -> Stacked:
 def _limited(before: tuple[Any, Any], patched: tuple[Any, Any], row: Row) -> tuple[Any, Any, Any]:
     """(MODEL, CLIP, hooks) with what of a row's LoRA its limits leave."""
     blocks = blocks_of(before[0])
-    weights = blocks.weights(row.blocks or "ALL", row.title)
+    weights = blocks.weights(row.blocks.strip() or "ALL", row.title)
     parts = portions(before, patched, weights, blocks)
     strengths = row.strength_model, row.strength_clip
     if row.is_scheduled:
