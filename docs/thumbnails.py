@@ -40,6 +40,7 @@ AFTER = {
     7: ("heart", Row("heart", 5)),
     8: ("star", Row("claim_5", 2)),
     9: ("star", Row("claim_4", 2)),
+    10: ("star", Row("claim_10", 2)),
 }
 
 

@@ -1,10 +1,14 @@
-// Adapter Stack shows the rows that are in use, and one more.
+// Adapter Stack shows the rows that are in use, and one more. What limits a row to a part of
+// sampling or to blocks is shown where it is set, and for all rows in use at a press of a button.
 
 import { app } from "../../scripts/app.js";
 import { after } from "./body.js";
 
 const NOTHING = "None";
-const ROW = /^(?:on|lora|strength_model|strength_clip)_(\d+)$/;
+const ROW = /^(on|lora|strength_model|strength_clip|start|end|blocks)_(\d+)$/;
+const NO_LIMIT = { start: 0, end: 1, blocks: "" };
+const SHOWN = "show limits"; // the property that a graph keeps; its values stay as they are
+const BUTTON = "limits";
 
 app.registerExtension({
   name: "personalize.stack",
@@ -16,24 +20,47 @@ app.registerExtension({
     }
     after(node, "onConnectionsChange", show);
     after(node, "onConfigure", show); // of a saved or copied node
+    addButton(node, show);
     show();
   },
 });
 
+function addButton(node, show) {
+  const press = () => {
+    node.properties[SHOWN] = !node.properties[SHOWN];
+    show();
+  };
+  const button = node.addWidget("button", BUTTON, null, press, { serialize: false });
+  button.serialize = false; // a saved graph has a value for each widget but this one
+}
+
 function showRows(node) {
-  const rowOf = ({ name }) => Number(ROW.exec(name)?.[1] ?? 0);
-  const wired = new Set(node.inputs?.filter(({ link }) => link != null).map(({ name }) => name));
-  const used = (widget) =>
-    wired.has(widget.name) || (widget.name.startsWith("lora_") && widget.value !== NOTHING);
-  const last = Math.max(0, ...node.widgets.filter(used).map(rowOf));
+  const parts = node.widgets.map((widget) => partOf(node, widget));
+  const last = Math.max(0, ...parts.filter(({ used }) => used).map(({ row }) => row));
+  const limited = new Set(parts.filter((part) => part.limits && part.set).map(({ row }) => row));
   let changed = false;
-  for (const widget of node.widgets) {
-    const hidden = rowOf(widget) > last + 1;
+  for (const { widget, row, limits } of parts) {
+    const asked = node.properties[SHOWN] && row <= Math.max(1, last);
+    const hidden = row > last + 1 || (limits && !asked && !limited.has(row));
     changed ||= hidden !== !!widget.hidden;
     widget.hidden = hidden; // the classic renderer
     if (widget.options) widget.options.hidden = hidden; // Nodes 2.0
+    if (widget.name === BUTTON) widget.label = `${node.properties[SHOWN] ? "hide" : "show"} limits`;
   }
-  if (!changed) return;
-  node.setSize([node.size[0], node.computeSize()[1]]);
-  node.setDirtyCanvas?.(true, true);
+  if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
+  // Wires end where widgets are, once those have moved; a graph that is being read comes first.
+  requestAnimationFrame(() => {
+    if (node.graph) node.arrange?.();
+    node.setDirtyCanvas?.(true, true);
+  });
+}
+
+// Which row a widget is of, 0 for none, and what it says of it.
+function partOf(node, widget) {
+  const [, what, row] = ROW.exec(widget.name) ?? [];
+  const wired = node.inputs?.some(({ name, link }) => name === widget.name && link != null);
+  const limits = what in NO_LIMIT;
+  const set = wired || (limits && widget.value !== NO_LIMIT[what]);
+  const used = wired || (what === "lora" && widget.value !== NOTHING);
+  return { widget, row: Number(row ?? 0), limits, set, used };
 }

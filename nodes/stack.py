@@ -11,6 +11,10 @@ from .sockets import LoraStack, PersonalizeEmbedding
 
 NUM_ROWS = 8  # the front end shows those in use and one more; stacks can be chained
 NO_FILE = "None"  # as other packs' stackers write it
+# What a row says about a LoRA, in the order of Row, with what it is where an input is not given.
+LORA_INPUTS: dict[str, Any] = {
+    "strength_model": 1.0, "strength_clip": 1.0, "start": 0.0, "end": 1.0, "blocks": "",
+}  # fmt: skip
 
 
 class AdapterStack(io.ComfyNode):
@@ -51,15 +55,24 @@ class AdapterStack(io.ComfyNode):
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with all of them."),
-                io.Clip.Output(display_name="clip", tooltip="The clip with all of them."),
+                io.Clip.Output(
+                    display_name="clip",
+                    tooltip="The clip with all of them. Encode all prompts with it: rows with a "
+                    "start or an end reach the sampler with the prompts.",
+                ),
                 LoraStack.Output(
                     display_name="lora_stack",
                     tooltip="The files and strengths, for nodes that take a LORA_STACK. What is "
-                    "wired in is in no file, so it is not among them.",
+                    "wired in is in no file, and limits have no place in it: neither is in it.",
                 ),
                 io.String.Output(
                     display_name="triggers",
                     tooltip="What the prompt needs: trigger words that the LoRAs name, and tokens.",
+                ),
+                io.Hooks.Output(
+                    display_name="hooks",
+                    tooltip="The rows with a start or an end, for ComfyUI's hook nodes. Prompts "
+                    "of the clip output have them already.",
                 ),
             ],
         )  # fmt: skip
@@ -76,9 +89,12 @@ class AdapterStack(io.ComfyNode):
     ) -> io.NodeOutput:
         from .host.models.adapters.stack import Row, apply_stack, rows_of_stack
 
-        strengths = ("strength_model", "strength_clip")
         own = [
-            Row(f"lora_{n}", item, *(inputs.get(f"{name}_{n}", 1.0) for name in strengths))
+            Row(
+                f"lora_{n}",
+                item,
+                *(inputs.get(f"{name}_{n}", d) for name, d in LORA_INPUTS.items()),
+            )
             for n in range(1, NUM_ROWS + 1)
             if _on(inputs, n) and (item := inputs.get(f"lora_{n}")) not in (None, NO_FILE)
         ]
@@ -113,5 +129,25 @@ def _row(number: int, files: list[str]) -> list[io.Input]:
                 **STRENGTH,
             )
             for part in ("model", "clip")
+        ),
+        *(
+            io.Float.Input(
+                f"{name}_{number}",
+                default=LORA_INPUTS[name],
+                min=0.0,
+                max=1.0,
+                step=0.01,
+                optional=True,
+                tooltip=f"{which} of sampling that the LoRA is in force in: 0 is the first step, "
+                "1 the end. Encode the prompts with the clip output.",
+            )
+            for name, which in (("start", "Start of the part"), ("end", "End of the part"))
+        ),
+        io.String.Input(
+            f"blocks_{number}",
+            default=LORA_INPUTS["blocks"],
+            optional=True,
+            tooltip="Block weights, as LoRA Block Weight writes them: 17 numbers for SD 1.5, 12 "
+            "for SDXL, names as in OUT05=0.5, *=1, or a preset such as OUTALL. Empty: all.",
         ),
     ]

@@ -34,6 +34,11 @@ UNWIRED = f"""(name) =>
 SHOWN = f"""() => LiteGraph.vueNodesMode
   ? document.querySelector(`[data-node-id="${{{OURS}.id}}"]`)?.innerText ?? ""
   : {OURS}.widgets.filter((w) => {OURS}.isWidgetVisible(w)).map((w) => w.name).join("\\n")"""
+PRESSED = f"""() => {{
+  const button = {OURS}.widgets.find((w) => w.name === "limits");
+  button.callback(button.value, app.canvas, {OURS});
+}}"""
+SAVED = "() => JSON.parse(JSON.stringify(app.graph.serialize()))"
 QUEUED = f"async () => (await app.graphToPrompt()).output[{OURS}.id].inputs"
 
 
@@ -45,6 +50,15 @@ def until_rows(shown: Page, number: int) -> None:
       return Math.max(...rows) === wanted && rows.length === wanted;
     }}"""
     shown.until(script, number, timeout=10)
+
+
+def until_limits(shown: Page, rows: list[int]) -> None:
+    """Wait until these rows show their limits, and no other."""
+    script = f"""(wanted) => ["start", "end", "blocks"].every((name) => {{
+      const found = [...({SHOWN})().matchAll(new RegExp(`\\\\b${{name}}_(\\\\d)`, "g"))];
+      return found.map(([, row]) => row).join() === wanted.join();
+    }})"""
+    shown.until(script, rows, timeout=10)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -62,8 +76,8 @@ def test_rows_grow_with_what_is_chosen_and_wired(host: Host, renderer: str) -> N
         assert queued["lora_1"] == file
         assert isinstance(queued["lora_2"], list)
         assert queued["lora_8"] == "None"
-        assert len([name for name in queued if re.fullmatch(r"\w+_\d", name)]) == 4 * 8
-        shown.load(shown.run("() => JSON.parse(JSON.stringify(app.graph.serialize()))"))
+        assert len([name for name in queued if re.fullmatch(r"\w+_\d", name)]) == 7 * 8
+        shown.load(shown.run(SAVED))
         until_rows(shown, 3)
         assert shown.run(QUEUED)["lora_1"] == file
         shown.run(UNWIRED, "lora_2")
@@ -72,4 +86,30 @@ def test_rows_grow_with_what_is_chosen_and_wired(host: Host, renderer: str) -> N
         until_rows(shown, 1)
         shown.run(CHOSEN, ["lora_8", file])  # of a graph that was made elsewhere
         until_rows(shown, 8)
+        assert shown.complaints == []
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_limits_are_shown_where_they_are_set_or_asked_for(host: Host, renderer: str) -> None:
+    files = [f"browser_stack_{n}.safetensors" for n in (1, 2)]
+    for file in files:
+        safetensors.torch.save_file({"a": torch.ones(1)}, host.base / "models" / "loras" / file)
+    with page(host, renderer) as shown:
+        shown.run(PLACED)
+        shown.run(CHOSEN, ["lora_1", files[0]])
+        shown.run(CHOSEN, ["lora_2", files[1]])
+        until_rows(shown, 3)
+        until_limits(shown, [])
+        before = shown.run(QUEUED)
+        shown.run(PRESSED)
+        until_limits(shown, [1, 2])
+        assert shown.run(QUEUED) == before
+        shown.load(shown.run(SAVED))
+        until_limits(shown, [1, 2])
+        shown.run(CHOSEN, ["blocks_2", "OUTALL"])
+        shown.run(PRESSED)
+        until_limits(shown, [2])
+        shown.load(shown.run(SAVED))
+        until_limits(shown, [2])
+        assert shown.run(QUEUED) == {**before, "blocks_2": "OUTALL"}
         assert shown.complaints == []

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import itertools
 import json
+import pickle
 import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +22,7 @@ from tests.test_host_lora import difference, latents, pictures
 
 PROMPT = "a photo of sks dog"
 UNET, TEXT = "model.diffusion_model.", "cond_stage_model."
+ROW = ("lora", "strength_model", "strength_clip", "on")
 names = itertools.count(1)
 
 
@@ -57,14 +61,12 @@ def add_lora(
 
 
 def stack(graph: Graph, *rows: tuple[Any, ...], **sockets: Any) -> list[Link]:
-    """MODEL, CLIP, LORA_STACK and triggers of rows (item, model strength, clip strength, on)."""
+    """MODEL, CLIP, LORA_STACK, triggers and HOOKS of rows with values for ROW, in that order."""
     inputs = dict(sockets)
     for number, row in enumerate(rows, start=1):
-        for name, value in zip(
-            ("lora", "strength_model", "strength_clip", "on"), row, strict=False
-        ):
+        for name, value in zip(ROW, row, strict=False):
             inputs[f"{name}_{number}"] = value
-    return graph.add("PersonalizeAdapterStack", 4, **inputs)
+    return graph.add("PersonalizeAdapterStack", 5, **inputs)
 
 
 def load_lora(graph: Graph, base: list[Link], name: str, model: float, clip: float) -> list[Link]:
@@ -88,6 +90,11 @@ def refused(host: Host, graph: Graph, words: str, kind: str = "AdapterError") ->
     assert failed.value.node == "PersonalizeAdapterStack"
     assert failed.value.kind.endswith(kind)
     assert str(failed.value.summary).count("\n") == 1  # what and what is allowed; what to do
+
+
+def files_of(host: Host) -> set[Path]:
+    """All that lies in the host's folders, but for its database."""
+    return {path for path in host.base.rglob("*") if not path.name.startswith("comfy.db")}
 
 
 def one_row(host: Host, item: Any, *strengths: float) -> Graph:
@@ -209,12 +216,44 @@ def test_one_part_is_enough(host: Host, checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["gone.safetensors", "../../x.safetensors", "/etc/passwd", "a\0b", "", "x.pt"]
-)
+    "name",
+    [
+        "gone.safetensors", "../../x.safetensors", "..\\..\\x.safetensors", "/etc/passwd",
+        "a:b", "C:x.safetensors", "x.safetensors:stream", "a\0b", "", "x.pt",
+    ],
+)  # fmt: skip
 def test_only_files_of_the_folder_are_opened(host: Host, name: str) -> None:
     (host.base / "x.safetensors").write_bytes(b"outside")
     (host.base / "models" / "loras" / "x.pt").write_bytes(b"pickled")
+    before = files_of(host)
     refused(host, one_row(host, name), "No such file: lora_1: '.*'; allowed: .safetensors files")
+    assert files_of(host) == before
+
+
+class Harmful:
+    """Writes a file where it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return open, (str(self.path), "w")
+
+
+def test_what_only_has_the_name_of_a_lora_is_not_opened(any_host: Host, tmp_path: Path) -> None:
+    host, trace = any_host, tmp_path / "trace"
+    path = host.base / "models" / "loras" / add_lora(any_host, {"a": torch.ones(1)})
+    zipped, saved = io.BytesIO(), io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("../../written.txt", "outside")
+        archive.writestr("data.pkl", pickle.dumps(Harmful(trace)))
+    torch.save({"lora_unet_a.lora_up.weight": Harmful(trace)}, saved)
+    before = files_of(host)
+    for content in (zipped.getvalue(), pickle.dumps(Harmful(trace)), saved.getvalue(), b""):
+        path.write_bytes(content)
+        refused(host, one_row(host, path.name), f"'{path.name}' cannot be read .* allowed: a whole")
+    assert files_of(host) == before
+    assert not trace.exists()
 
 
 def test_files_for_other_models_are_named(any_host: Host, checkpoint: Path) -> None:
@@ -242,10 +281,10 @@ def test_broken_files_and_strengths_are_refused(any_host: Host, checkpoint: Path
     refused(host, one_row(host, add_lora(host, broken)), f"NaN or infinite, in 1 of .*{key}")
     name = add_lora(host, tensors)
     path = host.base / "models" / "loras" / name
-    path.write_bytes(path.read_bytes()[:-1000])
-    refused(host, one_row(host, name), f"'{name}' cannot be read")
-    path.write_bytes(struct.pack("<Q", 10**15))
-    refused(host, one_row(host, name), f"'{name}' cannot be read")
+    whole = path.read_bytes()
+    for cut in (whole[: len(whole) // 2], whole[:-1], whole[:20], struct.pack("<Q", 10**15)):
+        path.write_bytes(cut)
+        refused(host, one_row(host, name), f"'{name}' cannot be read")
     refused(
         host, one_row(host, add_lora(host, tensors), float("nan")), "has the strength nan; allowed"
     )

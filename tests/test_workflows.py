@@ -206,7 +206,8 @@ def _small(prompt: Prompt) -> Prompt:
 def _num_values(schema: dict[str, Any]) -> int:
     """How many values the frontend saves for a node: its widgets, and what seeds do after."""
     specs = [spec for part in ("required", "optional") for spec in _specs(schema, part)]
-    widgets = [options for kind, options in specs if kind in WIDGETS or isinstance(kind, list)]
+    kinds = [(options.get("widgetType", kind), options) for kind, options in specs]
+    widgets = [options for kind, options in kinds if isinstance(kind, list) or kind in WIDGETS]
     widgets = [options for options in widgets if not options.get("forceInput")]
     return len(widgets) + sum(bool(options.get("control_after_generate")) for options in widgets)
 

@@ -7,8 +7,9 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import comfy.hooks
 import folder_paths
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from .....trainers.runs.foreign import (
 )
 from ..tokenizer import with_embedding
 from ..weights import apply_lora
+from .limits import blocks_of, hooks_of, portions, with_hooks, with_portions
 
 
 @dataclass(frozen=True)
@@ -37,12 +39,17 @@ class Row:
         item: a file's name in the loras folders, a LoRA's tensors, or a learned token.
         strength_model: of the denoiser's part; nothing to a learned token.
         strength_clip: of the text encoders' part; nothing to a learned token.
+        start, end: the part of sampling in which it is in force, from 0 to 1.
+        blocks: block weights as a text; empty for no limit.
     """
 
     place: str
     item: str | Mapping[str, Tensor] | Embedding
     strength_model: float
     strength_clip: float
+    start: float = 0.0
+    end: float = 1.0
+    blocks: str = ""
 
     @property
     def title(self) -> str:
@@ -53,6 +60,14 @@ class Row:
     def counts(self) -> bool:
         strengths = (self.strength_model, self.strength_clip)
         return isinstance(self.item, Embedding) or any(strengths)
+
+    @property
+    def is_scheduled(self) -> bool:
+        return self.start > 0 or self.end < 1
+
+    @property
+    def is_limited(self) -> bool:
+        return self.is_scheduled or bool(self.blocks.strip())
 
 
 def lora_files() -> list[str]:
@@ -78,22 +93,34 @@ def rows_of_stack(lora_stack: Any) -> list[Row]:
     return rows
 
 
-def apply_stack(
-    model: Any, clip: Any, rows: Sequence[Row]
-) -> tuple[Any, Any, list[tuple[str, float, float]], str]:
-    """(MODEL, CLIP, LORA_STACK, trigger words) with all rows that have a strength.
+class Stacked(NamedTuple):
+    """What a stack gives: see the outputs of Adapter Stack."""
 
-    A MODEL or CLIP that is None stays None. The stack has what came as files.
+    model: Any
+    clip: Any
+    lora_stack: list[tuple[str, float, float]]
+    triggers: str
+    hooks: Any
+
+
+def apply_stack(model: Any, clip: Any, rows: Sequence[Row]) -> Stacked:
+    """All rows that have a strength on MODEL and CLIP, of which one that is None stays None.
+
+    The LORA_STACK has what came as files; limits have no place in it, so those with limits are
+    left out. Rows for a part of sampling are hooks, and the CLIP carries them.
 
     Raises:
-        AdapterError: a file that is not there or cannot be used, or something that is there twice.
+        AdapterError: a file that is not there or cannot be used, something that is there twice, or
+            a limit that is not allowed.
         UnsupportedModelError: a learned token is for other text encoders.
     """
     rows = [row for row in rows if row.counts]
     _check_strengths(rows)
     _check_files(rows)
+    _check_limits(model, clip, rows)
     _check_each_once(rows)
     triggers: list[str] = []
+    hooks = comfy.hooks.HookGroup()
     for row in rows:
         if isinstance(row.item, Embedding):
             clip = _with_token(clip, row.place, row.item)
@@ -101,14 +128,31 @@ def apply_stack(
         else:
             tensors, metadata = _read(row.item)
             check_numbers(row.title, tensors)
-            model, clip = _with_lora(model, clip, row, tensors, metadata)
+            before = model, clip
+            model, clip = _with_lora(*before, row, tensors, metadata)
+            if row.is_limited:
+                model, clip, more = _limited(before, (model, clip), row)
+                hooks = hooks.clone_and_combine(more)
             triggers += trigger_words(metadata)
+    if len(hooks):
+        clip = with_hooks(clip, hooks)
     stack = [
         (row.item, row.strength_model, row.strength_clip)
         for row in rows
-        if isinstance(row.item, str)
+        if isinstance(row.item, str) and not row.is_limited
     ]
-    return model, clip, stack, ", ".join(dict.fromkeys(triggers))
+    return Stacked(model, clip, stack, ", ".join(dict.fromkeys(triggers)), hooks)
+
+
+def _limited(before: tuple[Any, Any], patched: tuple[Any, Any], row: Row) -> tuple[Any, Any, Any]:
+    """(MODEL, CLIP, hooks) with what of a row's LoRA its limits leave."""
+    blocks = blocks_of(before[0])
+    weights = blocks.weights(row.blocks.strip() or "ALL", row.title)
+    parts = portions(before, patched, weights, blocks)
+    strengths = row.strength_model, row.strength_clip
+    if row.is_scheduled:
+        return *before, hooks_of(parts, strengths, row.start, row.end)
+    return *with_portions(*before, parts, *strengths), None
 
 
 def _check_strengths(rows: Iterable[Row]) -> None:
@@ -133,16 +177,45 @@ def _check_files(rows: Iterable[Row]) -> None:
         )
 
 
-def _check_each_once(rows: Iterable[Row]) -> None:
-    places: dict[Any, str] = {}
+def _check_limits(model: Any, clip: Any, rows: Iterable[Row]) -> None:
+    """Raise AdapterError for parts of sampling that are none, and limits that nothing can hold."""
     for row in rows:
-        first = places.setdefault(_identity(row.item), row.place)
-        if first != row.place:
+        if not 0 <= row.start < row.end <= 1:
+            raise AdapterError(
+                f"{row.title} has start {row.start!r} and end {row.end!r}; allowed: from 0 to 1, "
+                "start below end.\nChange them, or switch the row off."
+            )
+        if row.is_limited and isinstance(row.item, Embedding):
+            raise AdapterError(
+                f"{row.place}: the token '{row.item.token}' has blocks, start or end; allowed: "
+                "none, for it works through the prompt.\nPut the prompt with it into a part of "
+                "sampling with ComfyUI's ConditioningSetTimestepRange."
+            )
+        needed = {"model": row.is_limited, "clip": row.is_scheduled}
+        sockets = {"model": model, "clip": clip}
+        missing = [name for name, wanted in needed.items() if wanted and sockets[name] is None]
+        if missing:
+            raise AdapterError(
+                f"{row.title} is for a part of {'sampling' if row.is_scheduled else 'the blocks'}, "
+                f"and input '{missing[0]}' has nothing; allowed: with model"
+                f"{' and clip, whose prompts carry the schedule' if row.is_scheduled else ''}.\n"
+                "Wire it and encode the prompts with the clip output, or clear blocks, start and "
+                "end."
+            )
+
+
+def _check_each_once(rows: Sequence[Row]) -> None:
+    """Raise AdapterError for what is there twice at one time: it would count twice unseen."""
+    for number, row in enumerate(rows):
+        for first in rows[:number]:
+            apart = first.end <= row.start or row.end <= first.start
+            if apart or _identity(first.item) != _identity(row.item):
+                continue
             what = f"token '{row.item.token}'" if isinstance(row.item, Embedding) else row.title
             raise AdapterError(
-                f"{what} is in {first} as well; allowed: each once.\nSwitch one of them off and "
-                "set the strength of the other. Of another stack, wire either model and clip or "
-                "lora_stack."
+                f"{what} is in {first.place} as well; allowed: each once, or in parts of sampling "
+                "that are apart.\nSwitch one of them off and set the strength of the other. Of "
+                "another stack, wire either model and clip or lora_stack."
             )
 
 
