@@ -1,15 +1,16 @@
-// Adapter Stack shows the rows that are in use, and one more.
+// Adapter Stack and Compare show the rows that are in use, and one more.
 
 import { app } from "../../scripts/app.js";
 import { after } from "./body.js";
 
+const WITH_ROWS = ["PersonalizeAdapterStack", "PersonalizeCompare"];
 const NOTHING = "None";
 const ROW = /^(?:on|lora|strength_model|strength_clip)_(\d+)$/;
 
 app.registerExtension({
   name: "personalize.stack",
   nodeCreated(node) {
-    if (node.comfyClass !== "PersonalizeAdapterStack") return;
+    if (!WITH_ROWS.includes(node.comfyClass)) return;
     const show = () => showRows(node);
     for (const widget of node.widgets ?? []) {
       if (widget.name.startsWith("lora_")) after(widget, "callback", show);
