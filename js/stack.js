@@ -3,7 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { after } from "./body.js";
 
-const WITH_ROWS = ["PersonalizeAdapterStack", "PersonalizeCompare"];
+const COMPARE = "PersonalizeCompare"; // has room below for its sheet, which stays
+const WITH_ROWS = ["PersonalizeAdapterStack", COMPARE];
 const NOTHING = "None";
 const ROW = /^(?:on|lora|strength_model|strength_clip)_(\d+)$/;
 
@@ -35,6 +36,8 @@ function showRows(node) {
     if (widget.options) widget.options.hidden = hidden; // Nodes 2.0
   }
   if (!changed) return;
-  node.setSize([node.size[0], node.computeSize()[1]]);
+  const needed = node.computeSize()[1];
+  const height = node.comfyClass === COMPARE ? Math.max(node.size[1], needed) : needed;
+  node.setSize([node.size[0], height]);
   node.setDirtyCanvas?.(true, true);
 }

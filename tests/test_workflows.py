@@ -37,8 +37,8 @@ BASES = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("thin_sd15.safetensors", 512),
     "sd_xl_base_1.0.safetensors": ("thin_sdxl.safetensors", 1024),
 }
-SIZED = ("EmptyLatentImage", "PersonalizeClassImages", "PersonalizePreview")
-SHOW_PICTURES = {"PersonalizeClassImages", "PersonalizeLossPlot"}
+SIZED = ("EmptyLatentImage", "PersonalizeClassImages", "PersonalizePreview", "PersonalizeCompare")
+SHOW_PICTURES = {"PersonalizeClassImages", "PersonalizeLossPlot", "PersonalizeCompare"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 
@@ -194,6 +194,7 @@ def _small(prompt: Prompt) -> Prompt:
         "PersonalizeTrainDreamBooth": {"steps": 2},
         "PersonalizePreview": {"width": 64, "height": 64, "steps": 1},
         "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},
+        "PersonalizeCompare": {"width": 64, "height": 64, "steps": 1},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
     }
@@ -206,7 +207,12 @@ def _small(prompt: Prompt) -> Prompt:
 def _num_values(schema: dict[str, Any]) -> int:
     """How many values the frontend saves for a node: its widgets, and what seeds do after."""
     specs = [spec for part in ("required", "optional") for spec in _specs(schema, part)]
-    widgets = [options for kind, options in specs if kind in WIDGETS or isinstance(kind, list)]
+    # Of an input that takes a wire of another type as well, the first type is the widget's.
+    widgets = [
+        options
+        for kind, options in specs
+        if isinstance(kind, list) or kind.split(",")[0] in WIDGETS
+    ]
     widgets = [options for options in widgets if not options.get("forceInput")]
     return len(widgets) + sum(bool(options.get("control_after_generate")) for options in widgets)
 
