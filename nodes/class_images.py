@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..trainers.settings.class_images import ClassImagesConfig
 from ..trainers.settings.field import from_values
-from .host.pictures.sampling import SAMPLERS, SCHEDULERS
+from .host.sampling import SAMPLERS, SCHEDULERS
 from .schema import inputs_of
 from .sockets import PersonalizeDataset
 

@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainers.settings.preview import PreviewConfig
-from .host.pictures.sampling import SAMPLERS, SCHEDULERS
+from .host.sampling import SAMPLERS, SCHEDULERS
 from .schema import inputs_of
 from .sockets import PersonalizePreview
 

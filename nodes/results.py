@@ -207,7 +207,7 @@ class PlotLoss(io.ComfyNode):
 class Compare(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .host.pictures.sampling import SAMPLERS, SCHEDULERS
+        from .host.sampling import SAMPLERS, SCHEDULERS
 
         settings = inputs_of(CompareConfig, folded=True)
         seed, baseline = settings.pop("seed"), settings.pop("baseline")

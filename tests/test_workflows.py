@@ -19,7 +19,7 @@ from trainers.settings.dataset import DatasetConfig
 from trainers.settings.field import settings_of
 from trainers.settings.lora import LoraConfig
 from trainers.settings.objective import ObjectiveConfig
-from trainers.settings.preview import PreviewConfig
+from trainers.settings.preview import CompareConfig, PreviewConfig
 from trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
 from trainers.settings.training import TrainingConfig
 
@@ -78,7 +78,11 @@ def test_graph_nodes_lie_in_a_group_and_apart(path: Path) -> None:
 
 def settings_on(node_id: str) -> dict[str, Any]:
     """The settings that a node has, and their defaults."""
-    alone = {"PersonalizeFolderDataset": DatasetConfig, "PersonalizePreview": PreviewConfig}
+    alone = {
+        "PersonalizeFolderDataset": DatasetConfig,
+        "PersonalizePreview": PreviewConfig,
+        "PersonalizeCompare": CompareConfig,
+    }
     if node_id in alone:
         return {n: field.default for n, (field, _) in settings_of(alone[node_id]).items()}
     method = METHOD_OF.get(node_id)
@@ -95,7 +99,13 @@ def settings_on(node_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "node_id",
-    [*METHOD_OF, *SETTINGS_NODES.values(), "PersonalizeFolderDataset", "PersonalizePreview"],
+    [
+        *METHOD_OF,
+        *SETTINGS_NODES.values(),
+        "PersonalizeFolderDataset",
+        "PersonalizePreview",
+        "PersonalizeCompare",
+    ],
 )
 def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:
     shown = _inputs_of_page(HELP_PAGES / f"{node_id}.md")

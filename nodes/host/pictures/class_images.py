@@ -13,7 +13,7 @@ from ..folders import runs_folder
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.support import check_clip, check_model
-from .sampling import PictureProgress, Sampling, conditioning, picture_of, sample
+from ..sampling import PictureProgress, Sampling, conditioning, picture_of, sample
 
 # Settings that decide what a picture is.
 DECISIVE = ("prompt", "negative_prompt", "width", "height", "steps", "cfg")

@@ -20,10 +20,10 @@ from ....trainers.settings.preview import CompareConfig
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..overview import image_of
+from ..sampling import PictureProgress, Sampling, conditioning, picture_of, sample
 from ..status import running_node, show_text
 from .class_images import Painter
 from .rows import Row, adapter_rows, base_row, run_rows
-from .sampling import PictureProgress, Sampling, conditioning, picture_of, sample
 
 FORMAT = 1  # of cells; a new one makes them anew
 # Settings that decide what all cells are; prompts and strengths decide one alone.

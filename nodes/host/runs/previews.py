@@ -23,7 +23,7 @@ from ....trainers.step import Job, evaluating
 from ..memory import make_room
 from ..models.text import conditioning_of
 from ..models.training_mode import training_mode
-from ..pictures.sampling import Sampling, conditioning, picture_of, sample
+from ..sampling import Sampling, conditioning, picture_of, sample
 
 log = logging.getLogger(__name__)
 
