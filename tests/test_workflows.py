@@ -217,12 +217,8 @@ def _small(prompt: Prompt) -> Prompt:
 def _num_values(schema: dict[str, Any]) -> int:
     """How many values the frontend saves for a node: its widgets, and what seeds do after."""
     specs = [spec for part in ("required", "optional") for spec in _specs(schema, part)]
-    # Of an input that takes a wire of another type as well, the first type is the widget's.
-    widgets = [
-        options
-        for kind, options in specs
-        if isinstance(kind, list) or kind.split(",")[0] in WIDGETS
-    ]
+    kinds = [(options.get("widgetType", kind), options) for kind, options in specs]
+    widgets = [options for kind, options in kinds if isinstance(kind, list) or kind in WIDGETS]
     widgets = [options for options in widgets if not options.get("forceInput")]
     return len(widgets) + sum(bool(options.get("control_after_generate")) for options in widgets)
 
