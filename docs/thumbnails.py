@@ -7,6 +7,7 @@ They are cut from docs/images/evidence, whose pictures were measured: see docs/e
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
@@ -15,8 +16,8 @@ from tests.host import ROOT
 
 EVIDENCE, GRAPHS = ROOT / "docs" / "images" / "evidence", ROOT / "workflows"
 TILE_PX, GAP_PX = 128, 2  # of the evidence's sheets
-COLUMNS = (0, 3, 4)  # the backgrounds that are shown
-SHOWN_PX, LABEL_PX, FOOT_PX = 160, 120, 34
+COLUMNS = (0, 3, 4, 1)  # the backgrounds that are shown, as many as there are rows
+SHOWN_PX, LABEL_PX, FOOT_PX = 480, 120, 34  # of all pictures together, beside and below them
 BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
 LABELS = ("your\npictures", "before", "after")
 FOOT = "by the project's small demonstration model"
@@ -43,37 +44,58 @@ AFTER = {
     10: ("star", Row("claim_10", 2)),
 }
 
+# Graphs whose thumbnail has rows of its own, with their labels.
+ROWS = {
+    12: (
+        ("without", Row("star", 1)),
+        ("strength\n0.4", Row("claim_9", 0)),
+        ("strength\n0.7", Row("claim_9", 1)),
+        ("strength\n1.0", Row("claim_9", 2)),
+    ),
+}
 
-def tiles(row: Row) -> list[Image.Image]:
-    """The pictures of a row that are shown."""
+
+def tiles(row: Row, number: int) -> list[Image.Image]:
+    """So many pictures of a row."""
     with Image.open(EVIDENCE / f"{row.sheet}.png") as sheet:
         step = TILE_PX + GAP_PX
-        corners = [(column * step, row.number * step) for column in COLUMNS]
+        corners = [(column * step, row.number * step) for column in COLUMNS[:number]]
         boxes = [(x, y, x + TILE_PX, y + TILE_PX) for x, y in corners]
         return [sheet.convert("RGB").crop(box) for box in boxes]
 
 
-def thumbnail(subject: str, after: Row) -> Image.Image:
-    """Training pictures, what the base model made of the prompt, and what the trained one did."""
-    width = LABEL_PX + len(COLUMNS) * SHOWN_PX
-    picture = Image.new("RGB", (width, 3 * SHOWN_PX + FOOT_PX), BACKGROUND)
+def lines_of(graph: int) -> tuple[tuple[str, Row], ...]:
+    """Labels and rows: training pictures, what the base model made of the prompt, and what the
+    trained one did, unless the graph has rows of its own.
+    """
+    if graph in ROWS:
+        return ROWS[graph]
+    subject, after = AFTER[graph]
+    return tuple(zip(LABELS, (Row(subject, 0), Row(subject, 1), after), strict=True))
+
+
+def thumbnail(lines: Sequence[tuple[str, Row]]) -> Image.Image:
+    """Rows of pictures with their labels."""
+    side = SHOWN_PX // len(lines)
+    picture = Image.new("RGB", (LABEL_PX + SHOWN_PX, SHOWN_PX + FOOT_PX), BACKGROUND)
     draw = ImageDraw.Draw(picture)
     font, small = ImageFont.load_default(22), ImageFont.load_default(16)
-    for line, row in enumerate((Row(subject, 0), Row(subject, 1), after)):
-        top = line * SHOWN_PX
-        middle = (LABEL_PX / 2, top + SHOWN_PX / 2)
-        draw.text(middle, LABELS[line], FOREGROUND, font, anchor="mm", align="center")
-        for column, tile in enumerate(tiles(row)):
-            shown = tile.resize((SHOWN_PX - GAP_PX, SHOWN_PX - GAP_PX), Image.Resampling.BICUBIC)
-            picture.paste(shown, (LABEL_PX + column * SHOWN_PX, top))
-    draw.text((width / 2, picture.height - FOOT_PX / 2), FOOT, FAINT, small, anchor="mm")
+    for line, (label, row) in enumerate(lines):
+        top = line * side
+        middle = (LABEL_PX / 2, top + side / 2)
+        draw.text(middle, label, FOREGROUND, font, anchor="mm", align="center")
+        for column, tile in enumerate(tiles(row, len(lines))):
+            shown = tile.resize((side - GAP_PX, side - GAP_PX), Image.Resampling.BICUBIC)
+            picture.paste(shown, (LABEL_PX + column * side, top))
+    foot = (picture.width / 2, picture.height - FOOT_PX / 2)
+    draw.text(foot, FOOT, FAINT, small, anchor="mm")
     return picture
 
 
 def main() -> None:
     for graph in sorted(GRAPHS.glob("*.json")):
-        subject, after = AFTER[int(graph.stem.split()[0])]
-        thumbnail(subject, after).save(graph.with_suffix(".jpg"), quality=90, optimize=True)
+        lines = lines_of(int(graph.stem.split()[0]))
+        thumbnail(lines).save(graph.with_suffix(".jpg"), quality=90, optimize=True)
 
 
 if __name__ == "__main__":

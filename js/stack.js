@@ -1,9 +1,12 @@
-// Adapter Stack shows the rows that are in use, and one more. What limits a row to a part of
-// sampling or to blocks is shown where it is set, and for all rows in use at a press of a button.
+// Adapter Stack and Compare show the rows that are in use, and one more. In a stack, what limits a
+// row to a part of sampling or to blocks is shown where it is set, and for all rows in use at a
+// press of a button.
 
 import { app } from "../../scripts/app.js";
 import { after } from "./body.js";
 
+const COMPARE = "PersonalizeCompare"; // has room below for its sheet, which stays, and no limits
+const WITH_ROWS = ["PersonalizeAdapterStack", COMPARE];
 const NOTHING = "None";
 const ROW = /^(on|lora|strength_model|strength_clip|start|end|blocks)_(\d+)$/;
 const NO_LIMIT = { start: 0, end: 1, blocks: "" };
@@ -13,14 +16,14 @@ const BUTTON = "limits";
 app.registerExtension({
   name: "personalize.stack",
   nodeCreated(node) {
-    if (node.comfyClass !== "PersonalizeAdapterStack") return;
+    if (!WITH_ROWS.includes(node.comfyClass)) return;
     const show = () => showRows(node);
     for (const widget of node.widgets ?? []) {
       if (widget.name.startsWith("lora_")) after(widget, "callback", show);
     }
     after(node, "onConnectionsChange", show);
     after(node, "onConfigure", show); // of a saved or copied node
-    addButton(node, show);
+    if (node.comfyClass !== COMPARE) addButton(node, show);
     show();
   },
 });
@@ -47,7 +50,11 @@ function showRows(node) {
     if (widget.options) widget.options.hidden = hidden; // Nodes 2.0
     if (widget.name === BUTTON) widget.label = `${node.properties[SHOWN] ? "hide" : "show"} limits`;
   }
-  if (changed) node.setSize([node.size[0], node.computeSize()[1]]);
+  if (changed) {
+    const needed = node.computeSize()[1];
+    const height = node.comfyClass === COMPARE ? Math.max(node.size[1], needed) : needed;
+    node.setSize([node.size[0], height]);
+  }
   // Wires end where widgets are, once those have moved; a graph that is being read comes first.
   requestAnimationFrame(() => {
     if (node.graph) node.arrange?.();

@@ -9,7 +9,7 @@ from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
 from .merge import ExtractLora, MergeLoras, ResizeLora
 from .preview import PreviewSettings
-from .results import PlotLoss, SaveEmbedding, SaveLora
+from .results import Compare, PlotLoss, SaveEmbedding, SaveLora
 from .settings import LossSettings, OptimizerSettings, RunSettings
 from .stack import AdapterStack
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
@@ -34,6 +34,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveLora,
     SaveEmbedding,
     PlotLoss,
+    Compare,
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from trainers.errors import SettingsError
-from trainers.runs.class_images import ClassFolder
+from trainers.runs.pictures.class_images import ClassFolder
 from trainers.settings.class_images import ClassImagesConfig
 
 KEY = {"model": "a", "prompt": "a photo of a dog"}

@@ -19,7 +19,7 @@ from trainers.settings.dataset import DatasetConfig
 from trainers.settings.field import settings_of
 from trainers.settings.lora import LoraConfig
 from trainers.settings.objective import ObjectiveConfig
-from trainers.settings.preview import PreviewConfig
+from trainers.settings.preview import CompareConfig, PreviewConfig
 from trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
 from trainers.settings.training import TrainingConfig
 
@@ -37,8 +37,8 @@ BASES = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("thin_sd15.safetensors", 512),
     "sd_xl_base_1.0.safetensors": ("thin_sdxl.safetensors", 1024),
 }
-SIZED = ("EmptyLatentImage", "PersonalizeClassImages", "PersonalizePreview")
-SHOW_PICTURES = {"PersonalizeClassImages", "PersonalizeLossPlot"}
+SIZED = ("EmptyLatentImage", "PersonalizeClassImages", "PersonalizePreview", "PersonalizeCompare")
+SHOW_PICTURES = {"PersonalizeClassImages", "PersonalizeLossPlot", "PersonalizeCompare"}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 
@@ -78,7 +78,11 @@ def test_graph_nodes_lie_in_a_group_and_apart(path: Path) -> None:
 
 def settings_on(node_id: str) -> dict[str, Any]:
     """The settings that a node has, and their defaults."""
-    alone = {"PersonalizeFolderDataset": DatasetConfig, "PersonalizePreview": PreviewConfig}
+    alone = {
+        "PersonalizeFolderDataset": DatasetConfig,
+        "PersonalizePreview": PreviewConfig,
+        "PersonalizeCompare": CompareConfig,
+    }
     if node_id in alone:
         return {n: field.default for n, (field, _) in settings_of(alone[node_id]).items()}
     method = METHOD_OF.get(node_id)
@@ -95,7 +99,13 @@ def settings_on(node_id: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     "node_id",
-    [*METHOD_OF, *SETTINGS_NODES.values(), "PersonalizeFolderDataset", "PersonalizePreview"],
+    [
+        *METHOD_OF,
+        *SETTINGS_NODES.values(),
+        "PersonalizeFolderDataset",
+        "PersonalizePreview",
+        "PersonalizeCompare",
+    ],
 )
 def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:
     shown = _inputs_of_page(HELP_PAGES / f"{node_id}.md")
@@ -194,6 +204,7 @@ def _small(prompt: Prompt) -> Prompt:
         "PersonalizeTrainDreamBooth": {"steps": 2},
         "PersonalizePreview": {"width": 64, "height": 64, "steps": 1},
         "PersonalizeClassImages": {"count": 2, "width": 64, "height": 64, "steps": 1},
+        "PersonalizeCompare": {"width": 64, "height": 64, "steps": 1},
         "EmptyLatentImage": {"width": 64, "height": 64},
         "KSampler": {"steps": 1},
     }

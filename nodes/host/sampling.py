@@ -9,6 +9,7 @@ from typing import Any
 import comfy.sample
 import comfy.samplers
 import comfy.utils
+import latent_preview
 import torch
 from PIL import Image
 from torch import Tensor
@@ -63,3 +64,26 @@ def picture_of(pixels: Tensor) -> Image.Image:
     """A decoded picture, (H, W, 3) in 0..1, as Save Image rounds it."""
     levels = (255.0 * pixels.float().cpu()).clamp(0, 255).to(torch.uint8)
     return Image.fromarray(levels.numpy())
+
+
+class PictureProgress:
+    """The node's bar over several pictures, with a preview of the one that is sampled, or of the
+    first of a batch.
+
+    Attributes:
+        pictures_done: before those that are sampled now.
+    """
+
+    def __init__(self, model: Any, num_pictures: int, steps: int) -> None:
+        self.pictures_done = 0
+        self._steps, self._num_pictures = steps, num_pictures
+        self._bar = comfy.utils.ProgressBar(num_pictures * steps)
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def __call__(self, step: int, denoised: Tensor, noisy: Tensor, num_steps: int) -> None:
+        preview = None
+        if self._previewer:
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
+        # In units of steps of one picture: a batch does several at once.
+        done = self.pictures_done * self._steps + step + 1
+        self._bar.update_absolute(done, self._num_pictures * self._steps, preview)

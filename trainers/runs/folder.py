@@ -139,6 +139,14 @@ class RunFolder:
         safe = re.sub(r"[^\w.-]+", "_", name).strip("._") or "run"
         return cls(parent / f"{facts['method']}-{safe}-{fingerprint[:8]}", fingerprint)
 
+    @classmethod
+    def at(cls, path: Path) -> RunFolder | None:
+        """The run in a folder, as its run.json says; None where there is none."""
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
+            told = json.loads((path / "run.json").read_text(encoding="utf-8"))
+            return cls(path, str(told["fingerprint"]))
+        return None
+
     @property
     def previews(self) -> Path:
         """The folder of the run's previews."""
@@ -209,6 +217,12 @@ class RunFolder:
         except (OSError, safetensors.SafetensorError) as error:
             log.warning("Personalize: '%s' cannot be read (%s); it is made again.", path, error)
             return None
+
+    @property
+    def result_steps(self) -> list[int]:
+        """The lengths at which there is a result of this run."""
+        names = (path.stem.removeprefix("result-") for path in self.path.glob("result-*"))
+        return [int(n) for n in sorted({*names}) if n.isdecimal() and self.has_result(int(n))]
 
     def has_result(self, steps: int) -> bool:
         """Whether there is such a file of this run; its tensors are not read."""

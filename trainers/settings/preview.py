@@ -1,15 +1,19 @@
-"""The settings of previews: pictures that a training samples on its way.
+"""The settings of pictures that show what was learned: a training's previews, and comparisons.
 
 Nothing in them changes what is learned. Imports no torch.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from ..errors import SettingsError
 from .field import Settings, setting
 
 LATENT_STEP_PX = 8
+STRONGEST = 10.0  # an adapter, either way
+MOST_CELLS, MOST_CELL_PIXELS = 400, 200 * 2**20  # of a comparison: as an IMAGE they take 2.5 GB
 
 
 @dataclass(frozen=True)
@@ -53,8 +57,92 @@ class PreviewConfig(Settings):
     @property
     def lines(self) -> list[str]:
         """The prompts."""
-        return [line.strip() for line in self.prompts.splitlines() if line.strip()]
+        return prompt_lines(self.prompts)
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether there is a preview after this step, counted from 1."""
         return step % self.every_steps == 0 or step == last
+
+
+@dataclass(frozen=True)
+class CompareConfig(Settings):
+    """What a comparison of adapters shows; the adapters, sampler and scheduler are the host's."""
+
+    strengths: str = setting(
+        "0.5, 0.75, 1.0",
+        "How strongly each LoRA is applied, to model and clip: numbers with commas between, "
+        "a row each. Learned tokens and trained models have one row.",
+        advanced=False,
+    )
+    prompts: str = setting(
+        "a photo of sks dog",
+        "One prompt a line, a column each. Learned tokens are written as they are.",
+        advanced=False,
+    )
+    negative_prompt: str = setting("", "What the pictures should not show.", advanced=False)
+    width: int = setting(
+        512, "Width of each picture in pixels; that of the training is best.",
+        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
+    )  # fmt: skip
+    height: int = setting(
+        512, "Height of each picture in pixels; that of the training is best.",
+        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
+    )  # fmt: skip
+    steps: int = setting(20, "Sampling steps.", min=1, max=1000, advanced=False)
+    cfg: float = setting(
+        7.0, "How strictly the prompts are followed.", min=0.0, max=100.0, step=0.5, advanced=False,
+    )  # fmt: skip
+    seed: int = setting(
+        0, "The same for each picture, so that only adapter, strength and prompt differ.",
+        min=0, max=2**63 - 1, advanced=False,
+    )  # fmt: skip
+    baseline: bool = setting(True, "Begin with a row of the base, without any adapter.")
+
+    def problems(self) -> list[str]:
+        problems = [] if self.lines else ["prompts is empty; allowed: one prompt a line"]
+        wrong = [text for text in self._texts if not _is_strength(text)]
+        if wrong or not self._texts:
+            given = ", ".join(map(repr, wrong)) or "nothing"
+            problems.append(
+                f"strengths has {given[:80]}; allowed: numbers from {-STRONGEST:g} to "
+                f"{STRONGEST:g} with commas between, such as 0.5, 0.75, 1.0"
+            )
+        return problems
+
+    @property
+    def lines(self) -> list[str]:
+        """The prompts, each once."""
+        return list(dict.fromkeys(prompt_lines(self.prompts)))
+
+    @property
+    def strength_values(self) -> list[float]:
+        """The strengths, each once."""
+        return list(dict.fromkeys(map(float, self._texts)))
+
+    @property
+    def _texts(self) -> list[str]:
+        return [text.strip() for text in self.strengths.split(",") if text.strip()]
+
+    def check_cells(self, num_rows: int) -> None:
+        """Raise SettingsError if so many rows make more cells than one comparison may have."""
+        num_cells = num_rows * len(self.lines)
+        most = min(MOST_CELLS, MOST_CELL_PIXELS // (self.width * self.height))
+        if num_cells > most:
+            problem = (
+                f"{num_rows} rows by {len(self.lines)} prompts are {num_cells} cells; allowed: "
+                f"{most} of {self.width} x {self.height} px; take fewer adapters, strengths or "
+                "prompts, or use a second node"
+            )
+            raise SettingsError((problem,))
+
+
+def prompt_lines(text: str) -> list[str]:
+    """The prompts of a text, one a line."""
+    return [line.strip() for line in text.splitlines() if line.strip()]
+
+
+def _is_strength(text: str) -> bool:
+    try:
+        return math.isfinite(value := float(text)) and abs(value) <= STRONGEST
+    except ValueError:
+        return False

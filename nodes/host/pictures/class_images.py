@@ -5,19 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.utils
-import latent_preview
-from torch import Tensor
-
-from ...trainers.data.dataset import Dataset
-from ...trainers.models.architectures import Architecture
-from ...trainers.runs.class_images import ClassFolder
-from ...trainers.settings.class_images import ClassImagesConfig
-from .folders import runs_folder
-from .memory import check_interrupt
-from .models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from .models.support import check_clip, check_model
-from .sampling import Sampling, conditioning, picture_of, sample
+from ....trainers.data.dataset import Dataset
+from ....trainers.models.architectures import Architecture
+from ....trainers.runs.pictures.class_images import ClassFolder
+from ....trainers.settings.class_images import ClassImagesConfig
+from ..folders import runs_folder
+from ..memory import check_interrupt
+from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.support import check_clip, check_model
+from ..sampling import PictureProgress, Sampling, conditioning, picture_of, sample
 
 # Settings that decide what a picture is.
 DECISIVE = ("prompt", "negative_prompt", "width", "height", "steps", "cfg")
@@ -73,7 +69,7 @@ def _make(
     how = Sampling(config.steps, config.cfg, painter.sampler_name, painter.scheduler)
     stride_px = painter.vae.spacial_compression_encode()
     size = (config.height // stride_px, config.width // stride_px)
-    progress = _Progress(painter.model, len(missing), config.steps)
+    progress = PictureProgress(painter.model, len(missing), config.steps)
     for start in range(0, len(missing), config.batch_size):
         check_interrupt()
         batch = missing[start : start + config.batch_size]
@@ -83,21 +79,3 @@ def _make(
             for seed, pixels in zip(todo, painter.vae.decode(latents), strict=True):
                 folder.write(seed, picture_of(pixels))
         progress.pictures_done += len(batch)
-
-
-class _Progress:
-    """The node's bar over all pictures, with a preview of the first of each batch."""
-
-    def __init__(self, model: Any, num_pictures: int, steps: int) -> None:
-        self.pictures_done = 0
-        self._steps, self._num_pictures = steps, num_pictures
-        self._bar = comfy.utils.ProgressBar(num_pictures * steps)
-        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
-
-    def __call__(self, step: int, denoised: Tensor, noisy: Tensor, num_steps: int) -> None:
-        preview = None
-        if self._previewer:
-            preview = self._previewer.decode_latent_to_preview_image("JPEG", denoised)
-        # In units of steps of one picture: a batch does several at once.
-        done = self.pictures_done * self._steps + step + 1
-        self._bar.update_absolute(done, self._num_pictures * self._steps, preview)

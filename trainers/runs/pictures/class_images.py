@@ -10,10 +10,6 @@ missing, and two who ask at once write the same. Each file is written whole or n
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,12 +17,10 @@ from typing import Any
 
 from PIL import Image
 
-from ..data.dataset import Dataset, folder_dataset
-from ..settings.class_images import ClassImagesConfig
-from ..settings.dataset import DatasetConfig
-from .files import write_whole
-
-SLUG_CHARACTERS = 40
+from ...data.dataset import Dataset, folder_dataset
+from ...settings.class_images import ClassImagesConfig
+from ...settings.dataset import DatasetConfig
+from .kept import keyed_folder, write_picture
 
 
 @dataclass(frozen=True)
@@ -45,13 +39,7 @@ class ClassFolder:
         Raises:
             SaveError: it cannot be written.
         """
-        content = json.dumps(key, indent=2, sort_keys=True)
-        digest = hashlib.sha256(content.encode()).hexdigest()[:8]
-        slug = re.sub(r"[^a-z0-9]+", "-", prompt.casefold())[:SLUG_CHARACTERS].strip("-")
-        folder = cls(parent / f"{slug or 'class'}-{digest}")
-        if not (folder.path / "key.json").exists():
-            write_whole(folder.path / "key.json", content.encode())
-        return folder
+        return cls(keyed_folder(parent, prompt, "class", key))
 
     def file(self, seed: int) -> Path:
         return self.path / f"{seed:08}.png"
@@ -66,9 +54,7 @@ class ClassFolder:
         Raises:
             SaveError: the disk is full or the folder cannot be written.
         """
-        content = io.BytesIO()
-        picture.save(content, "PNG")
-        write_whole(self.file(seed), content.getvalue())
+        write_picture(self.file(seed), picture)
 
     def dataset(self, config: ClassImagesConfig) -> Dataset:
         """Exactly the pictures of `config.seeds`, each with the prompt as its caption."""
