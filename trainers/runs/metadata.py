@@ -14,6 +14,7 @@ from ..models.architectures import Architecture
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 
+RANK_AND_ALPHA = ("ss_network_dim", "ss_network_alpha")
 NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
 
