@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 
 from tests.conftest import model_file
@@ -69,3 +68,124 @@ def test_both_spellings_are_read_alike(any_host: Host, base: str, settings: dict
     for spelling in formats[::2]:
         path = saved_lora(host, spelling.replace(" ", "_"))
         assert difference(sample_file(host, base, path, "file"), live) < 1e-5
+
+
+def test_dora_is_read_by_both_hosts_and_refused_in_diffusers_spelling(any_host: Host) -> None:
+    host, graph = any_host, Graph()
+    model, clip, vae = graph.load()
+    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), variant="dora", seed=8)
+    graph.sample(trained[0], trained[1], "live", PROMPT)
+    for dtype in ("fp32", "fp16", "bf16"):
+        save(graph, trained[2], f"dora_{dtype}", model, clip, format=f"kohya {dtype}")
+    host.run(graph)
+    path = saved_lora(host, "dora_fp32")
+    file = sample_file(host, "thin_sd15.safetensors", path, "file")
+    assert difference(file, latents(host, "live")) < 1e-5
+    save(graph, trained[2], "dora_diffusers", model, clip, format="diffusers fp32")
+    with pytest.raises(HostError, match="holds plain LoRAs alone.*dora_scale"):
+        host.run(graph)
+    assert not list((host.base / "output" / "loras").glob("dora_diffusers*"))
+
+
+def lora_graph(host: Host, name: str) -> tuple[Graph, Link, list[Link]]:
+    """A graph with a LoRA that no training made: the LoRA, and the base it is for."""
+    tensors = lora_tensors(model_file("thin_sd15", "fp32"), seed=5)
+    file = add_lora(host, {key: value * 0.3 for key, value in tensors.items()})
+    graph = Graph()
+    return graph, graph.add("ProbeLora", name=file)[0], graph.load()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("cut", r"read back, it is not what was written, in all of it"),
+        ("number", r"read back, it is not what was written, in \S+\.\n"),
+        ("scale", r"ComfyUI predicts otherwise than with the LoRA in the graph"),
+        ("half", r"ComfyUI's loader misses \S+to_v_lora.down.weight"),
+        ("name", r"has no place in this model for 2 of its \d+ tensors: \S+to_w_lora"),
+    ],
+)
+def test_file_that_is_tampered_with_is_refused_and_gone(
+    any_host: Host, how: str, words: str
+) -> None:
+    host = any_host
+    graph, lora, (model, clip, _) = lora_graph(host, how)
+    save(graph, lora, f"tampered_{how}", model, clip, format="diffusers fp16")
+    tampering = Graph()
+    tampering.add("ProbeTamper", how=how)
+    host.run(tampering)
+    try:
+        with pytest.raises(HostError, match=words):
+            host.run(graph)
+    finally:
+        tampering["1"]["inputs"]["how"] = "no"
+        host.run(tampering)
+    assert not list((host.base / "output" / "loras").glob(f"tampered_{how}*"))
+    host.run(graph)
+    assert saved_lora(host, f"tampered_{how}")
+
+
+def test_check_leaves_the_models_as_they_were(any_host: Host) -> None:
+    host = any_host
+    graph, lora, (model, clip, _) = lora_graph(host, "left")
+    graph.sample(model, clip, "before", as_new(PROMPT))
+    host.run(graph)
+    save(graph, lora, "left", model, clip)
+    graph.sample(model, clip, "after", as_new(PROMPT))
+    host.run(graph)
+    assert torch.equal(latents(host, "before"), latents(host, "after"))
+
+
+def test_diffusers_spelling_asks_for_the_model(host: Host) -> None:
+    graph, lora, (_, clip, _) = lora_graph(host, "alone")
+    save(graph, lora, "alone", None, clip, format="diffusers fp32", bundle_embedding=True)
+    with pytest.raises(HostError) as refused:
+        host.run(graph)
+    for words in ("input 'model' has no names", "diffusers reads no file with a token in it"):
+        assert words in str(refused.value)
+
+
+PREFIXES = {
+    "../../x": "leads out of ComfyUI's output folder",
+    "loras/../../x": "leads out of ComfyUI's output folder",
+    "..\\..\\x": "leads out of ComfyUI's output folder",
+    "link/x": "leads out of ComfyUI's output folder",
+    "a:b": "a name cannot have ':'",
+    "C:\\x": "a name cannot have ':'",
+    "/tmp/x": "it is a whole path",
+    "loras./x": "'loras.' ends in a dot or a blank",
+    "x..": "'x..' ends in a dot or a blank",
+    "a\0b": r"a name cannot have '\x00'",
+    "nul": "'nul' is a name of Windows' own",
+    "loras/Com1.x": "'Com1.x' is a name of Windows' own",
+    "": "it is empty",
+    "a" * 300: "longer than 200 bytes",
+}
+
+
+def test_names_that_lead_elsewhere_are_refused(any_host: Host) -> None:
+    host, outside = any_host, any_host.base / "outside"
+    outside.mkdir(exist_ok=True)
+    link = host.base / "output" / "link"
+    if not link.is_symlink():
+        link.symlink_to(outside)
+    graph, lora, (model, clip, _) = lora_graph(host, "names")
+    trained = graph.load()
+    token = graph.invert(*trained, graph.dataset(pictures(host)), steps=1)[1]
+    before = files(host)
+    for prefix, words in PREFIXES.items():
+        for node, socket in (("Lora", {"lora": lora}), ("Embedding", {"embedding": token})):
+            one = Graph(graph)
+            more = {"format": "kohya fp32"} if node == "Lora" else {}
+            one.add(f"PersonalizeSave{node}", filename_prefix=prefix, **socket, **more)
+            with pytest.raises(HostError) as refused:
+                host.run(one)
+            assert words in refused.value.summary, (prefix, refused.value.summary)
+            assert str(host.base) not in refused.value.summary
+    assert {f for f in files(host) - before if "personalize" not in f.parts} == set()
+
+
+def files(host: Host) -> set[Path]:
+    """All that lies in a host's folders, but its log and its database."""
+    found = {path for path in host.base.rglob("*") if path.is_file()}
+    return {path for path in found if path.parent != host.base and "user" not in path.parts}

@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from . import pack, probe, shown
 
+LAYER = "unet.mid_block.attentions.0.transformer_blocks.0.attn1.processor.to_v"
 Tensors = dict[str, torch.Tensor]
 
 
@@ -30,7 +31,7 @@ def other_number(path: Path) -> None:
 class Tamper(io.ComfyNode):
     """From now on, Save LoRA's files are tampered with; "no" is as it was.
 
-    "cut" and "number" do so to what is written, "scale" and "name" to what is to be written.
+    "cut" and "number" do so to what is written; "scale", "half" and "name" to what is to be.
     """
 
     kept: tuple[Any, Any] | None = None
@@ -52,13 +53,13 @@ class Tamper(io.ComfyNode):
 
         def spelled(*args: Any) -> Tensors:
             tensors = spelling(*args)
-            down = next(
-                key for key in tensors if key.endswith("attn1.processor.to_v_lora.down.weight")
-            )
+            up, down = (f"{LAYER}_lora.{end}.weight" for end in ("up", "down"))
             if how == "scale":
                 tensors[down] = tensors[down] * 1.5
+            elif how == "half":
+                del tensors[down]
             elif how == "name":
-                tensors[down.replace("_v_", "_w_")] = tensors.pop(down)
+                tensors |= {key.replace("_v_", "_w_"): tensors.pop(key) for key in (up, down)}
             return tensors
 
         if how in ("cut", "number"):
