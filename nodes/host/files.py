@@ -24,6 +24,7 @@ from ...trainers.models.precision import DTYPES
 from ...trainers.runs.files import (
     check_finite,
     checked_prefix,
+    content_hashes,
     differences,
     holds,
     save_error,
@@ -36,7 +37,12 @@ from .models.parts import diffusers_names
 from .status import running_node, show_text, tell_of_files
 
 # What of a LoRA's metadata tells of the pictures; a title is the file's own name then.
-OF_PICTURES = ("ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.title")
+OF_PICTURES = (
+    "ss_tag_frequency",
+    "ss_dataset_dirs",
+    "modelspec.trigger_phrase",
+    "modelspec.title",
+)
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,7 @@ def save_lora(
     dataset = re.sub(r"[^\w.-]+", "_", told.get("modelspec.title", "personalize"))
     private = () if choices.captions else [n for n in OF_PICTURES if told.pop(n, None)]
     told |= {name: json.dumps(value) for name, value in choices.graph.items()}
+    told |= content_hashes(tensors, DTYPES[dtype])
 
     def metadata(path: Path) -> dict[str, str]:
         title = {"modelspec.title": path.stem} if private else {}

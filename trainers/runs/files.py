@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
 import re
 import tempfile
@@ -69,6 +70,16 @@ def save_tensors(
     stored = {key: _as_stored(tensor, dtype) for key, tensor in tensors.items()}
     content = safetensors.torch.save(stored, metadata=dict(metadata))
     write_whole(path, content)
+
+
+def content_hashes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, str]:
+    """The SHA-256 of a file's tensors without its header, as modelspec and A1111 call it."""
+    import safetensors.torch
+
+    content = safetensors.torch.save({k: _as_stored(t, dtype) for k, t in tensors.items()})
+    header = 8 + int.from_bytes(content[:8], "little")
+    digest = hashlib.sha256(memoryview(content)[header:]).hexdigest()
+    return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
 
 
 def holds(

@@ -50,7 +50,8 @@ def diffusers_spelling(
             f"The diffusers format holds plain LoRAs alone, of up and down; this one has "
             f"{shortened(others)} (DoRA, LoKr, LoHa and OFT have no place in it).\n{FOR_KOHYA}"
         )
-    layers = read_lora(lora, "The LoRA").layers
+    read = read_lora(lora, "The LoRA").layers
+    layers = {name: layer for name, layer in read.items() if isinstance(layer, Layer)}
     names = {name: _start(name, unet_layers) for name in layers}
     if nameless := sorted(name for name, start in names.items() if not start):
         raise AdapterError(
