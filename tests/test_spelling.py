@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from torch import Tensor
 
+from tests import tiny
+from trainers.contracts import Parts
 from trainers.errors import AdapterError
 from trainers.methods.adapters.spelling import diffusers_spelling
+from trainers.models.architectures import DENOISER
+from trainers.runs.files import save_tensors
 
 BLOCK = "down_blocks.0.attentions.0.transformer_blocks.0"
 UNET = {
@@ -100,3 +107,34 @@ def test_layers_without_a_name_are_refused() -> None:
     given = lora((next(iter(UNET)), "lora_unet_middle_block_9_x", "lora_te2_text_projection"))
     with pytest.raises(AdapterError, match=r"no name for 2 of the LoRA's 3 layers.*lora_te2_text"):
         diffusers_spelling(given, UNET)
+
+
+@pytest.mark.parametrize("targets", ["attention", "all with convolutions"])
+def test_diffusers_predicts_with_the_file_what_was_trained(tmp_path: Path, targets: str) -> None:
+    text = targets == "attention"
+    ready, _ = tiny.trained(
+        tiny.run_config(train_text_encoder=text, targets=targets, learning_rate=1e-2)
+    )
+    layers = [name for name, _ in tiny.parts().modules[DENOISER].named_modules()]
+    names = {f"lora_unet_{name}".replace(".", "_"): name for name in layers}
+    tensors = diffusers_spelling(ready.trainable.export(), names)
+    save_tensors(tmp_path / "a.safetensors", tensors, {"ss_network_dim": "2"}, torch.float32)
+    loader, other = StableDiffusionLoraLoaderMixin, tiny.parts()
+    before = predicted(other)
+    state, alphas = loader.lora_state_dict(tmp_path, weight_name="a.safetensors")
+    assert alphas is None
+    loader.load_lora_into_unet(state, alphas, other.modules[DENOISER])
+    if text:  # the tiny one has no shell, which is in its layers' names before transformers 5
+        inside = {key.replace(".text_model.", "."): tensor for key, tensor in state.items()}
+        loader.load_lora_into_text_encoder(inside, alphas, other.modules["clip_l"])
+    ours, theirs = predicted(ready.parts), predicted(other)
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=1e-5)
+    assert (before - ours).abs().max() > 1e-3
+
+
+def predicted(parts: Parts) -> Tensor:
+    noisy = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        told = parts.text.encode("sks dog")
+        size = tiny.examples().sizes[0]
+        return parts.predict(noisy, torch.tensor([500]), [told], [size])

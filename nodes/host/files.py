@@ -140,7 +140,7 @@ def _check_choices(lora: Mapping[str, Tensor], choices: Choices, model: Any) -> 
 
 def _unet_layers(model: Any) -> dict[str, str]:
     """What diffusers calls the UNet's layers, by each name that a LoRA may have for them."""
-    named = {}
+    named: dict[str, str] = {}
     for ours, theirs in diffusers_names(model).items():
         kohya = (f"lora_unet_{name}".replace(".", "_") for name in (ours, theirs))
         named |= dict.fromkeys((*kohya, f"diffusion_model.{ours}"), theirs)
