@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from tests.conftest import model_file
@@ -21,6 +23,43 @@ TEXT_TOO = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3}
 def any_host(request: pytest.FixtureRequest) -> Host:
     """Every supported ComfyUI in turn."""
     return request.getfixturevalue(request.param)
+
+
+# What kohya's trainer calls the layers of these UNets and text encoders (networks/lora.py): the
+# blocks with attention, diffusers' names for SD1.5 and the published ones for SDXL; and how many
+# layers each text encoder has. The thin SD1.5 has one level of one block.
+KOHYA = {
+    "thin_sd15.safetensors": (
+        ["down_blocks_0_attentions_0", "mid_block_attentions_0", "up_blocks_0_attentions_0",
+         "up_blocks_0_attentions_1"],
+        {"lora_te": 12},
+    ),
+    "thin_sdxl.safetensors": (
+        [*(f"input_blocks_{n}_1" for n in (4, 5, 7, 8)), "middle_block_1",
+         *(f"output_blocks_{n}_1" for n in range(6))],
+        {"lora_te1": 12, "lora_te2": 32},
+    ),
+}  # fmt: skip
+
+
+def check_kohya_keys(path: Path, base: str, alpha: float) -> None:
+    """A LoRA of attention, text encoders included, has the keys of kohya's format, no others."""
+    tensors = safetensors.torch.load_file(path)
+    endings = ("lora_up.weight", "lora_down.weight", "alpha")
+    layers = {key.split(".")[0] for key in tensors}
+    assert set(tensors) == {f"{layer}.{ending}" for layer in layers for ending in endings}
+    blocks, encoders = KOHYA[base]
+    projections = [f"{a}_{p}" for a in ("attn1", "attn2") for p in ("to_q", "to_k", "to_v")]
+    projections += [f"{a}_to_out_0" for a in ("attn1", "attn2")]
+    unet = {re.sub(r"_transformer_blocks_\d+_", " ", n) for n in layers if "_unet_" in n}
+    assert unet == {f"lora_unet_{block} {p}" for block in blocks for p in projections}
+    assert {name for name in layers if "_unet_" not in name} == {
+        f"{start}_text_model_encoder_layers_{number}_self_attn_{p}_proj"
+        for start, depth in encoders.items()
+        for number in range(depth)
+        for p in ("q", "k", "v", "out")
+    }
+    assert {float(value) for key, value in tensors.items() if key.endswith(".alpha")} == {alpha}
 
 
 def save(graph: Graph, lora: Link, name: str, model: Link | None, clip: Link | None, **more: Any):
@@ -63,6 +102,8 @@ def test_both_spellings_are_read_alike(any_host: Host, base: str, settings: dict
     for spelling in formats:
         save(graph, trained[2], spelling.replace(" ", "_"), model, clip, format=spelling)
     host.run(graph)
+    if settings.get("train_text_encoder"):
+        check_kohya_keys(saved_lora(host, "kohya_fp32"), base, settings["alpha"])
     live = latents(host, "live")
     assert difference(latents(host, "base"), live) > 1e-3
     for spelling in formats[::2]:
