@@ -15,7 +15,11 @@ from .stack import NO_FILE, NUM_ROWS
 
 AUTO = "auto"
 THEMES = (AUTO, "dark", "light")
-FORMATS = ("kohya fp32", "kohya fp16", "kohya bf16")
+# The words of saved graphs; "kohya" is the spelling that the LoRA has, of the model's community.
+KOHYA, DIFFUSERS = "kohya", "diffusers"
+FORMATS = tuple(
+    f"{name} {dtype}" for name in (KOHYA, DIFFUSERS) for dtype in ("fp32", "fp16", "bf16")
+)
 
 
 class SaveLora(io.ComfyNode):
@@ -45,8 +49,10 @@ class SaveLora(io.ComfyNode):
                     "format",
                     options=list(FORMATS),
                     tooltip=(
-                        "Spelling of the keys and type of the numbers. fp32 is exact; fp16 and "
-                        "bf16 make half the file."
+                        "Spelling of the keys and type of the numbers. kohya is what ComfyUI, "
+                        "A1111 and Forge read, diffusers what its pipelines, peft and ComfyUI "
+                        "read (Stable Diffusion 1.5, 2 and XL, with model wired in; no DoRA). "
+                        "fp32 is exact; fp16 and bf16 make half the file."
                     ),
                 ),
                 *_choices(),
@@ -71,8 +77,14 @@ class SaveLora(io.ComfyNode):
         from .host.files import Choices, save_lora
 
         graph = {"prompt": cls.hidden.prompt, **(cls.hidden.extra_pnginfo or {})}
-        choices = Choices(bundle_embedding, captions, thumbnail, graph if workflow else {})
-        dtype = format.split()[-1]
+        spelling, dtype = format.split()
+        choices = Choices(
+            diffusers=spelling == DIFFUSERS,
+            bundle=bundle_embedding,
+            captions=captions,
+            thumbnail=thumbnail,
+            graph=graph if workflow else {},
+        )
         path = save_lora(lora, filename_prefix, dtype, choices, model, clip)
         return io.NodeOutput(str(path), ui={"text": [str(path)]})
 
@@ -123,7 +135,10 @@ def _choices() -> list[io.Input]:
         io.Model.Input(
             "model",
             optional=True,
-            tooltip="The base model: a file that ComfyUI would not read whole for it is not kept.",
+            tooltip=(
+                "The base model: the file is read back for it, and kept only if ComfyUI reads all "
+                "of it and then predicts what it does with the LoRA in the graph."
+            ),
         ),
         io.Clip.Input("clip", optional=True, tooltip="Its clip, for the same check."),
     ]

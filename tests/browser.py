@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +27,7 @@ HARMLESS = (
     "Error loading core workflow templates",
     "Content Security Policy",  # it asks how large the default graph's missing models are
 )
+OURS = ("/personalize/", "/api/personalize/")  # the pack's routes, none of which may fail
 
 
 @contextmanager
@@ -47,7 +49,8 @@ class Page:
 
     Attributes:
         tab: Playwright's page.
-        complaints: what was written to the console as an error, but for HARMLESS.
+        complaints: what was written to the console as an error, but for HARMLESS; and failed
+            requests to the pack's own routes.
     """
 
     def __init__(self, tab: Any, host: Host) -> None:
@@ -58,8 +61,20 @@ class Page:
         tab.on("console", self._listen)
 
     def _listen(self, message: Any) -> None:
-        if message.type == "error" and not any(words in message.text for words in HARMLESS):
+        if message.type != "error":
+            return
+        address = message.location.get("url", "")
+        if urllib.parse.urlsplit(address).path.startswith(OURS):
+            self.complaints.append(f"{message.text} {address}")
+        elif not any(words in message.text for words in HARMLESS):
             self.complaints.append(message.text)
+
+    def forgive(self, *statuses: int) -> None:
+        """Take off the failed requests that a test provokes; it may have no others."""
+        asked = [f"status of {status} " for status in statuses]
+        found = [one for one in self.complaints if any(words in one for words in asked)]
+        assert all(any(words in one for one in found) for words in asked), self.complaints
+        self.complaints = [one for one in self.complaints if one not in found]
 
     def open(self) -> None:
         """Load ComfyUI, or load it anew."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import errno
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -19,8 +20,14 @@ from tests.dataset_files import batch
 from trainers.errors import SaveError
 from trainers.methods.results import Adapter
 from trainers.models.architectures import GENERIC, SD2, SD15, SDXL, Architecture
-from trainers.runs.files import check_finite, save_tensors, write_whole
-from trainers.runs.metadata import lora_metadata
+from trainers.runs.files import (
+    check_finite,
+    checked_prefix,
+    content_hashes,
+    save_tensors,
+    write_whole,
+)
+from trainers.runs.metadata import lora_metadata, times_metadata
 
 
 def metadata(
@@ -86,6 +93,61 @@ def test_metadata_trigger_phrase_is_the_most_frequent_caption() -> None:
     assert made["modelspec.trigger_phrase"] == "sks dog"
     (counts,) = json.loads(made["ss_tag_frequency"]).values()
     assert counts == {"a dog": 1, "sks dog": 2}
+
+
+# What kohya's trainer writes and managers of LoRAs list (AddNet's and A1111's tables of labels),
+# and what modelspec 1.0.1 requires ("MUST") and recommends ("SHOULD") of any file and of images'.
+KOHYA_LISTED = (
+    "ss_output_name", "ss_learning_rate", "ss_text_encoder_lr", "ss_unet_lr",
+    "ss_num_train_images", "ss_num_epochs", "ss_batch_size_per_device", "ss_total_batch_size",
+    "ss_gradient_checkpointing", "ss_gradient_accumulation_steps", "ss_max_train_steps",
+    "ss_lr_warmup_steps", "ss_lr_scheduler", "ss_network_module", "ss_network_dim",
+    "ss_network_alpha", "ss_mixed_precision", "ss_v2", "ss_resolution", "ss_seed", "ss_optimizer",
+    "ss_max_grad_norm", "ss_noise_offset", "ss_caption_dropout_rate", "ss_prior_loss_weight",
+    "ss_min_snr_gamma", "ss_cache_latents", "ss_base_model_version", "ss_steps",
+    "ss_training_started_at", "ss_training_finished_at", "ss_network_dropout", "ss_dataset_dirs",
+    "ss_tag_frequency", "sshs_model_hash",
+)  # fmt: skip
+MODELSPEC = (
+    "sai_model_spec", "architecture", "implementation", "title", "resolution", "description",
+    "date", "hash_sha256", "prediction_type", "trigger_phrase",
+)  # fmt: skip
+
+
+def test_metadata_has_what_managers_and_modelspec_list() -> None:
+    made = metadata(["sks dog"], train_text_encoder=True)
+    made |= times_metadata(3, 2.0) | content_hashes({"a": torch.ones(2)}, torch.float16)
+    made["ss_output_name"] = "x"  # Save LoRA's, of its file
+    wanted = {*KOHYA_LISTED, *(f"modelspec.{name}" for name in MODELSPEC)}
+    assert wanted - set(made) == set()
+    assert json.loads(made["ss_dataset_dirs"]) == {"batch": {"n_repeats": 1, "img_count": 1}}
+
+
+def test_hash_is_that_of_the_tensors_in_the_file(tmp_path: Path) -> None:
+    tensors = {"b": torch.ones(2), "a.alpha": torch.tensor(1.0)}
+    hashes = content_hashes(tensors, torch.float16)
+    save_tensors(tmp_path / "x", tensors, {"some": "words", **hashes}, torch.float16)
+    content = (tmp_path / "x").read_bytes()
+    data = content[8 + int.from_bytes(content[:8], "little") :]
+    assert hashes["sshs_model_hash"] == hashlib.sha256(data).hexdigest()
+    assert hashes["modelspec.hash_sha256"] == "0x" + hashes["sshs_model_hash"]
+
+
+@pytest.mark.parametrize(
+    "prefix", ["../../x", "loras/dog", "a\\b", "%year%/x", "犬/v1.5 b", "loras/"]
+)
+def test_prefixes_that_every_system_takes_are_kept(prefix: str) -> None:
+    assert checked_prefix(prefix) == prefix.replace("\\", "/")
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["", ".", "/", "/x", "\\x", "C:/x", "a:b", "a\0b", "a\nb", "a*", "con", "x/NUL.txt", "lpt1/x",
+     "x.", "x /y", "\ud800", "x" * 201],
+)  # fmt: skip
+def test_prefixes_that_some_system_does_not_take_are_refused(prefix: str) -> None:
+    with pytest.raises(SaveError, match="cannot be used"):
+        checked_prefix(prefix)
 
 
 def test_metadata_date_has_a_time_zone() -> None:
@@ -184,7 +246,8 @@ def test_write_whole_failing_keeps_the_old_file(
     )
     with pytest.raises(SaveError, match=reason) as error:
         write_whole(path, b"x" * 2_000_000)
-    assert str(path) in str(error.value)
+    assert f"{tmp_path.name}/result" in str(error.value)
+    assert str(tmp_path) not in str(error.value)
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
 

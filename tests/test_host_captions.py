@@ -129,10 +129,11 @@ def test_folders_outside_the_input_folder_are_refused(
     if not link.is_symlink():
         link.symlink_to(host.base / "secret")
     asked = urllib.parse.urlencode({"folder": folder, "picture": "a.png"})
-    for route in (ROUTE, "/personalize/thumbnail"):
-        status, _, content = ask(host, f"{route}?{asked}")
-        assert status == 400
-        assert problem in json.loads(content)["error"]
+    answer = host.get(f"{ROUTE}?{asked}")
+    assert (answer["pictures"], answer["writable"]) == ([], False)
+    assert problem in answer["problems"][0]
+    status, _, content = ask(host, f"/personalize/thumbnail?{asked}")
+    assert (status, problem in json.loads(content)["error"]) == (400, True)
     status, refusal = write(host, folder=folder, picture="a.png", caption="x")
     assert (status, problem in refusal["error"]) == (400, True)
     assert not (host.base / "secret" / "a.txt").exists()

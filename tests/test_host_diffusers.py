@@ -120,7 +120,11 @@ def trained(much_memory: None, fp32_host: Host) -> dict[str, Path]:
     graph.add("PersonalizeSaveEmbedding", embedding=token[1], filename_prefix="embeddings/xl")
     settings = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3, "steps": 1}
     lora = graph.train(model, token[0], vae, dataset, learning_rate=1e-2, **settings)
-    graph.add("PersonalizeSaveLora", lora=lora[2], filename_prefix="loras/xl", format="kohya fp32")
+    for name in ("kohya", "diffusers"):
+        graph.add(
+            "PersonalizeSaveLora", lora=lora[2], filename_prefix=f"loras/xl_{name}",
+            format=f"{name} fp32", model=model, clip=clip,
+        )  # fmt: skip
     conditioning = graph.add("CLIPTextEncode", clip=lora[1], text=PROMPT)[0]
     graph.add("ProbeKept", model=lora[0], conditioning=conditioning)
     fp32_host.run(graph)
@@ -129,7 +133,8 @@ def trained(much_memory: None, fp32_host: Host) -> dict[str, Path]:
     newest = functools.partial(max, key=lambda path: path.stat().st_mtime)
     return {
         "embedding": newest((output / "embeddings").glob("xl_*.safetensors")),
-        "lora": newest((output / "loras").glob("xl_*.safetensors")),
+        "kohya": newest((output / "loras").glob("xl_kohya_*.safetensors")),
+        "diffusers": newest((output / "loras").glob("xl_diffusers_*.safetensors")),
         "kept": output / "kept.safetensors",
     }
 
@@ -150,9 +155,12 @@ def test_diffusers_predicts_with_lora_and_embedding_as_the_host(
             text_encoder=getattr(pipe, encoder),
             tokenizer=getattr(pipe, tokenizer),
         )
-    pipe.load_lora_weights(trained["lora"].parent, weight_name=trained["lora"].name)
-    hidden, pooled = encoded(pipe, PROMPT)
-    assert difference(hidden, kept["hidden"]) < 1e-4
-    assert difference(pooled, kept["pooled"]) < 1e-4
-    assert difference(predict(hidden, pooled), kept["prediction"]) < 1e-4
+    for spelling in ("kohya", "diffusers"):
+        file = trained[spelling]
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
+        hidden, pooled = encoded(pipe, PROMPT)
+        assert difference(hidden, kept["hidden"]) < 1e-4
+        assert difference(pooled, kept["pooled"]) < 1e-4
+        assert difference(predict(hidden, pooled), kept["prediction"]) < 1e-4
+        pipe.unload_lora_weights()
     assert difference(plain, kept["prediction"]) > 1e-2

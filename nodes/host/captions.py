@@ -4,15 +4,16 @@
          200 {"pictures": [{"name", "caption", "source", "words", "tokens", "editable", "why",
               "stamp"}], "problems": [sentence], "writable": bool}; `caption` and `source` are null
               where a picture has none of its own, `words` are those of its folder, `why` says why
-              it is not editable, `stamp` changes with its file
+              it is not editable, `stamp` changes with its file; what the user can mend, such as a
+              folder that is not chosen yet, is a problem without pictures
     POST /personalize/captions {"folder", "captions", "picture", "caption", "was"}
          200 as GET; 409 {"error", "caption"} where the caption is no longer what the page showed
     GET  /personalize/thumbnail?folder=&picture=&stamp=&settings={}
          200 a small JPEG as the picture is trained with these settings of a DatasetConfig
 
-`captions` is DatasetConfig.captions. What the user can mend is answered by 400 {"error"}. Nothing
-here decodes a picture but the thumbnail, and nothing is written but a picture's .txt file, inside
-the host's input folder, links resolved.
+`captions` is DatasetConfig.captions. What the user can mend is answered by 400 {"error"} otherwise.
+Nothing here decodes a picture but the thumbnail, and nothing is written but a picture's .txt file,
+inside the host's input folder, links resolved.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ def register_captions() -> None:
 
 async def _read(request: web.Request) -> web.Response:
     asked = request.query
-    return await _answered(lambda: described(asked.get("folder", ""), asked.get("captions", "")))
+    return await _answered(lambda: _described(asked.get("folder", ""), asked.get("captions", "")))
 
 
 async def _write(request: web.Request) -> web.Response:
@@ -100,6 +101,13 @@ async def _answered(work: Callable[[], dict[str, Any]]) -> web.Response:
         return web.json_response({"error": str(error), "caption": error.caption}, status=409)
     except PersonalizeError as error:
         return web.json_response({"error": str(error)}, status=400)
+
+
+def _described(name: str, choice: str) -> dict[str, Any]:
+    try:
+        return described(name, choice)
+    except PersonalizeError as error:  # a page that was just opened asks too: no failure of its
+        return {"pictures": [], "problems": [str(error)], "writable": False}
 
 
 def described(name: str, choice: str) -> dict[str, Any]:

@@ -11,34 +11,53 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import comfy.utils
 import folder_paths
 import torch
 from PIL import Image
 from torch import Tensor
 
 from ...trainers.errors import SaveError, SettingsError
+from ...trainers.methods.adapters.layers import shortened
+from ...trainers.methods.adapters.spelling import diffusers_spelling
 from ...trainers.methods.results import Adapter, Embedding, spelled
 from ...trainers.models.precision import DTYPES
-from ...trainers.runs.files import check_finite, holds, save_tensors, whole_file
-from .models.weights import unread_keys
+from ...trainers.runs.files import (
+    check_finite,
+    checked_prefix,
+    content_hashes,
+    differences,
+    holds,
+    save_error,
+    save_tensors,
+    whole_file,
+)
+from ...trainers.runs.metadata import RANK_AND_ALPHA
+from .models.adapters.check import check_lora
+from .models.parts import diffusers_names
 from .status import running_node, show_text, tell_of_files
 
 # What of a LoRA's metadata tells of the pictures; a title is the file's own name then.
-OF_PICTURES = ("ss_tag_frequency", "modelspec.trigger_phrase", "modelspec.title")
+OF_PICTURES = (
+    "ss_tag_frequency",
+    "ss_dataset_dirs",
+    "modelspec.trigger_phrase",
+    "modelspec.title",
+)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a LoRA's file is to hold beside the LoRA.
+    """What a LoRA's file is to hold beside the LoRA, and how.
 
     Attributes:
+        diffusers: diffusers' spelling instead of the LoRA's own.
         bundle: the learned token that the captions have.
         captions: captions, trigger phrase and the folder's name.
         thumbnail: a picture beside it, the last preview of its run.
         graph: what ComfyUI's own files have: the graph, as "prompt" and "workflow".
     """
 
+    diffusers: bool = False
     bundle: bool = False
     captions: bool = False
     thumbnail: bool = False
@@ -62,50 +81,70 @@ def save_lora(
         model, clip: the host's loader reads the file for them, where they are given.
 
     Raises:
-        SaveError: see trainers.runs.files; or the host does not read all of the file.
-        SettingsError: it is to be bundled, and there is none, or more than one.
+        AdapterError: it has no place in diffusers' spelling.
+        SaveError: see trainers.runs.files and check_lora; or what was written is something else.
+        SettingsError: it is to be bundled, and there is none, or more than one; or the choices do
+            not go together.
     """
+    _check_choices(lora, choices, model)
     needs = lora.needs if isinstance(lora, Adapter) else ()
-    if choices.bundle and len(needs) != 1:
-        found = ", ".join(embedding.token for embedding in needs) or "none"
-        raise SettingsError(
-            ("bundle_embedding is on, but a file can carry one learned token, and the captions of "
-             f"this LoRA have: {found}; allowed: off, or a LoRA with one",)
-        )  # fmt: skip
-    tensors = {**lora, **(needs[0].bundled() if choices.bundle else {})}
+    own = diffusers_spelling(lora, _unet_layers(model)) if choices.diffusers else dict(lora)
+    tensors = {**own, **(needs[0].bundled() if choices.bundle else {})}
     told = dict(lora.metadata) if isinstance(lora, Adapter) else {}
+    if choices.diffusers and told:
+        told |= dict.fromkeys(RANK_AND_ALPHA, told[RANK_AND_ALPHA[0]])  # the scale is worked in
     dataset = re.sub(r"[^\w.-]+", "_", told.get("modelspec.title", "personalize"))
     private = () if choices.captions else [n for n in OF_PICTURES if told.pop(n, None)]
     told |= {name: json.dumps(value) for name, value in choices.graph.items()}
+    told |= content_hashes(tensors, DTYPES[dtype])
 
     def metadata(path: Path) -> dict[str, str]:
         title = {"modelspec.title": path.stem} if private else {}
         return {**told, **title, "ss_output_name": path.stem}
 
+    def check(path: Path) -> None:
+        check_lora(path, lora, tensors, model, clip)
+
     prefix = filename_prefix.replace("%dataset%", dataset)
-    path = _save(prefix, tensors, metadata, DTYPES[dtype], lambda file: _check(file, model, clip))
+    path = _save(prefix, tensors, metadata, DTYPES[dtype], check)
     preview = lora.preview if isinstance(lora, Adapter) else None
     if choices.thumbnail and preview is not None:
         _save_thumbnail(preview, path.with_suffix(".png"))
     return path
 
 
-def _check(path: Path, model: Any, clip: Any) -> None:
-    """See that the host's own loader finds a place for all that a LoRA's file holds.
-
-    Raises:
-        SaveError: it does not.
-    """
-    if model is None:
-        return
-    read = comfy.utils.load_torch_file(str(path), safe_load=True)
-    unread = unread_keys(model, clip, read)
-    if unread:
-        raise SaveError(
-            f"'{path.name}' was not saved: ComfyUI's loader has no place in this model for "
-            f"{len(unread)} of its {len(read)} tensors: {', '.join(unread[:3])}.\n"
-            "Wire in the model and clip that it was made for, or none."
+def _check_choices(lora: Mapping[str, Tensor], choices: Choices, model: Any) -> None:
+    needs = lora.needs if isinstance(lora, Adapter) else ()
+    problems = []
+    if choices.bundle and len(needs) != 1:
+        found = ", ".join(embedding.token for embedding in needs) or "none"
+        problems.append(
+            "bundle_embedding is on, but a file can carry one learned token, and the captions of "
+            f"this LoRA have: {found}; allowed: off, or a LoRA with one"
         )
+    if choices.bundle and choices.diffusers:
+        problems.append(
+            "bundle_embedding is on, but diffusers reads no file with a token in it; allowed: off, "
+            "with the token by Save Embedding, or a kohya format"
+        )
+    if choices.diffusers and not (model is not None and diffusers_names(model)):
+        wired = "has no" if model is None else "is of a kind without"
+        problems.append(
+            f"format is diffusers, but input 'model' {wired} names of layers in that spelling; "
+            "allowed: with the Stable Diffusion 1.5, 2 or XL model that the LoRA was made for "
+            "wired in, or a kohya format"
+        )
+    if problems:
+        raise SettingsError(tuple(problems))
+
+
+def _unet_layers(model: Any) -> dict[str, str]:
+    """What diffusers calls the UNet's layers, by each name that a LoRA may have for them."""
+    named: dict[str, str] = {}
+    for ours, theirs in diffusers_names(model).items():
+        kohya = (f"lora_unet_{name}".replace(".", "_") for name in (ours, theirs))
+        named |= dict.fromkeys((*kohya, f"diffusion_model.{ours}"), theirs)
+    return named
 
 
 def _save_thumbnail(preview: Path, target: Path) -> None:
@@ -146,9 +185,14 @@ def _save(
     else:
         save_tensors(path, tensors, metadata(path), dtype)
         try:
+            if other := differences(path, tensors, metadata(path), dtype):
+                raise SaveError(
+                    f"'{path.name}' was not saved: read back, it is not what was written, in "
+                    f"{shortened(other)}.\nLook after the disk, and queue again."
+                )
             check(path)
-        except SaveError:
-            path.unlink()
+        except BaseException:  # also for want of memory, or by Cancel
+            path.unlink(missing_ok=True)
             raise
     already = "is there already: " if path == last else ""
     output = os.path.realpath(folder_paths.get_output_directory())
@@ -162,14 +206,19 @@ def _paths(filename_prefix: str) -> tuple[Path, Path]:
     """The last safetensors file in output/ with this prefix, and the one after it.
 
     Raises:
-        SaveError: it would lie outside output/.
+        SaveError: it would lie outside output/, or cannot be a file's name everywhere.
     """
+    filename_prefix = checked_prefix(filename_prefix)
     output = Path(os.path.realpath(folder_paths.get_output_directory()))
-    if output not in Path(os.path.realpath(output / filename_prefix)).parents:
+    place = Path(os.path.realpath(output / filename_prefix))
+    if output not in place.parents:
         raise SaveError(
-            f"Filename prefix {filename_prefix!r} leads out of the folder {output}.\n"
-            "Use a name inside it, such as embeddings/dog."
+            f"Filename prefix {filename_prefix!r} leads out of ComfyUI's output folder.\n"
+            "Use a name inside it, such as loras/dog."
         )
-    folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, str(output))
+    try:
+        folder, name, counter, *_ = folder_paths.get_save_image_path(filename_prefix, str(output))
+    except OSError as error:  # a folder's name is a file's
+        raise save_error(place, 0, error) from error
     last, following = (f"{name}_{number:05}_.safetensors" for number in (counter - 1, counter))
     return Path(folder) / last, Path(folder) / following

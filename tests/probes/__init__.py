@@ -386,11 +386,12 @@ class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .gradients import Gradients, Step
         from .odd_models import OfClass
+        from .saving import Tamper
         from .stacks import Lora, Stack
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept),
-            *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack),
+            *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper),
         ]
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -14,6 +16,39 @@ import torch
 from torch import Tensor
 
 from ..errors import SaveError
+from ..methods.results import not_finite
+
+# What no name may have on some system that people move files to.
+BAD_SIGNS = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
+RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9])(\..*)?", re.IGNORECASE)
+MOST_BYTES = 200  # of a part; with number and ending it stays below 255
+
+
+def checked_prefix(prefix: str) -> str:
+    """Folder and beginning of a file's name, with forward slashes, if every system takes it.
+
+    Raises:
+        SaveError: it is a whole path, or a part of it cannot be a name.
+    """
+    prefix = prefix.replace("\\", "/")
+    problems = [] if prefix.strip("/. ") else ["it is empty"]
+    if prefix.startswith("/"):
+        problems.append("it is a whole path")
+    for part in prefix.split("/"):
+        if signs := sorted(set(BAD_SIGNS.findall(part))):
+            problems.append(f"a name cannot have {', '.join(map(repr, signs))}")
+        elif part not in ("", ".", "..") and part[-1] in ". ":
+            problems.append(f"{part!r} ends in a dot or a blank")
+        elif RESERVED.fullmatch(part):
+            problems.append(f"{part!r} is a name of Windows' own")
+        elif len(part.encode()) > MOST_BYTES:
+            problems.append(f"a part of it is longer than {MOST_BYTES} bytes")
+    if problems:
+        raise SaveError(
+            f"Filename prefix {prefix[:MOST_BYTES]!r} cannot be used: {'; '.join(problems)}.\n"
+            "Use a name inside ComfyUI's output folder, such as loras/dog."
+        )
+    return prefix
 
 
 def save_tensors(
@@ -37,6 +72,16 @@ def save_tensors(
     write_whole(path, content)
 
 
+def content_hashes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, str]:
+    """The SHA-256 of a file's tensors without its header, as modelspec and A1111 call it."""
+    import safetensors.torch
+
+    content = safetensors.torch.save({k: _as_stored(t, dtype) for k, t in tensors.items()})
+    header = 8 + int.from_bytes(content[:8], "little")
+    digest = hashlib.sha256(memoryview(content)[header:]).hexdigest()
+    return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+
+
 def holds(
     path: Path,
     tensors: Mapping[str, Tensor],
@@ -44,16 +89,29 @@ def holds(
     dtype: torch.dtype | None,
 ) -> bool:
     """Whether the file at `path` is what `save_tensors` would write there."""
+    return not differences(path, tensors, metadata, dtype)
+
+
+def differences(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype | None,
+) -> list[str]:
+    """What of the file at `path` is not what `save_tensors` would write there, by name."""
     import safetensors
 
     try:
         with safetensors.safe_open(path, "pt") as file:
-            if (file.metadata() or {}) != dict(metadata) or set(file.keys()) != set(tensors):
-                return False
-            pairs = ((file.get_tensor(key), _as_stored(t, dtype)) for key, t in tensors.items())
-            return all(old.dtype == new.dtype and torch.equal(old, new) for old, new in pairs)
-    except (OSError, safetensors.SafetensorError):
-        return False
+            found = {} if (file.metadata() or {}) == dict(metadata) else {"metadata": None}
+            found |= dict.fromkeys(sorted(set(file.keys()) ^ set(tensors)))
+            for key in set(file.keys()) & set(tensors):
+                old, new = file.get_tensor(key), _as_stored(tensors[key], dtype)
+                if old.dtype != new.dtype or not torch.equal(old, new):
+                    found[key] = None
+            return list(found)
+    except (OSError, safetensors.SafetensorError) as error:
+        return [f"all of it ({error})"]
 
 
 def check_finite(
@@ -64,14 +122,14 @@ def check_finite(
     Raises:
         SaveError: some are not finite, or not in the file's dtype.
     """
-    bad = [key for key, t in tensors.items() if not _as_stored(t, dtype).isfinite().all()]
+    bad = not_finite({key: _as_stored(tensor, dtype) for key, tensor in tensors.items()})
     if not bad:
         return
     named = ", ".join(bad[:most_named]) + (", ..." if len(bad) > most_named else "")
-    fit = all(tensors[key].isfinite().all() for key in bad)
+    fit = not not_finite({key: tensors[key] for key in bad})
     raise SaveError(
-        f"'{path}' was not saved: {len(bad)} of {len(tensors)} tensors are not finite numbers"
-        f"{f' as {dtype}' if fit else ''}: {named}.\n"
+        f"'{shown(path)}' was not saved: {len(bad)} of {len(tensors)} tensors are not finite "
+        f"numbers{f' as {dtype}' if fit else ''}: {named}.\n"
         + ("Save them as bf16 or fp32." if fit else "Use another LoRA, or train this one anew.")
     )
 
@@ -120,9 +178,15 @@ def save_error(path: Path, num_bytes: int, error: OSError) -> SaveError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         needed = f", {num_bytes / 1e6:.1f} MB are needed" if num_bytes else ""
         return SaveError(
-            f"'{path}' was not saved: the disk is full{needed}.\nFree some space and queue again."
+            f"'{shown(path)}' was not saved: the disk is full{needed}.\n"
+            "Free some space and queue again."
         )
     return SaveError(
-        f"'{path}' was not saved: {error.strerror}.\n"
+        f"'{shown(path)}' was not saved: {error.strerror}.\n"
         "Make its folder writable, or let ComfyUI write elsewhere (--output-directory)."
     )
+
+
+def shown(path: Path) -> str:
+    """A path as messages name it: logs are shared, and what is above it is the user's own."""
+    return f"{path.parent.name}/{path.name}"

@@ -8,10 +8,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..errors import AdapterError
+from ..methods.results import not_finite
 from ..models.architectures import ARCHITECTURES, GENERIC, Architecture
 
 ENDINGS = (".safetensors", ".sft")  # others cannot be read without trusting them
@@ -52,19 +52,12 @@ def read_lora(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def check_numbers(name: str, tensors: Mapping[str, Tensor]) -> None:
     """Raise AdapterError if a tensor has numbers that are NaN or infinite."""
-    broken = [key for key, tensor in tensors.items() if not _is_finite(tensor)]
-    if broken:
+    if broken := not_finite(tensors):
         raise AdapterError(
             f"{name} has numbers that are NaN or infinite, in {len(broken)} of {len(tensors)} "
             f"tensors, such as {broken[0]}; allowed: finite ones.\n"
             "Switch it off, or take one from an earlier step of its training."
         )
-
-
-def _is_finite(tensor: Tensor) -> bool:
-    if not tensor.is_floating_point():
-        return True
-    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 
 
 def trigger_words(metadata: Mapping[str, str]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import datetime
 import json
+import time
 from collections.abc import Iterable, Mapping, Sequence
 
 from ..data.dataset import Dataset
@@ -14,6 +15,7 @@ from ..models.architectures import Architecture
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 
+RANK_AND_ALPHA = ("ss_network_dim", "ss_network_alpha")
 NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
 
@@ -59,9 +61,34 @@ def model_metadata(
         "ss_batch_size_per_device": str(training.batch_size),
         "ss_gradient_accumulation_steps": str(training.gradient_accumulation),
         "ss_min_snr_gamma": str(config.objective.min_snr_gamma or None),
+        **_more_settings(config),
         "ss_tag_frequency": json.dumps({dataset.name: counts}, ensure_ascii=False),
+        "ss_dataset_dirs": json.dumps(
+            {dataset.name: {"n_repeats": 1, "img_count": len(dataset)}}, ensure_ascii=False
+        ),
         **modelspec(architecture, "", dataset, prediction),
         "modelspec.trigger_phrase": counts.most_common(1)[0][0] if counts else "",
+    }
+
+
+def _more_settings(config: RunConfig) -> dict[str, str]:
+    """kohya's names for the other settings that managers list; its word for "not so" is None."""
+    training, objective, own = config.training, config.objective, config.own
+    trains_text = bool(getattr(own, "train_text_encoder", False))
+    return {
+        "ss_unet_lr": str(training.learning_rate),
+        "ss_text_encoder_lr": str(config.text_rate if trains_text else None),
+        "ss_lr_warmup_steps": str(training.warmup_steps),
+        "ss_max_grad_norm": str(training.max_grad_norm),
+        "ss_gradient_checkpointing": str(training.gradient_checkpointing),
+        "ss_mixed_precision": {"fp32": "no"}.get(training.precision, training.precision),
+        "ss_total_batch_size": str(training.batch_size * training.gradient_accumulation),
+        "ss_num_epochs": str(training.epochs or None),
+        "ss_network_dropout": str(getattr(own, "dropout", 0.0) or None),
+        "ss_noise_offset": str(objective.noise_offset or None),
+        "ss_caption_dropout_rate": str(objective.caption_dropout),
+        "ss_prior_loss_weight": str(objective.prior_weight),
+        "ss_cache_latents": "True",
     }
 
 
@@ -80,6 +107,7 @@ def modelspec(
         "modelspec.architecture": architecture.modelspec + (f"/{kind}" if kind else ""),
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
         "modelspec.title": dataset.name,
+        "modelspec.description": f"Trained on {len(dataset)} pictures with Personalize for ComfyUI",
         "modelspec.date": now.isoformat(timespec="seconds"),
         "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
         "modelspec.prediction_type": prediction,
@@ -100,6 +128,18 @@ def embedding_metadata(
         "personalize.initializer": own.initializer,
         "personalize.learning_rate": str(config.training.learning_rate),
         "personalize.seed": str(config.training.seed),
+    }
+
+
+def times_metadata(step: int, seconds: float) -> dict[str, str]:
+    """When a training that ends now was made, and how long it took."""
+    ended = time.time()
+    return {
+        "ss_steps": str(step),
+        "ss_max_train_steps": str(step),
+        "ss_training_time": f"{seconds:.0f}",
+        "ss_training_started_at": f"{ended - seconds:.0f}",
+        "ss_training_finished_at": f"{ended:.0f}",
     }
 
 

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -79,6 +80,14 @@ class GraphNode:
         held = {name: str(value) for name, value in arguments if any(w in name for w in HOLDING)}
         facts = json.dumps([loaders, held], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()
+
+    def base_file(self) -> str:
+        """The name of the file that the model comes from; nothing where the graph does not say."""
+        link = self.prompt.get(self.node_id or "", {}).get("inputs", {}).get("model")
+        node = self.prompt.get(link[0], {}) if isinstance(link, list) else {}
+        widget, _ = LOADERS.get(node.get("class_type", ""), ("", ""))
+        named = node.get("inputs", {}).get(widget)
+        return re.split(r"[\\/]", named)[-1] if isinstance(named, str) else ""
 
     def _loader(self, link: Any) -> list[Any] | None:
         if not isinstance(link, list):

@@ -28,6 +28,11 @@ class Reporter:
         self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
         self._last_shown = -SHOWN_SECONDS
 
+    @property
+    def base_file(self) -> str:
+        """The name of the file that is trained from; nothing where the graph does not say."""
+        return self._node.base_file()
+
     def status(self, text: str) -> None:
         """Show `text` in the node's body, while there is still something to cancel."""
         check_interrupt()

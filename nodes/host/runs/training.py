@@ -32,6 +32,7 @@ from ....trainers.runs.metadata import (
     lora_metadata,
     model_metadata,
     needs_metadata,
+    times_metadata,
 )
 from ....trainers.runs.states import StateSaver
 from ....trainers.runs.story import last_preview, preview_steps
@@ -269,7 +270,9 @@ def _result(
     prediction = job.parts.objective.prediction
     metadata = METADATA[config.method](config, run.architecture, sockets.dataset, prediction)
     metadata |= needs_metadata(_learned_tokens(run, tokens))
-    metadata |= {"ss_steps": str(step), "ss_training_time": f"{seconds:.0f}"}
+    metadata |= times_metadata(step, seconds)
+    if base := run.reporter.base_file:
+        metadata["ss_sd_model_name"] = base
     if config.changes_weights:
         tensors = changed_weights(sockets.model, sockets.clip, tensors)
     return Result(len(metrics), tensors, metadata, tokens, metrics)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...errors import AdapterError
+from ..results import not_finite
 
 # How files end the names of up and down, as ComfyUI reads them.
 ENDINGS = (
@@ -122,8 +123,7 @@ def read_lora(tensors: Mapping[str, Tensor], called: str) -> Lora:
         raise _not_low_rank(unknown, called)
     if not layers and not added:
         raise AdapterError(f"{called} is empty.\nWire a LoRA that has layers.")
-    bad = [key for key, value in tensors.items() if not value.isfinite().all()]
-    if bad:
+    if bad := not_finite(tensors):
         raise AdapterError(
             f"{called} has numbers that are not finite, in {shortened(bad)}.\n"
             "It cannot be mended. Train it anew, at a lower learning rate."
