@@ -170,20 +170,38 @@ def test_lora_alone_from_disk_warns_of_no_keys(host: Host) -> None:
     assert "lora key not loaded" not in host.log()[log_from:]
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora"])
-def test_trainer_predicts_as_the_host_with_the_lora(fp32_host: Host, variant: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"variant": "dora"},
+        {"variant": "lokr", "lokr_factor": 4},
+        {"variant": "loha"},
+        {"variant": "oft", "alpha": 1.0},
+        {"initialization": "pissa"},
+    ],
+    ids=lambda kind: ", ".join(map(str, kind.values())) or "lora",
+)
+@pytest.mark.parametrize("targets", ["attention", "all with convolutions"])
+def test_trainer_predicts_as_the_host_with_the_lora(
+    fp32_host: Host, kind: dict[str, Any], targets: str
+) -> None:
     host, graph = fp32_host, Graph()
+    log_from = len(host.log())
     model, clip, vae = graph.load()
-    settings = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3, "variant": variant}
-    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), **settings)
+    settings = {"targets": targets, "text_encoder_learning_rate": 1e-3, **kind}
+    dataset = graph.dataset(pictures(host))
+    trained = graph.train(model, clip, vae, dataset, train_text_encoder=True, **settings)
     conditioning = graph.add("CLIPTextEncode", clip=trained[1], text=PROMPT)[0]
     graph.add(
-        "ProbeTrained", model=model, clip=clip, lora=trained[2], variant=variant, text=PROMPT,
-        trained_model=trained[0], conditioning=conditioning,
+        "ProbeTrained", model=model, clip=clip, lora=trained[2], settings=json.dumps(settings),
+        text=PROMPT, trained_model=trained[0], conditioning=conditioning,
     )  # fmt: skip
     measured = found(host.run(graph))
+    assert measured["unused keys"] == 0
     assert measured["text"] < 1e-5
     assert measured["prediction"] < 1e-5
+    assert "lora key not loaded" not in host.log()[log_from:]
 
 
 def test_trainer_predicts_as_the_host_with_a_lora_wired_in_before(any_host: Host) -> None:

@@ -11,9 +11,11 @@ from ..data.dataset import Dataset
 from ..errors import AdapterError
 from ..methods.results import Embedding
 from ..models.architectures import Architecture
+from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 
+ALGORITHMS = {"lokr": "lokr", "loha": "loha", "oft": "diag-oft"}  # LyCORIS' names
 NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
 
@@ -27,14 +29,28 @@ def lora_metadata(
     Args:
         prediction: "epsilon" or "v".
     """
-    lora = config.own
     return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(lora.rank),
-        "ss_network_alpha": str(lora.alpha),
+        **_network(config.own),
         **model_metadata(config, architecture, dataset, prediction),
         "modelspec.architecture": f"{architecture.modelspec}/lora",
     }
+
+
+def _network(lora: LoraConfig) -> dict[str, str]:
+    """The kind and size of an adapter, as kohya's and LyCORIS' trainers say it."""
+    algorithm = ALGORITHMS.get(lora.variant)
+    times = 2 if lora.initialization == "pissa" else 1  # its file also takes away the start
+    told = {
+        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
+        "ss_network_dim": str(lora.rank * times),
+        "ss_network_alpha": str(lora.alpha * times),
+    }
+    if algorithm:
+        facts = {"algo": algorithm}
+        if lora.variant == "lokr":
+            facts["factor"] = str(lora.lokr_factor)
+        told["ss_network_args"] = json.dumps(facts)
+    return told
 
 
 def model_metadata(
