@@ -182,16 +182,18 @@ def test_lora_alone_from_disk_warns_of_no_keys(host: Host) -> None:
     ],
     ids=lambda kind: ", ".join(map(str, kind.values())) or "lora",
 )
-@pytest.mark.parametrize("targets", ["attention", "all with convolutions"])
+@pytest.mark.parametrize(
+    ("targets", "text"), [("attention", True), ("all with convolutions", False)]
+)
 def test_trainer_predicts_as_the_host_with_the_lora(
-    fp32_host: Host, kind: dict[str, Any], targets: str
+    fp32_host: Host, kind: dict[str, Any], targets: str, text: bool
 ) -> None:
     host, graph = fp32_host, Graph()
     log_from = len(host.log())
     model, clip, vae = graph.load()
-    settings = {"targets": targets, "text_encoder_learning_rate": 1e-3, **kind}
+    settings = {"targets": targets, "train_text_encoder": text, **kind}
     dataset = graph.dataset(pictures(host))
-    trained = graph.train(model, clip, vae, dataset, train_text_encoder=True, **settings)
+    trained = graph.train(model, clip, vae, dataset, text_encoder_learning_rate=1e-3, **settings)
     conditioning = graph.add("CLIPTextEncode", clip=trained[1], text=PROMPT)[0]
     graph.add(
         "ProbeTrained", model=model, clip=clip, lora=trained[2], settings=json.dumps(settings),

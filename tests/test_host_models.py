@@ -113,8 +113,8 @@ class Lora(NamedTuple):
         if "train_text_encoder" not in settings:
             return Trained(model, base[1])
         graph.add(
-            "ProbeTrained", model=base[0], clip=base[1], lora=lora, settings="{}", text=PROMPT,
-            trained_model=model, conditioning=graph.encode(clip, PROMPT),
+            "ProbeTrained", model=base[0], clip=base[1], lora=lora, text=PROMPT,
+            settings=json.dumps(TEXT), trained_model=model, conditioning=graph.encode(clip, PROMPT),
         )  # fmt: skip
         return Trained(model, clip)
 

@@ -181,7 +181,7 @@ class Trained(io.ComfyNode):
     ) -> io.NodeOutput:  # fmt: skip
         noisy = noisy_latents(model)
         theirs = host_prediction(trained_model, noisy, 500, conditioning)
-        values = {"rank": 4, "alpha": 4.0, "train_text_encoder": True, **json.loads(settings)}
+        values = {"rank": 4, "alpha": 4.0, **json.loads(settings)}
         config = pack("trainers.settings.run").run_config("lora", values)
         with parts_of(model, clip) as parts:
             pack("trainers.methods").METHODS["lora"](parts, config)

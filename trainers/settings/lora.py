@@ -72,9 +72,9 @@ class LoraConfig(Settings):
     variant: str = setting(
         "lora",
         "lora; dora: the direction and the length of each weight are learned apart, closer to full "
-        "training and slower; lokr: a Kronecker product, small files that learn much; loha: a "
-        "product of two LoRAs, as many details in half the rank; oft: weights are only turned, in "
-        "blocks of the size rank, which keeps most of what the model knew.",
+        "training and slower; lokr: a Kronecker product, small files that reach every number; loha: "
+        "the product of two LoRAs, of a rank up to rank x rank; oft: outputs are only turned, in "
+        "blocks up to rank wide, and alpha is not used.",
         choices=LORA_VARIANTS,
         source="P DoRA arXiv 2402.09353, LoKr arXiv 2309.14859, LoHa arXiv 2108.06098, "
         "OFT arXiv 2306.07280",
@@ -101,8 +101,8 @@ class LoraConfig(Settings):
     )  # fmt: skip
     lokr_factor: int = setting(
         -1,
-        "Size of the smaller factor of a lokr: larger learns more of the large structure and less "
-        "detail. -1: as near to the root of each layer's size as it goes, the smallest files.",
+        "Size of the small matrix of a lokr; the smaller it is, the larger are the other one and "
+        "the file. -1: as near to the root of each layer's size as it goes.",
         min=-1, max=1024, source="P LoKr arXiv 2309.14859; LyCORIS factor",
     )  # fmt: skip
 
