@@ -52,6 +52,7 @@ def lokr(name: str, rank: int, tucker: bool) -> tuple[dict[str, Tensor], Tensor]
             core = random(rank, rank, *kernel, seed=4)
             held |= {"w2_a": a.T.contiguous(), "t2": core}
             small = torch.einsum("ijkl,jr,ip->prkl", core.double(), b.double(), a.T.double())
+    small = small.contiguous()
     change = torch.kron(large.double().reshape(2, 2, *[1] * len(kernel)), small.double())
     tensors = {f"{name}.lokr_{key}": tensor for key, tensor in held.items()}
     return {**tensors, f"{name}.alpha": torch.tensor(3.0)}, scale * change

@@ -72,9 +72,9 @@ class LoraConfig(Settings):
     variant: str = setting(
         "lora",
         "lora; dora: the direction and the length of each weight are learned apart, closer to full "
-        "training and slower; lokr: a Kronecker product, small files that reach every number; loha: "
-        "the product of two LoRAs, of a rank up to rank x rank; oft: outputs are only turned, in "
-        "blocks up to rank wide, and alpha is not used.",
+        "training and slower; lokr: a Kronecker product, small files that reach every number; "
+        "loha: the product of two LoRAs, of a rank up to rank x rank; oft: outputs are only "
+        "turned, in blocks up to rank wide, and alpha is not used.",
         choices=LORA_VARIANTS,
         source="P DoRA arXiv 2402.09353, LoKr arXiv 2309.14859, LoHa arXiv 2108.06098, "
         "OFT arXiv 2306.07280",
