@@ -16,6 +16,7 @@ from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 
 PROMPT = "a photo of sks dog"
+TEXT = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3}
 
 
 @pytest.fixture(params=["host", "old_host"])
@@ -61,11 +62,15 @@ def saved_lora(host: Host, name: str) -> Path:
     "settings",
     [
         {},
-        {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3},
+        TEXT,
         {"targets": "all with convolutions", "rank_stabilized": True},
-        {"variant": "dora", "train_text_encoder": True, "text_encoder_learning_rate": 1e-3},
+        {"variant": "dora", **TEXT},
+        {"variant": "lokr", **TEXT},
+        {"variant": "loha", "learning_rate": 0.1, **TEXT},
+        {"variant": "oft", **TEXT},
+        {"initialization": "pissa", **TEXT},
     ],
-    ids=["unet", "text encoder", "convolutions", "dora"],
+    ids=["unet", "text encoder", "convolutions", "dora", "lokr", "loha", "oft", "pissa"],
 )
 def test_file_and_sockets_sample_alike(any_host: Host, settings: dict[str, Any]) -> None:
     host, graph = any_host, Graph()

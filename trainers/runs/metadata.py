@@ -15,6 +15,7 @@ from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 
+LORA_MODULE = "networks.lora"  # kohya's name
 ALGORITHMS = {"lokr": "lokr", "loha": "loha", "oft": "diag-oft"}  # LyCORIS' names
 NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
@@ -41,9 +42,9 @@ def _network(lora: LoraConfig) -> dict[str, str]:
     algorithm = ALGORITHMS.get(lora.variant)
     times = 2 if lora.initialization == "pissa" else 1  # its file also takes away the start
     told = {
-        "ss_network_module": "lycoris.kohya" if algorithm else "networks.lora",
+        "ss_network_module": "lycoris.kohya" if algorithm else LORA_MODULE,
         "ss_network_dim": str(lora.rank * times),
-        "ss_network_alpha": str(lora.alpha * times),
+        "ss_network_alpha": str(0.0 if lora.variant == "oft" else lora.alpha * times),
     }
     if algorithm:
         facts = {"algo": algorithm}
@@ -163,6 +164,8 @@ def merged_metadata(sources: Sequence[Mapping[str, str]], ranks: Iterable[int]) 
     for key, between in JOINED.items():
         if found := list(dict.fromkeys(source[key] for source in sources if source.get(key))):
             common[key] = between.join(found)
+    if "ss_network_module" in common:  # of a LoHa too a LoRA is made
+        common["ss_network_module"] = LORA_MODULE
     return {**common, **rank_metadata(ranks)}
 
 
@@ -170,7 +173,7 @@ def extracted_metadata(architecture: Architecture, ranks: Iterable[int]) -> dict
     """Metadata of a LoRA that is the difference of two models."""
     version = architecture.base_model_version
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": LORA_MODULE,
         **({"ss_base_model_version": version} if version else {}),
         "ss_v2": str(architecture.name == "sd2"),
         "modelspec.sai_model_spec": "1.0.1",

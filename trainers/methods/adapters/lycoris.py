@@ -99,8 +99,8 @@ def _pair(held: Mapping[str, Tensor], name: str, core: str) -> Pair | None:
         return None
     left, right = held[f"{name}_a"], held[f"{name}_b"]
     if core in held:  # left (a, out), right (b, in)
-        return Pair(left.T, torch.einsum("abhw,bi->aihw", held[core], right).flatten(1))
-    return Pair(left, right.flatten(1))
+        left, right = left.T, torch.einsum("abhw,bi->aihw", held[core], right)
+    return Pair(left.contiguous(), right.flatten(1).contiguous())  # as torch.kron wants them
 
 
 def _layer(held: Mapping[str, Tensor], endings: tuple[str, str]) -> Lycoris | None:
