@@ -43,11 +43,11 @@ def inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) ->
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # all that starts at random is drawn on the CPU
         _inject_peft(module, layers, lora)
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.float()
         if lora.initialization == "pissa":
             start_from_principal(module, layers, ADAPTER, lora.rank)
-    for parameter in module.parameters():
-        if parameter.requires_grad:
-            parameter.data = parameter.data.float()
 
 
 def _inject_peft(module: nn.Module, layers: list[str], lora: LoraConfig) -> None:
