@@ -1,13 +1,15 @@
 """What one step of LoRA training costs, side by side: seconds and peak memory.
 
     python -m benchmarks.lora_step [--model sdxl] [--comfyui DIR] [--steps N] [--rounds N]
-                                   [--only KIND ...] [--against DIR] [--shared] [--quick]
+                                   [--only KIND ...] [--variants VARIANT ...] [--against DIR]
+                                   [--shared] [--quick]
 
 On a Stable Diffusion 1.5 of full size with random weights, at 256 px and batch size 1, on the CPU:
 this pack's Train LoRA in a real ComfyUI; ComfyUI's own TrainLoraNode; a bare loop of diffusers and
 peft (bare_loop.py); and the time that the step's floating-point operations take at the rate of a
 large matmul. With `--model sdxl` the same on a full-size SDXL at 512 px in bf16, without ComfyUI's
-own node. With `--against DIR` another checkout's Train LoRA is one more contender.
+own node. With `--against DIR` another checkout's Train LoRA is one more contender, with
+`--variants` its other kinds of adapters are.
 """
 
 from __future__ import annotations
@@ -16,7 +18,7 @@ import math
 import sys
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from benchmarks.running import (
     BEFORE,
@@ -39,6 +41,7 @@ from benchmarks.running import (
 )
 from tests.graphs import Graph, Link
 from tests.host import ROOT
+from trainers.settings.lora import LORA_VARIANTS
 
 RANK = 16
 OWN_NODE_STEPS = 5  # ComfyUI's node takes four times as long a step, or more
@@ -63,11 +66,14 @@ PROMISES = {"sd15": Promise(1.10, None), "sdxl": Promise(1.05, 1.05)}
 # -- contenders ---------------------------------------------------------------
 
 
-def run_ours(bench: Bench, precision: str, pack: Path = ROOT) -> Sample:
+def run_ours(
+    bench: Bench, precision: str, pack: Path = ROOT, variant: str = LORA_VARIANTS[0]
+) -> Sample:
     graph = Graph()
     model, clip, vae = graph.load(CHECKPOINT)
     dataset = graph.dataset(bench.picture.parent.name, resolution=bench.size_px)
-    settings = {"steps": bench.steps, "rank": RANK, "alpha": float(RANK), "precision": precision}
+    settings: dict[str, Any] = {"steps": bench.steps, "rank": RANK, "alpha": float(RANK)}
+    settings |= {"precision": precision, "variant": variant}
     trainer = graph.train(model, clip, vae, dataset, **settings)[0][0]
     return in_host(bench, graph, trainer, pack)
 
@@ -117,14 +123,17 @@ CONTENDERS = [
 
 
 def contenders_of(
-    kinds: list[str], precisions: tuple[str, ...], other: Path | None
+    kinds: list[str], precisions: tuple[str, ...], other: Path | None, variants: list[str]
 ) -> list[Contender]:
-    """Those that were asked for; each of ours is followed by that of another checkout."""
+    """Those that were asked for; ours are followed by their variants, and another checkout's."""
     chosen = []
     for contender in CONTENDERS:
         if contender.kind not in kinds or contender.precision not in precisions:
             continue
         chosen.append(contender)
+        for variant in variants if contender.kind == "ours" else ():
+            run = partial(run_ours, precision=contender.precision, variant=variant)
+            chosen.append(Contender(variant, contender.precision, f"Train LoRA, {variant}", run))
         if contender.kind == "ours" and other is not None:
             run = partial(run_ours, precision=contender.precision, pack=other)
             chosen.append(contender._replace(kind=BEFORE, title=BEFORE, run=run))
@@ -136,7 +145,7 @@ def contenders_of(
 
 def table(rows: Rows) -> str:
     lines = ["                            s/step   x bare  x ComfyUI  peak GB   x bare  x ComfyUI"]
-    order = ("ours", BEFORE, OWN_NODE, "bare", "arithmetic")
+    order = ("ours", *LORA_VARIANTS, BEFORE, OWN_NODE, "bare", "arithmetic")
     for (_, precision), row in sorted(
         rows.items(), key=lambda entry: (entry[0][1] != "fp32", order.index(entry[0][0]))
     ):
@@ -189,11 +198,14 @@ def fp32_limits(ours: Row, rows: Rows) -> list[Limit]:
 def main() -> int:
     parser = parser_of(__doc__)
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="leave others out")
+    parser.add_argument("--variants", nargs="+", choices=LORA_VARIANTS[1:], default=())
     parser.add_argument("--model", choices=MODELS, default="sd15")
     asked = checked(parser)
     model = MODELS[asked.model]
     with bench_of(asked, model) as bench:
-        rows = measure(bench, contenders_of(asked.only, model.precisions, asked.against))
+        rows = measure(
+            bench, contenders_of(asked.only, model.precisions, asked.against, asked.variants)
+        )
     print(f"\n{table(rows)}")
     return conclude(limits(rows, PROMISES[asked.model]), asked.quick)
 

@@ -48,7 +48,8 @@ class OptimizerSettings(SettingsNode):
             ),
             search_aliases=[
                 "adamw", "adafactor", "prodigy", "scheduler", "warmup", "ema", "dora", "rslora",
-                "gradient accumulation", "pivotal tuning",
+                "gradient accumulation", "pivotal tuning", "lycoris", "lokr", "loha", "oft",
+                "pissa",
             ],
             inputs=shared_inputs(cls.PLACE),
             outputs=[

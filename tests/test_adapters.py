@@ -203,7 +203,8 @@ def test_way_outside_of_its_bounds_is_refused(wrong: dict[str, Any], words: str)
 
 
 DORA = {**lora(Q), f"{Q}.dora_scale": torch.ones(24, 1)}
-LOHA = {f"{Q}.hada_w1_a": torch.ones(2, 2)}
+OFT = {f"{Q}.oft_blocks": torch.zeros(6, 4, 4), f"{Q}.alpha": torch.tensor(0.0)}
+HALF = {f"{Q}.hada_w1_a": torch.ones(2, 2)}
 BROKEN = {**lora(Q), f"{Q}.lora_up.weight": torch.full((24, 4), math.nan)}
 WIDER = {**lora(V), **{k.replace(V, Q): v for k, v in lora(V).items()}}
 DOTTED = {k.replace(Q, "diffusion_model.input_blocks.1.to_q"): v for k, v in lora(Q).items()}
@@ -214,7 +215,8 @@ PUBLISHED = {k.replace(Q, "lora_unet_input_blocks_1_to_q"): v for k, v in lora(Q
     ("second", "words"),
     [
         (DORA, r"LoRA 2 is a DoRA.*\n.*one Apply LoRA behind the other"),
-        (LOHA, "LoRA 2 is no plain LoRA .*hada_w1_a"),
+        (OFT, r"LoRA 2 is an OFT.*oft_blocks.*\n.*Extract LoRA"),
+        (HALF, "LoRA 2 holds what is no LoRA, LoHa or LoKr .*hada_w1_a"),
         ({}, "LoRA 2 is empty"),
         (BROKEN, "LoRA 2 has numbers that are not finite, in lora_unet_down_blocks_0_to_q"),
         (WIDER, "different sizes: lora_unet_down_blocks_0_to_q"),

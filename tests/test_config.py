@@ -153,6 +153,20 @@ def test_warmup_with_constant_schedule() -> None:
     assert TrainingConfig(warmup_steps=10, lr_schedule="cosine").warmup_steps == 10
 
 
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"variant": "loha", "dropout": 0.1}, "dropout is 0.1, but variant 'loha' has none"),
+        ({"variant": "oft", "rank_stabilized": True}, "allowed: False, or variant lora or dora"),
+        ({"variant": "dora", "initialization": "pissa"}, "but variant is 'dora'; allowed: default"),
+        ({"variant": "lokr", "lokr_factor": 0}, "lokr_factor is 0; allowed: -1, or 1 and more"),
+    ],
+)
+def test_what_a_variant_has_not(settings: dict[str, Any], said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        LoraConfig(**settings)
+
+
 def test_timestep_range_upside_down() -> None:
     message = refusal(ObjectiveConfig, timestep_min=500, timestep_max=499)
     assert "timestep_min is 500" in message

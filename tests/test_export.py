@@ -27,7 +27,7 @@ from trainers.runs.files import (
     save_tensors,
     write_whole,
 )
-from trainers.runs.metadata import lora_metadata, times_metadata
+from trainers.runs.metadata import lora_metadata, merged_metadata, times_metadata
 
 
 def metadata(
@@ -41,6 +41,29 @@ def test_metadata_is_text_alone() -> None:
     made = metadata(["a", "b"], train_text_encoder=True, min_snr_gamma=5.0)
     assert all(type(value) is str and value for value in made.values())
     assert all(name.startswith(("ss_", "modelspec.")) for name in made)
+
+
+# As LyCORIS' own trainer writes them: ss_network_args is JSON.
+@pytest.mark.parametrize(
+    ("settings", "module", "arguments", "size"),
+    [
+        ({"variant": "dora"}, "networks.lora", None, ("4", "2.0")),
+        ({"initialization": "pissa"}, "networks.lora", None, ("8", "4.0")),
+        ({"variant": "lokr"}, "lycoris.kohya", {"algo": "lokr", "factor": "-1"}, ("4", "2.0")),
+        ({"variant": "loha"}, "lycoris.kohya", {"algo": "loha"}, ("4", "2.0")),
+        ({"variant": "oft"}, "lycoris.kohya", {"algo": "diag-oft"}, ("4", "0.0")),
+    ],
+)
+def test_metadata_says_which_kind_it_is(
+    settings: dict[str, Any], module: str, arguments: dict[str, str] | None, size: tuple[str, str]
+) -> None:
+    made = metadata(["a"], rank=4, alpha=2.0, **settings)
+    assert made["ss_network_module"] == module
+    assert json.loads(made.get("ss_network_args", "null")) == arguments
+    assert (made["ss_network_dim"], made["ss_network_alpha"]) == size
+    resized = merged_metadata([made], [2])
+    assert resized["ss_network_module"] == "networks.lora"
+    assert "ss_network_args" not in resized
 
 
 def test_metadata_says_how_it_was_trained() -> None:

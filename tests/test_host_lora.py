@@ -16,6 +16,7 @@ from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 
 PROMPT = "a photo of sks dog"
+TEXT = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3}
 
 
 @pytest.fixture(params=["host", "old_host"])
@@ -61,11 +62,15 @@ def saved_lora(host: Host, name: str) -> Path:
     "settings",
     [
         {},
-        {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3},
+        TEXT,
         {"targets": "all with convolutions", "rank_stabilized": True},
-        {"variant": "dora", "train_text_encoder": True, "text_encoder_learning_rate": 1e-3},
+        {"variant": "dora", **TEXT},
+        {"variant": "lokr", **TEXT},
+        {"variant": "loha", "learning_rate": 0.1, **TEXT},
+        {"variant": "oft", **TEXT},
+        {"initialization": "pissa", **TEXT},
     ],
-    ids=["unet", "text encoder", "convolutions", "dora"],
+    ids=["unet", "text encoder", "convolutions", "dora", "lokr", "loha", "oft", "pissa"],
 )
 def test_file_and_sockets_sample_alike(any_host: Host, settings: dict[str, Any]) -> None:
     host, graph = any_host, Graph()
@@ -170,20 +175,40 @@ def test_lora_alone_from_disk_warns_of_no_keys(host: Host) -> None:
     assert "lora key not loaded" not in host.log()[log_from:]
 
 
-@pytest.mark.parametrize("variant", ["lora", "dora"])
-def test_trainer_predicts_as_the_host_with_the_lora(fp32_host: Host, variant: str) -> None:
+@pytest.mark.parametrize(
+    "kind",
+    [
+        {},
+        {"variant": "dora"},
+        {"variant": "lokr", "lokr_factor": 4},
+        {"variant": "loha"},
+        {"variant": "oft", "alpha": 1.0},
+        {"initialization": "pissa"},
+    ],
+    ids=lambda kind: ", ".join(map(str, kind.values())) or "lora",
+)
+@pytest.mark.parametrize(
+    ("targets", "text"), [("attention", True), ("all with convolutions", False)]
+)
+def test_trainer_predicts_as_the_host_with_the_lora(
+    fp32_host: Host, kind: dict[str, Any], targets: str, text: bool
+) -> None:
     host, graph = fp32_host, Graph()
+    log_from = len(host.log())
     model, clip, vae = graph.load()
-    settings = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-3, "variant": variant}
-    trained = graph.train(model, clip, vae, graph.dataset(pictures(host)), **settings)
+    settings = {"targets": targets, "train_text_encoder": text, **kind}
+    dataset = graph.dataset(pictures(host))
+    trained = graph.train(model, clip, vae, dataset, text_encoder_learning_rate=1e-3, **settings)
     conditioning = graph.add("CLIPTextEncode", clip=trained[1], text=PROMPT)[0]
     graph.add(
-        "ProbeTrained", model=model, clip=clip, lora=trained[2], variant=variant, text=PROMPT,
-        trained_model=trained[0], conditioning=conditioning,
+        "ProbeTrained", model=model, clip=clip, lora=trained[2], settings=json.dumps(settings),
+        text=PROMPT, trained_model=trained[0], conditioning=conditioning,
     )  # fmt: skip
     measured = found(host.run(graph))
+    assert measured["unused keys"] == 0
     assert measured["text"] < 1e-5
     assert measured["prediction"] < 1e-5
+    assert "lora key not loaded" not in host.log()[log_from:]
 
 
 def test_trainer_predicts_as_the_host_with_a_lora_wired_in_before(any_host: Host) -> None:

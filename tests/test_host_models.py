@@ -113,8 +113,8 @@ class Lora(NamedTuple):
         if "train_text_encoder" not in settings:
             return Trained(model, base[1])
         graph.add(
-            "ProbeTrained", model=base[0], clip=base[1], lora=lora, variant="lora", text=PROMPT,
-            trained_model=model, conditioning=graph.encode(clip, PROMPT),
+            "ProbeTrained", model=base[0], clip=base[1], lora=lora, text=PROMPT,
+            settings=json.dumps(TEXT), trained_model=model, conditioning=graph.encode(clip, PROMPT),
         )  # fmt: skip
         return Trained(model, clip)
 
@@ -172,6 +172,10 @@ TEXT = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-2}
 METHODS: dict[str, Method] = {
     "lora": Lora({"targets": "all with convolutions"}),
     "dora": Lora({"variant": "dora", "targets": "attention and feed-forward"}),
+    "lokr": Lora({"variant": "lokr", "targets": "all with convolutions"}),
+    "loha": Lora({"variant": "loha", "targets": "all with convolutions"}),
+    "oft": Lora({"variant": "oft", "targets": "all with convolutions"}),
+    "pissa": Lora({"initialization": "pissa", "targets": "attention and feed-forward"}),
     "textlora": Lora(TEXT),
     "dreambooth": DreamBooth({}),
     "textdreambooth": DreamBooth({**TEXT, **SMALL, "text_encoder_learning_rate": 1e-4}),
@@ -188,14 +192,16 @@ DENOISER = ("lora", "dora", "dreambooth")
 # CLIP-G, which takes seconds for each prompt. SDXL's relatives have its text encoders, so they add
 # denoisers; KOALA, which no record knows, also has names of its own in files.
 MOST = (*DENOISER, "textlora", "inversion")
-SD15 = Row("sd15", "sd15", "thin_sd15", ALL, MOST, unused=0)
+VARIANTS = ("lokr", "loha", "oft", "pissa")
+SD15 = Row("sd15", "sd15", "thin_sd15", ALL, (*MOST, *VARIANTS), unused=0)
 SD2 = Row("sd2", "sd2", "thin_sd2", ALL, MOST)
 SD2_V = Row("sd2-v", "sd2", "thin_sd2", MOST, ("lora",), sampling=V, objective="v")
 SD2_ZSNR = Row("sd2-zsnr", "sd2", "thin_sd2", DENOISER, ("lora",), sampling=ZSNR, objective="v")
-SDXL = Row("sdxl", "sdxl", "thin_sdxl", MOST, ("textlora",))
+SDXL = Row("sdxl", "sdxl", "thin_sdxl", (*MOST, "lokr", "oft"), ("textlora",))
 SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", ("lora", "dreambooth"), ("lora",), "thin_ssd1b")
 WITH_TEXT = (*DENOISER, "textlora")
-KOALA = Row("koala", "generic", "thin_sdxl", WITH_TEXT, ("lora",), "thin_koala")
+DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
+KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_koala")
 ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA]
 COMPLAINTS = (
     "lora key not loaded", "NOT LOADED", "clip missing", "unet missing", "unet unexpected",

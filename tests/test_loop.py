@@ -21,6 +21,7 @@ from trainers.errors import NonFiniteLossError
 from trainers.loop import Progress, batch_plan, num_steps, train
 from trainers.methods import METHODS
 from trainers.noise import PREDICTIONS
+from trainers.settings.lora import LORA_VARIANTS
 from trainers.settings.run import run_config
 
 # -- equal to a plain loop ----------------------------------------------------------------
@@ -209,7 +210,10 @@ def test_reported_gradient_norm_is_before_clipping() -> None:
     assert reports[0].grad_norm > 10 * step
 
 
-@pytest.mark.parametrize("settings", [{}, {"dropout": 0.5}, {"variant": "dora"}])
+KINDS = [{"dropout": 0.5}, {"initialization": "pissa"}, *({"variant": v} for v in LORA_VARIANTS)]
+
+
+@pytest.mark.parametrize("settings", KINDS, ids=str)
 @pytest.mark.usefixtures("descent")
 def test_gradient_checkpointing_same_gradients(settings: dict[str, Any]) -> None:
     plain = gradients(train_text_encoder=True, **settings)

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 
 from tests import tiny
+from tests.kinds import KINDS, OWN, adapted, is_trained, layers_and_tensors, merged_weight
 from trainers.contracts import Parts, Trainable
+from trainers.methods.adapters.oft import block_size
 from trainers.methods.lora import prepare
 from trainers.models.architectures import DENOISER
-from trainers.settings.lora import LORA_TARGETS, LORA_VARIANTS
+from trainers.settings.lora import FACTOR_PAIRS, LORA_TARGETS, LORA_VARIANTS
 
 ATTENTION, FEED_FORWARD, EVERYTHING = LORA_TARGETS
+every_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def test_every_variant_is_tested() -> None:
+    assert {settings.get("variant", "lora") for settings, _ in KINDS.values()} == {*LORA_VARIANTS}
 
 
 def prepared(dtype: torch.dtype = torch.float32, **settings: Any) -> tuple[Parts, Trainable]:
     base = tiny.parts(dtype=dtype)
     return base, prepare(base, tiny.run_config(**settings))
-
-
-def adapted(module: nn.Module) -> dict[str, LoraLayer]:
-    return {name: layer for name, layer in module.named_modules() if isinstance(layer, LoraLayer)}
 
 
 def drift(base: Parts) -> None:
@@ -109,14 +110,14 @@ def test_text_encoder_has_its_own_group_and_rate() -> None:
     assert rates == {DENOISER: 3e-4, "clip_l": 2e-5}
 
 
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
+@every_kind
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_only_the_lora_is_trainable_and_in_fp32(variant: str, dtype: torch.dtype) -> None:
-    base, trainable = prepared(dtype, variant=variant, targets=EVERYTHING, train_text_encoder=True)
+def test_only_the_lora_is_trainable_and_in_fp32(kind: str, dtype: torch.dtype) -> None:
+    base, trainable = prepared(dtype, **KINDS[kind][0], targets=EVERYTHING, train_text_encoder=True)
     for module in base.modules.values():
         for name, parameter in module.named_parameters():
-            assert parameter.requires_grad == ("lora_" in name)
-            assert parameter.dtype == (torch.float32 if "lora_" in name else dtype)
+            assert parameter.requires_grad == is_trained(name)
+            assert parameter.dtype == (torch.float32 if re.search(OWN, name) else dtype)
     count = sum(p.requires_grad for module in base.modules.values() for p in module.parameters())
     assert len(trainable.parameters) == len({id(p) for p in trainable.parameters}) == count
 
@@ -144,10 +145,10 @@ def predict(base: Parts) -> Tensor:
     return base.predict(noisy, torch.tensor([400]), [text], tiny.examples().sizes[:1])
 
 
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
+@every_kind
 @pytest.mark.parametrize("targets", LORA_TARGETS)
-def test_untrained_changes_nothing(variant: str, targets: str) -> None:
-    base, _ = prepared(variant=variant, targets=targets, train_text_encoder=True)
+def test_untrained_changes_nothing(kind: str, targets: str) -> None:
+    base, _ = prepared(**KINDS[kind][0], targets=targets, train_text_encoder=True)
     torch.testing.assert_close(predict(base), predict(tiny.parts()), rtol=0, atol=1e-5)
 
 
@@ -198,36 +199,62 @@ def test_prepare_reseeds_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not seeds
 
 
-def test_prepare_leaves_the_base_weights_where_they_are() -> None:
-    base = tiny.parts()
+@every_kind
+def test_prepare_leaves_the_base_weights_as_and_where_they_are(kind: str) -> None:
+    base, bare = tiny.parts(), tiny.frozen_state(tiny.parts())
     before = {name: tensor.data_ptr() for name, tensor in base.denoiser.state_dict().items()}
-    prepare(base, tiny.run_config(targets=EVERYTHING))
+    prepare(base, tiny.run_config(**KINDS[kind][0], targets=EVERYTHING, train_text_encoder=True))
     after = {
         name.replace("base_layer.", ""): tensor.data_ptr()
         for name, tensor in base.denoiser.state_dict().items()
-        if "lora_" not in name
+        if not re.search(OWN, name)
     }
     assert after == before
+    tiny.assert_equal(tiny.frozen_state(base), bare)
+
+
+def test_pissa_starts_as_the_principal_part_of_each_weight() -> None:
+    base, _ = prepared(initialization="pissa", rank=4, alpha=2.0, targets=EVERYTHING)
+    for layer in adapted(base.denoiser).values():
+        weight = layer.base_layer.weight.flatten(1)
+        factors = [m["default"].weight.flatten(1) for m in (layer.lora_B, layer.lora_A)]
+        left = (weight - layer.scaling["default"] * factors[0] @ factors[1]).norm()
+        least = torch.linalg.svdvals(weight)[4:].norm()
+        assert left <= 1.01 * least + 1e-5
+        torch.testing.assert_close(factors[0].norm(dim=0), factors[1].norm(dim=1))
+
+
+@pytest.mark.parametrize(
+    ("outputs", "rank", "size"),
+    [(320, 16, 16), (320, 32, 16), (1280, 24, 20), (4, 16, 2), (7, 4, 1)],
+)
+def test_oft_blocks_divide_the_outputs(outputs: int, rank: int, size: int) -> None:
+    assert block_size(outputs, rank) == size
+
+
+def test_lokr_has_a_scale_only_where_a_factor_has_a_rank() -> None:
+    for settings, scale in (({"rank": 64}, 1.0), ({"rank": 2, "lokr_factor": 2}, 1.5)):
+        base, _ = prepared(variant="lokr", alpha=3.0, **settings)
+        assert {layer.scaling["default"] for layer in adapted(base.denoiser).values()} == {scale}
 
 
 # -- what it exports ----------------------------------------------------------------------
 
-KEY = re.compile(
-    r"lora_(unet|te_text_model)_[a-z0-9_]+\.(lora_up\.weight|lora_down\.weight|alpha|dora_scale)"
-)
+KEY = re.compile(r"(lora_unet|lora_te_text_model)_[a-z0-9_]+\.([a-z0-9_.]+)")
 
 
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
-def test_export_holds_the_same_entries_for_each_layer(variant: str) -> None:
-    base, trainable = prepared(variant=variant, targets=EVERYTHING, train_text_encoder=True)
+@every_kind
+def test_export_holds_the_same_entries_for_each_layer(kind: str) -> None:
+    base, trainable = prepared(**KINDS[kind][0], targets=EVERYTHING, train_text_encoder=True)
     exported = trainable.export()
-    entries = {"lora_up.weight", "lora_down.weight", "alpha"}
-    if variant == "dora":
-        entries.add("dora_scale")
-    num_layers = sum(len(adapted(module)) for module in base.modules.values())
-    assert all(KEY.fullmatch(key) for key in exported)
-    assert len(exported) == num_layers * len(entries)
-    assert {key.split(".", 1)[1] for key in exported} == entries
+    entries = KINDS[kind][1]
+    found: dict[str, set[str]] = {}
+    for key in exported:
+        layer, _, ending = key.partition(".")
+        assert KEY.fullmatch(key)
+        found.setdefault(layer, set()).add(ending)
+    assert len(found) == sum(len(adapted(module)) for module in base.modules.values())
+    assert all(endings == entries for endings in found.values())
 
 
 def test_export_spells_layers_as_kohya_does() -> None:
@@ -238,9 +265,9 @@ def test_export_spells_layers_as_kohya_does() -> None:
     assert "lora_te_text_model_encoder_layers_1_self_attn_q_proj.alpha" in exported
 
 
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
-def test_export_tensors_stand_alone(variant: str) -> None:
-    base, trainable = prepared(torch.bfloat16, variant=variant, targets=EVERYTHING)
+@every_kind
+def test_export_tensors_stand_alone(kind: str) -> None:
+    base, trainable = prepared(torch.bfloat16, **KINDS[kind][0], targets=EVERYTHING)
     modules = {t.untyped_storage().data_ptr() for t in base.denoiser.state_dict().values()}
     exported = trainable.export()
     storages = [tensor.untyped_storage().data_ptr() for tensor in exported.values()]
@@ -272,32 +299,6 @@ def test_export_alpha_gives_readers_the_trained_scale(
         assert layer.scaling["default"] == pytest.approx(scale)
 
 
-def layers_and_tensors(
-    base: Parts, exported: dict[str, Tensor]
-) -> Iterator[tuple[str, str, LoraLayer, dict[str, Tensor]]]:
-    """Each adapted layer with its module's name, its own, and its exported tensors."""
-    for name, prefix in {DENOISER: "lora_unet", "clip_l": "lora_te_text_model"}.items():
-        for own, layer in adapted(base.modules[name]).items():
-            key = f"{prefix}_{own.replace('.', '_')}."
-            tensors = {k.removeprefix(key): t for k, t in exported.items() if k.startswith(key)}
-            yield name, own, layer, tensors
-
-
-def merged_weight(weight: Tensor, tensors: dict[str, Tensor]) -> Tensor:
-    """What ComfyUI makes of a layer's weight.
-
-    W + alpha / rank * up @ down; with a dora_scale, that times dora_scale / |W| for each output.
-    """
-    up, down = tensors["lora_up.weight"], tensors["lora_down.weight"]
-    scale = tensors["alpha"] / down.shape[0]
-    moved = weight + scale * (up.flatten(1) @ down.flatten(1)).reshape(weight.shape)
-    if "dora_scale" not in tensors:
-        return moved
-    dora_scale = tensors["dora_scale"]
-    assert dora_scale.shape == (len(weight), *[1] * (weight.ndim - 1))
-    return moved * dora_scale / weight.flatten(1).norm(dim=1).reshape(dora_scale.shape)
-
-
 def plain_output(layer: nn.Linear | nn.Conv2d, weight: Tensor, x: Tensor) -> Tensor:
     if isinstance(layer, nn.Linear):
         return nn.functional.linear(x, weight, layer.bias)
@@ -305,18 +306,20 @@ def plain_output(layer: nn.Linear | nn.Conv2d, weight: Tensor, x: Tensor) -> Ten
 
 
 @pytest.mark.parametrize("rank_stabilized", [False, True])
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
+@every_kind
 def test_export_merged_into_each_weight_is_the_adapted_layer(
-    variant: str, rank_stabilized: bool
+    kind: str, rank_stabilized: bool
 ) -> None:
-    base, trainable = prepared(
-        variant=variant, rank_stabilized=rank_stabilized, targets=EVERYTHING,
-        train_text_encoder=True, rank=3, alpha=2.0,
-    )  # fmt: skip
+    settings = {"rank": 3, "alpha": 2.0} | KINDS[kind][0]
+    if rank_stabilized:
+        if settings.get("variant", "lora") not in FACTOR_PAIRS:
+            pytest.skip("not of this variant")
+        settings["rank_stabilized"] = True
+    base, trainable = prepared(**settings, targets=EVERYTHING, train_text_encoder=True)
     drift(base)
     kernels = set()
     for *_, layer, tensors in layers_and_tensors(base, trainable.export()):
-        bare = layer.get_base_layer()
+        bare = layer.base_layer
         weight = bare.weight
         kernels.add(tuple(weight.shape[2:]))
         shape = (2, weight.shape[1], *[6] * (weight.ndim - 2))
@@ -337,9 +340,9 @@ def test_export_dora_weight_is_as_long_as_its_magnitude() -> None:
         torch.testing.assert_close(lengths, magnitude.detach().abs())
 
 
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
-def test_export_merged_into_the_bare_model_predicts_the_same(variant: str) -> None:
-    base, trainable = prepared(variant=variant, targets=EVERYTHING, train_text_encoder=True)
+@every_kind
+def test_export_merged_into_the_bare_model_predicts_the_same(kind: str) -> None:
+    base, trainable = prepared(**KINDS[kind][0], targets=EVERYTHING, train_text_encoder=True)
     drift(base)
     merged = tiny.parts()
     for name, layer_name, _, tensors in layers_and_tensors(base, trainable.export()):
@@ -348,13 +351,15 @@ def test_export_merged_into_the_bare_model_predicts_the_same(variant: str) -> No
     torch.testing.assert_close(predict(base), predict(merged), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("variant", LORA_VARIANTS)
-def test_bf16_base_predicts_near_the_fp32_one(variant: str) -> None:
-    predictions = []
-    for dtype in (torch.bfloat16, torch.float32):
-        base, _ = prepared(dtype, variant=variant, targets=EVERYTHING, train_text_encoder=True)
-        drift(base)
-        predictions.append(predict(base))
-    assert predictions[0].dtype == torch.bfloat16
-    difference = (predictions[0].float() - predictions[1]).norm() / predictions[1].norm()
-    assert difference < 0.05
+@every_kind
+def test_bf16_base_predicts_near_the_fp32_one(kind: str) -> None:
+    settings = {**KINDS[kind][0], "targets": EVERYTHING, "train_text_encoder": True}
+    wide, narrow = prepared(torch.float32, **settings)[0], prepared(torch.bfloat16, **settings)[0]
+    drift(wide)
+    for name, module in wide.modules.items():
+        for key, parameter in module.named_parameters():
+            if re.search(OWN, key):
+                narrow.modules[name].get_parameter(key).data = parameter.data
+    expected, found = predict(wide), predict(narrow)
+    assert found.dtype == torch.bfloat16
+    assert (found.float() - expected).norm() / expected.norm() < 0.05

@@ -29,7 +29,8 @@ SAVED = {
     "precision gradient_checkpointing seed",
     "optimizer_settings": "optimizer lr_schedule warmup_steps weight_decay max_grad_norm "
     "gradient_accumulation text_encoder_learning_rate text_encoder_stop_step train_token "
-    "token_learning_rate ema_decay ema_on_cpu variant rank_stabilized dropout norm_control",
+    "token_learning_rate ema_decay ema_on_cpu variant rank_stabilized dropout norm_control "
+    "initialization lokr_factor",
     "loss_settings": "min_snr_gamma noise_offset timestep_min timestep_max caption_dropout "
     "prior_weight prior class_prompt prior_samples",
     "run_settings": "epochs held_out validate_every hand_out patience if_run_exists state_every "

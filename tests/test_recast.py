@@ -210,6 +210,11 @@ RATES = {"learning_rate": 0.1, "text_encoder_learning_rate": 0.1}
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"targets": "all with convolutions", "train_text_encoder": True} | RATES),
     "dora": ("lora", {"variant": "dora"} | RATES),
+    **{
+        variant: ("lora", {"variant": variant, "targets": "all with convolutions"} | RATES)
+        for variant in ("lokr", "loha", "oft")
+    },
+    "pissa": ("lora", {"initialization": "pissa"} | RATES),
     "textual inversion": ("textual_inversion", {"learning_rate": 0.1}),
     "checkpointing": ("textual_inversion", {"learning_rate": 0.1, "gradient_checkpointing": True}),
 }

@@ -17,6 +17,8 @@ from trainers.step import Job
 STEPS = 6
 RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"dropout": 0.3, "caption_dropout": 0.3, "train_text_encoder": True}),
+    "pissa": ("lora", {"initialization": "pissa", "train_text_encoder": True}),
+    **{variant: ("lora", {"variant": variant}) for variant in ("lokr", "loha", "oft")},
     "cosine with restarts": ("lora", {"lr_schedule": "cosine_with_restarts", "warmup_steps": 2}),
     "accumulation": ("lora", {"gradient_accumulation": 3, "noise_offset": 0.1}),
     "adafactor": ("lora", {"optimizer": "adafactor"}),

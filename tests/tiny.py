@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -338,7 +339,7 @@ def frozen_state(base: Parts) -> dict[str, Tensor]:
         f"{name}.{key.replace('base_layer.', '')}": tensor.clone()
         for name, module in base.modules.items()
         for key, tensor in module.state_dict().items()
-        if "lora_" not in key
+        if not re.search("(lora|hada|lokr)_|oft_blocks", key)
     }
 
 

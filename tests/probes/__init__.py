@@ -27,6 +27,8 @@ from aiohttp import web
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .filling import fill
+
 
 def pack(module: str) -> ModuleType:
     """A module of the pack under test, by its path inside the pack."""
@@ -166,7 +168,7 @@ class Trained(io.ComfyNode):
             io.Model.Input("model"),
             io.Clip.Input("clip"),
             io.LoraModel.Input("lora"),
-            io.String.Input("variant"),
+            io.String.Input("settings"),
             io.String.Input("text"),
             io.Model.Input("trained_model"),
             io.Conditioning.Input("conditioning"),
@@ -174,49 +176,24 @@ class Trained(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, lora: Any, variant: str, text: str, trained_model: Any,
+        cls, model: Any, clip: Any, lora: Any, settings: str, text: str, trained_model: Any,
         conditioning: Any,
     ) -> io.NodeOutput:  # fmt: skip
         noisy = noisy_latents(model)
         theirs = host_prediction(trained_model, noisy, 500, conditioning)
-        settings = {"rank": 4, "alpha": 4.0, "variant": variant, "train_text_encoder": True}
-        config = pack("trainers.settings.run").run_config("lora", settings)
+        values = {"rank": 4, "alpha": 4.0, **json.loads(settings)}
+        config = pack("trainers.settings.run").run_config("lora", values)
         with parts_of(model, clip) as parts:
             pack("trainers.methods").METHODS["lora"](parts, config)
-            filled = sum(fill(parts, name, lora) for name in parts.modules)
+            named = pack("trainers.methods.lora").layer_name
+            filled = sum(fill(parts, name, lora, named) for name in parts.modules)
             encoded = parts.text.encode(text)
             ours = predicted(parts, noisy, 500, encoded)
         return shown({
             "text": compared(encoded, conditioning),
             "prediction": relative(ours, theirs),
-            "unused keys": len({key.rpartition(".lora_")[0] for key in lora if ".lora_" in key})
-            - filled,
+            "unused keys": sum(key.endswith(".alpha") for key in lora) - filled,
         })  # fmt: skip
-
-
-def fill(parts: Any, module_name: str, lora: dict[str, torch.Tensor]) -> int:
-    """Put a LoRA file's numbers into peft's layers; into how many."""
-    from peft.tuners.lora import LoraLayer
-
-    methods = pack("trainers.methods.lora")
-    kohya = parts.architecture.spelling == "kohya"
-    down, up = ("lora_down", "lora_up") if kohya else ("lora_A", "lora_B")
-    filled = 0
-    for name, layer in parts.modules[module_name].named_modules():
-        if isinstance(layer, LoraLayer):
-            key = methods.layer_name(parts, module_name, name)
-            layer.lora_A["default"].weight.copy_(lora[f"{key}.{down}.weight"])
-            layer.lora_B["default"].weight.copy_(lora[f"{key}.{up}.weight"])
-            filled += 1
-            if "default" in layer.lora_magnitude_vector:
-                # The file's scale is per length of W; DoRA's own is per length of W + BA.
-                weight = layer.get_base_layer().weight.float()
-                merged = weight + layer.get_delta_weight("default")
-                ratio = merged.flatten(1).norm(dim=1) / weight.flatten(1).norm(dim=1)
-                magnitude = layer.lora_magnitude_vector["default"].weight
-                scale = lora[f"{key}.dora_scale"].flatten().to(ratio.device) * ratio
-                magnitude.copy_(scale.reshape(magnitude.shape))
-    return filled
 
 
 class Kept(io.ComfyNode):

@@ -12,10 +12,13 @@ from ..data.dataset import Dataset
 from ..errors import AdapterError
 from ..methods.results import Embedding
 from ..models.architectures import Architecture
+from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 
 RANK_AND_ALPHA = ("ss_network_dim", "ss_network_alpha")
+LORA_MODULE = "networks.lora"  # kohya's name
+ALGORITHMS = {"lokr": "lokr", "loha": "loha", "oft": "diag-oft"}  # LyCORIS' names
 NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
 
@@ -29,14 +32,28 @@ def lora_metadata(
     Args:
         prediction: "epsilon" or "v".
     """
-    lora = config.own
     return {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(lora.rank),
-        "ss_network_alpha": str(lora.alpha),
+        **_network(config.own),
         **model_metadata(config, architecture, dataset, prediction),
         "modelspec.architecture": f"{architecture.modelspec}/lora",
     }
+
+
+def _network(lora: LoraConfig) -> dict[str, str]:
+    """The kind and size of an adapter, as kohya's and LyCORIS' trainers say it."""
+    algorithm = ALGORITHMS.get(lora.variant)
+    times = 2 if lora.initialization == "pissa" else 1  # its file also takes away the start
+    told = {
+        "ss_network_module": "lycoris.kohya" if algorithm else LORA_MODULE,
+        "ss_network_dim": str(lora.rank * times),
+        "ss_network_alpha": str(0.0 if lora.variant == "oft" else lora.alpha * times),
+    }
+    if algorithm:
+        facts = {"algo": algorithm}
+        if lora.variant == "lokr":
+            facts["factor"] = str(lora.lokr_factor)
+        told["ss_network_args"] = json.dumps(facts)
+    return told
 
 
 def model_metadata(
@@ -187,6 +204,8 @@ def merged_metadata(sources: Sequence[Mapping[str, str]], ranks: Iterable[int]) 
     for key, between in JOINED.items():
         if found := list(dict.fromkeys(source[key] for source in sources if source.get(key))):
             common[key] = between.join(found)
+    if "ss_network_module" in common:  # of a LoHa too a LoRA is made
+        common["ss_network_module"] = LORA_MODULE
     return {**common, **rank_metadata(ranks)}
 
 
@@ -194,7 +213,7 @@ def extracted_metadata(architecture: Architecture, ranks: Iterable[int]) -> dict
     """Metadata of a LoRA that is the difference of two models."""
     version = architecture.base_model_version
     return {
-        "ss_network_module": "networks.lora",
+        "ss_network_module": LORA_MODULE,
         **({"ss_base_model_version": version} if version else {}),
         "ss_v2": str(architecture.name == "sd2"),
         "modelspec.sai_model_spec": "1.0.1",

@@ -13,7 +13,9 @@ from typing import Any
 from .field import Settings, setting
 
 LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
-LORA_VARIANTS = ("lora", "dora")
+LORA_VARIANTS = ("lora", "dora", "lokr", "loha", "oft")
+FACTOR_PAIRS = ("lora", "dora")  # the variants that rank_stabilized and dropout are made for
+INITIALIZATIONS = ("default", "pissa")
 
 
 def text_encoder_learning_rate() -> Any:
@@ -69,20 +71,57 @@ class LoraConfig(Settings):
     )  # fmt: skip
     variant: str = setting(
         "lora",
-        "lora, or dora: the direction and the length of each weight are learned apart, closer to "
-        "full training and slower.",
-        choices=LORA_VARIANTS, source="P DoRA arXiv 2402.09353",
+        "lora; dora: the direction and the length of each weight are learned apart, closer to full "
+        "training and slower; lokr: a Kronecker product, small files that reach every number; "
+        "loha: the product of two LoRAs, of a rank up to rank x rank; oft: outputs are only "
+        "turned, in blocks up to rank wide, and alpha is not used.",
+        choices=LORA_VARIANTS,
+        source="P DoRA arXiv 2402.09353, LoKr arXiv 2309.14859, LoHa arXiv 2108.06098, "
+        "OFT arXiv 2306.07280",
     )  # fmt: skip
     rank_stabilized: bool = setting(
-        False, "Scale by alpha / sqrt(rank) instead of alpha / rank, so that high ranks keep up.",
+        False,
+        "Scale by alpha / sqrt(rank) instead of alpha / rank, so that high ranks keep up. For "
+        "variants lora and dora.",
         source="P rsLoRA arXiv 2312.03732",
     )  # fmt: skip
     dropout: float = setting(
-        0.0, "Share of adapter inputs set to zero in training, against overfitting.",
+        0.0,
+        "Share of adapter inputs set to zero in training, against overfitting. For variants lora "
+        "and dora.",
         min=0.0, max=0.9, step=0.05,
     )  # fmt: skip
     train_token: bool = train_token()
     token_learning_rate: float = token_learning_rate()
+    initialization: str = setting(
+        "default",
+        "How a LoRA starts. pissa: as the largest part of each weight, which learns faster; its "
+        "file is an ordinary LoRA of twice the rank. For variant lora.",
+        choices=INITIALIZATIONS, source="P PiSSA arXiv 2404.02948",
+    )  # fmt: skip
+    lokr_factor: int = setting(
+        -1,
+        "Size of the small matrix of a lokr; the smaller it is, the larger are the other one and "
+        "the file. -1: as near to the root of each layer's size as it goes.",
+        min=-1, max=1024, source="P LoKr arXiv 2309.14859; LyCORIS factor",
+    )  # fmt: skip
+
+    def problems(self) -> list[str]:
+        found = []
+        for name, off in (("rank_stabilized", False), ("dropout", 0.0)):
+            if getattr(self, name) != off and self.variant not in FACTOR_PAIRS:
+                found.append(
+                    f"{name} is {getattr(self, name)}, but variant '{self.variant}' has none; "
+                    f"allowed: {off}, or variant {' or '.join(FACTOR_PAIRS)}"
+                )
+        if self.initialization == "pissa" and self.variant != "lora":
+            found.append(
+                f"initialization is 'pissa', but variant is '{self.variant}'; allowed: default, or "
+                "variant lora"
+            )
+        if self.lokr_factor == 0:
+            found.append("lokr_factor is 0; allowed: -1, or 1 and more")
+        return found
 
     @property
     def trains_text(self) -> bool:

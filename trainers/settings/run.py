@@ -62,7 +62,7 @@ ON_OTHERS: Mapping[str, tuple[str, ...]] = {
         "optimizer", "lr_schedule", "warmup_steps", "weight_decay", "max_grad_norm",
         "gradient_accumulation", "text_encoder_learning_rate", "text_encoder_stop_step",
         "train_token", "token_learning_rate", "ema_decay", "ema_on_cpu", "variant",
-        "rank_stabilized", "dropout", "norm_control",
+        "rank_stabilized", "dropout", "norm_control", "initialization", "lokr_factor",
     ),
     "loss_settings": (
         "min_snr_gamma", "noise_offset", "timestep_min", "timestep_max", "caption_dropout",
@@ -163,7 +163,7 @@ def check_shared(place: str, values: Mapping[str, Any]) -> None:
     groups += tuple(METHOD_CONFIGS.values())
     raise_problems({problem for group in groups for problem in value_problems(group, values)})
     if all(name in values for name in ON_OTHERS[place]):
-        for group in groups[:4]:
+        for group in (*groups[:4], LoraConfig):
             from_values(group, values)
 
 

@@ -4,7 +4,7 @@
 
 for convolutions with in = channels * height * width of the kernel; a missing alpha means a scale of
 1 (ComfyUI, comfy/weight_adapter/lora.py). With `lora_mid` (LyCORIS, Tucker) it is, entry by entry,
-sum over a, b of up[o, a] mid[a, b, h, w] down[b, i].
+sum over a, b of up[o, a] mid[a, b, h, w] down[b, i]. LoHa and LoKr are read too: see lycoris.py.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...errors import AdapterError
 from ..results import not_finite
+from .lycoris import Lycoris, read_lycoris
 
 # How files end the names of up and down, as ComfyUI reads them.
 ENDINGS = (
@@ -33,6 +34,11 @@ KOHYA_ENDINGS, DOTTED_ENDINGS = ENDINGS[:2]
 MID, ALPHA = ".lora_mid.weight", ".alpha"
 ADDED = (".diff", ".diff_b", ".w_norm", ".b_norm")  # whole differences of norms and biases
 TOKENS = "bundle_emb."
+# What is no sum with the base's weights, by how its keys end.
+NEEDS_BASE = {
+    ".dora_scale": "is a DoRA, which also scales the base's own weights",
+    ".oft_blocks": "is an OFT, which turns the base's own weights",
+}
 # How names of layers begin: those of one row may be other names for the layers of another.
 FAMILIES = (
     (
@@ -61,6 +67,10 @@ class Layer:
     mid: Tensor | None
     alpha: float | None
     endings: tuple[str, str]
+
+    @property
+    def outputs(self) -> int:
+        return len(self.up)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -92,7 +102,7 @@ class Lora:
         tokens: learned tokens that are bundled with it, by key.
     """
 
-    layers: Mapping[str, Layer]
+    layers: Mapping[str, Layer | Lycoris]
     added: Mapping[str, Tensor]
     tokens: Mapping[str, Tensor]
 
@@ -104,11 +114,12 @@ def read_lora(tensors: Mapping[str, Tensor], called: str) -> Lora:
         called: what messages call it.
 
     Raises:
-        AdapterError: it holds what is no sum of low-rank changes (DoRA, LoHa, LoKr, OFT), nothing
-            at all, or numbers that are not finite.
+        AdapterError: it holds what depends on the base's weights (DoRA, OFT) or is unknown,
+            nothing at all, or numbers that are not finite.
     """
-    layers: dict[str, Layer] = {}
-    known: set[str] = set()
+    layers: dict[str, Layer | Lycoris] = {}
+    found, known = read_lycoris(tensors, KOHYA_ENDINGS, DOTTED_ENDINGS)
+    layers.update(found)
     for key in tensors:
         for endings in ENDINGS:
             name = key.removesuffix(endings[0])
@@ -143,12 +154,14 @@ def _layer(tensors: Mapping[str, Tensor], name: str, endings: tuple[str, str]) -
 
 
 def _not_low_rank(unknown: list[str], called: str) -> AdapterError:
-    dora = any(key.endswith(".dora_scale") for key in unknown)
-    what = "is a DoRA, which also scales the base's own weights" if dora else "is no plain LoRA"
+    what, which = "holds what is no LoRA, LoHa or LoKr", unknown
+    for ending, called_so in NEEDS_BASE.items():
+        if having := [key for key in unknown if key.endswith(ending)]:
+            what, which = called_so, having
     return AdapterError(
-        f"{called} {what} ({shortened(unknown)}); allowed are LoRAs of up and down alone.\nUse it "
-        "with one Apply LoRA behind the other, or make a LoRA of its effect: Extract LoRA, with "
-        "the model it is applied to and the base model."
+        f"{called} {what} ({shortened(which)}); allowed are LoRA, LoHa and LoKr.\nUse it with one "
+        "Apply LoRA behind the other, or make a LoRA of its effect: Extract LoRA, with the model "
+        "it is applied to and the base model."
     )
 
 
@@ -190,7 +203,7 @@ def check_together(loras: Sequence[Lora]) -> None:
     unequal = set()
     for lora in loras:
         for name, layer in lora.layers.items():
-            size = len(layer.up), torch.Size(layer.shape).numel()
+            size = layer.outputs, torch.Size(layer.shape).numel()
             if sizes.setdefault(name, size) != size:
                 unequal.add(name)
     if unequal:

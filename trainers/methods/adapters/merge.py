@@ -27,6 +27,7 @@ from torch import Tensor
 from ...errors import AdapterError, SettingsError
 from .layers import Layer, Lora, check_together, read_lora, write_layer
 from .low_rank import Factors, Keep, Kept, decompose, shrink
+from .lycoris import Lycoris
 
 SUM = "sum"
 WAYS = (SUM, "ties", "dare_linear", "dare_ties", "magnitude_prune")
@@ -86,7 +87,7 @@ class Way:
 class _Parts:
     """The layers of one name in all LoRAs that have it."""
 
-    layers: list[Layer] = field(default_factory=list)
+    layers: list[Layer | Lycoris] = field(default_factory=list)
     strengths: list[float] = field(default_factory=list)
 
 
