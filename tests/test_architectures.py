@@ -141,7 +141,7 @@ TEXT_FEED_FORWARD = [
     "transformer.encoder.block.0.layer.1.DenseReluDense.wo",
     "transformer.model.layers.0.mlp.gate_proj",
 ]
-TEXT_PROJECTION = "transformer.text_projection"
+TEXT_MORE, TEXT_PROJECTION = "transformer.model.embed_proj", "transformer.text_projection"
 
 
 @records
@@ -150,9 +150,9 @@ def test_layers_of_a_text_encoder(record: Architecture, kind: int) -> None:
     attention = [TEXT_ATTENTION[kind]]
     start = attention[0].split("layer")[0]
     forward = [name for name in TEXT_FEED_FORWARD if name.startswith(start)]
-    encoder = module_of(*attention, *forward, TEXT_PROJECTION)
+    encoder = module_of(*attention, *forward, TEXT_MORE, TEXT_PROJECTION)
     found = [record.layers("clip_l", encoder, choice) for choice in LORA_TARGETS]
-    assert found == [attention, [*attention, *forward], [*attention, *forward, TEXT_PROJECTION]]
+    assert found == [attention, [*attention, *forward], [*attention, *forward, TEXT_MORE]]
 
 
 # -- names in files -----------------------------------------------------------------------

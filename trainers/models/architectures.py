@@ -25,7 +25,10 @@ ADAPTABLE = (nn.Linear, nn.Conv2d)
 # Text encoders, the host's names: CLIP's first, then those of T5 and of language models.
 TEXT_ATTENTION = r".*\.(self_attn\.(q|k|v|o|out)_proj|SelfAttention\.[qkvo])"
 TEXT_FEED_FORWARD = r".*\.(mlp\.(fc[12]|(gate|up|down)_proj)|DenseReluDense\.w[io](_[01])?)"
-TEXT_TARGETS = (TEXT_ATTENTION, f"{TEXT_ATTENTION}|{TEXT_FEED_FORWARD}", ".*")
+# Never CLIP's projection: kohya leaves it out, and where nothing reads what it gives, files have no
+# name for it that ComfyUI knows.
+TEXT_ALL = r"(?!.*\.text_projection$).*"
+TEXT_TARGETS = (TEXT_ATTENTION, f"{TEXT_ATTENTION}|{TEXT_FEED_FORWARD}", TEXT_ALL)
 # The UNet of Stable Diffusion 1, 2 and XL.
 UNET_ATTENTION = r".*\.attn[12]\.(to_q|to_k|to_v|to_out\.0)"
 UNET_FEED_FORWARD = r".*\.(ff\.net\.0\.proj|ff\.net\.2|proj_in|proj_out)"
