@@ -10,13 +10,20 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .recipes import (
+    ASKED_BOTH,
     BASE,
     CLASS_ALONE,
     DREAM,
+    EXTRACTED,
+    EXTRACTED_SMALL,
+    FIRST_ALONE,
     HALF,
+    HALVED,
     INVERTED,
+    MERGES,
     PLAIN,
     PRESERVED,
+    STACKED,
     TOKEN_AND_LORA,
     TOKEN_THEN_DREAM,
     Recipe,
@@ -166,8 +173,8 @@ CLAIMS = (
         (
             BASE,
             PLAIN,
-            Recipe("a second LoRA on top", beside="cross"),
-            Recipe("both at strength 0.6", strength=0.6, beside="cross"),
+            STACKED,
+            HALVED,
         ),
         (
             Expectation("fidelity", "a second LoRA on top", "base"),
@@ -221,5 +228,29 @@ CLAIMS = (
         "far apart: there is no meaning in it to build on, so every change of it reaches all "
         "words. Prompts are followed without fail before. A real text encoder may gain where this "
         "one cannot.",
+    ),
+    Claim(
+        "Merge methods keep two LoRAs from washing each other out.",
+        (
+            ASKED_BOTH,
+            FIRST_ALONE,
+            STACKED,
+            HALVED,
+            *MERGES,
+        ),
+        (
+            *(Expectation("weaker", recipe.label, STACKED.label) for recipe in MERGES),
+            *(Expectation("weaker", recipe.label, HALVED.label) for recipe in MERGES),
+        ),
+        "TODO",
+    ),
+    Claim(
+        "A LoRA can be extracted from a DreamBooth and does what the DreamBooth does.",
+        (DREAM, EXTRACTED, EXTRACTED_SMALL),
+        (
+            Expectation("fidelity", DREAM.label, EXTRACTED.label),
+            Expectation("fidelity", DREAM.label, EXTRACTED_SMALL.label),
+        ),
+        "TODO",
     ),
 )
