@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from enum import Enum
 
 from .recipes import (
-    ASKED_BOTH,
     BASE,
     CLASS_ALONE,
     DREAM,
@@ -232,7 +231,6 @@ CLAIMS = (
     Claim(
         "Merge methods keep two LoRAs from washing each other out.",
         (
-            ASKED_BOTH,
             FIRST_ALONE,
             STACKED,
             HALVED,

@@ -120,7 +120,7 @@ class Laboratory:
             for place, picture in enumerate(pictures):
                 picture.save(folder / f"{place:03d}.png")
             scored = score(task.subject, self.reader, pictures, task.shots, task.recipe.second)
-            scores, told = dataclasses.asdict(scored), _told(graph, entry)
+            scores, told = dataclasses.asdict(scored), told_of(graph, entry)
             content = json.dumps({"scores": scores, "seconds": seconds, "told": told})
             (folder / "scores.json").write_text(content)
             listed = "  ".join(f"{n} {v:.2f}" for n, v in scores.items() if v is not None)
@@ -150,7 +150,7 @@ class Laboratory:
                 running.result()
 
 
-def _told(graph: Graph, entry: dict[str, Any]) -> str:
+def told_of(graph: Graph, entry: dict[str, Any]) -> str:
     """What the nodes of recipes._told handed out: the size of a LoRA's file, and its report."""
     shown = {
         node["class_type"]: entry["outputs"][node_id]["text"][0]

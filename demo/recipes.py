@@ -83,7 +83,6 @@ BY_ENERGY, BY_RANK = ({"keep": k, "rank": 16, "energy": 0.99} for k in ("energy"
 EXTRACTED = Recipe("extracted, 99 % energy", method="dreambooth", extracted=BY_ENERGY)
 EXTRACTED_SMALL = Recipe("extracted, rank 16", method="dreambooth", extracted=BY_RANK)
 SECOND = "cross"
-ASKED_BOTH = Recipe("base", method="none", second=SECOND)
 FIRST_ALONE = Recipe("LoRA", second=SECOND)
 STACKED = Recipe("a second LoRA on top", second=SECOND, together={})
 HALVED = Recipe("both at strength 0.6", strength=0.6, second=SECOND, together={})

@@ -39,6 +39,8 @@ PAGE = ROOT / "docs" / "evidence.md"
 PICTURES = ROOT / "docs" / "images" / "evidence"
 SUBJECTS = ("star", "heart", "square")
 SEEDS = (0, 1)
+Pair = tuple[str, int]
+PAIRS: Sequence[Pair] = tuple(product(SUBJECTS, SEEDS))
 METHODS = (BASE, PLAIN, DREAM, PRESERVED, INVERTED)
 COLUMNS = {
     "fidelity": "subject fidelity",
@@ -95,27 +97,28 @@ class Report:
         self.laboratory = laboratory
         self.lines: list[str] = []
 
-    def results(self, recipe: Recipe, seeds: Sequence[int] = SEEDS) -> list[Result]:
+    def results(self, recipe: Recipe, pairs: Sequence[Pair] = PAIRS) -> list[Result]:
         """One for each subject and seed, in this order."""
-        pairs = product(SUBJECTS, seeds)
-        return [self.laboratory.result(Task(recipe, subject, seed)) for subject, seed in pairs]
+        return [self.laboratory.result(Task(recipe, *pair)) for pair in pairs]
 
-    def seeds(self, recipes: Sequence[Recipe]) -> list[int]:
-        """Those for which all of them were measured, for every subject."""
-        return [
-            seed
-            for seed in SEEDS
-            if all(self.laboratory.has(Task(*pair, seed)) for pair in product(recipes, SUBJECTS))
+    def pairs(self, recipes: Sequence[Recipe]) -> list[Pair]:
+        """The subjects and seeds for which all of them were measured.
+
+        Empty where those are too few: an error needs two, and pictures are the first's.
+        """
+        measured = [
+            pair for pair in PAIRS if all(self.laboratory.has(Task(r, *pair)) for r in recipes)
         ]
+        return measured if len(measured) > 1 and measured[0] == PAIRS[0] else []
 
     def add(self, *lines: str) -> None:
         self.lines += [*lines, ""]
 
     def table(self, recipes: Sequence[Recipe]) -> None:
-        """A row for each recipe, over the seeds that all of them have."""
-        seeds = self.seeds(recipes)
+        """A row for each recipe, over what all of them were measured for."""
+        pairs = self.pairs(recipes)
         # What is the same for every seed, as the base is, counts once.
-        results = [self.results(recipe, seeds) for recipe in recipes]
+        results = [self.results(recipe, pairs) for recipe in recipes]
         measured = [list({r.task.key: r.scores for r in row}.values()) for row in results]
         shown = [n for n in COLUMNS if all(getattr(s[0], n) is not None for s in measured)]
         head = " | ".join(["", *(COLUMNS[name] for name in shown)])
@@ -128,11 +131,12 @@ class Report:
     def claim(self, number: int, claim: Claim) -> None:
         """The claim, its table, what each expectation came to, pictures."""
         self.add(f"## {number}. {claim.says}")
-        seeds = self.seeds(claim.recipes)
-        if len(seeds) < len(SEEDS):
-            self.add(f"Measured for seed {', '.join(map(str, seeds))} alone.")
+        pairs = self.pairs(claim.recipes)
+        if len(pairs) < len(PAIRS):
+            told = ", ".join(f"{subject} with seed {seed}" for subject, seed in pairs)
+            self.add(f"Measured so far: {told}.")
         self.table(claim.recipes)
-        found = {recipe.label: self.results(recipe, seeds) for recipe in claim.recipes}
+        found = {recipe.label: self.results(recipe, pairs) for recipe in claim.recipes}
         self.add(*(_expectation(wanted, found) for wanted in claim.expects))
         self._told(claim)
         if claim.discussion:
@@ -248,7 +252,7 @@ def _with_instances(rows: Sequence[Result], subject: str) -> Image.Image:
 
 def groups() -> Iterator[list[Task]]:
     """All that the page needs, what matters most first; a group shares subject and seed."""
-    pairs = list(product(SUBJECTS, SEEDS))
+    pairs = list(PAIRS)
     for recipes, wanted in (
         ((BASE, CLASS_ALONE, PLAIN), pairs),
         ((DREAM, PRESERVED), pairs),
@@ -280,12 +284,12 @@ def write(laboratory: Laboratory) -> None:
     ):  # fmt: skip
         settings = ", ".join(f"{name} {value}" for name, value in SHARED[method].items())
         report.add(f"*{title}*: {settings}.")
-    methods = [recipe for recipe in METHODS if report.seeds([recipe])]
+    methods = [recipe for recipe in METHODS if report.pairs([recipe])]
     report.table(methods)
     report.add("One training of each subject, seed 0; ± is the standard error over pictures:")
     report.rises(PLAIN)
     report.methods(methods)
-    measured = [claim for claim in CLAIMS if report.seeds(claim.recipes)]
+    measured = [claim for claim in CLAIMS if report.pairs(claim.recipes)]
     for number, claim in enumerate(measured, start=1):
         report.claim(number, claim)
     for claim in CLAIMS:

@@ -11,8 +11,10 @@ import pytest
 
 from demo import report
 from demo.claims import CLAIMS, Claim, Verdict, judge
-from demo.evidence import Laboratory
+from demo.evidence import Laboratory, Task, told_of
+from demo.recipes import BASE, EXTRACTED, PLAIN, sockets
 from demo.report import COLUMNS, METHODS, groups
+from tests.graphs import Graph
 
 
 @pytest.mark.parametrize(
@@ -74,3 +76,35 @@ def test_hosts_are_prepared_one_after_another(tmp_path: Path) -> None:
         list(pool.map(laboratory.prepare, [Copying(), Copying()]))
     assert overlaps
     assert not any(overlaps)
+
+
+def test_claim_counts_what_all_of_its_recipes_were_measured_for(tmp_path: Path) -> None:
+    done = {("LoRA", "star", 0), ("LoRA", "star", 1), ("LoRA", "heart", 0), ("base", "star", 0)}
+    done |= {("base", "heart", 0), ("base", "square", 1)}
+
+    class Some(Laboratory):
+        def has(self, task: Task) -> bool:
+            return (task.recipe.label, task.subject, task.seed) in done
+
+    page = report.Report(Some(tmp_path, None))
+    assert page.pairs([PLAIN]) == [("star", 0), ("star", 1), ("heart", 0)]
+    assert page.pairs([PLAIN, BASE]) == [("star", 0), ("heart", 0)]
+    done.remove(("base", "heart", 0))
+    assert page.pairs([PLAIN, BASE]) == []  # one has no error
+
+
+def test_merged_and_extracted_loras_are_told_of(tmp_path: Path) -> None:
+    graph = Graph()
+    sockets(graph, EXTRACTED, "star", 0)
+    file = tmp_path / "made.safetensors"
+    file.write_bytes(bytes(2_600_000))
+    texts = {"PreviewAny": "3 layers, rank 8; nothing is lost", "PersonalizeSaveLora": str(file)}
+    shown = {
+        i: {"text": [texts[n["class_type"]]]} for i, n in graph.items() if n["class_type"] in texts
+    }
+    assert told_of(graph, {"outputs": shown}) == (
+        "2.6 MB in fp16; 3 layers, rank 8; nothing is lost"
+    )
+    plain = Graph()
+    sockets(plain, PLAIN, "star", 0)
+    assert told_of(plain, {"outputs": {}}) == ""
