@@ -151,7 +151,7 @@ class Laboratory:
 
 
 def told_of(graph: Graph, entry: dict[str, Any]) -> str:
-    """What the nodes of recipes._told handed out: the size of a LoRA's file, and its report."""
+    """What the nodes of recipes._told handed out: a LoRA's size, and the first line of its report."""
     shown = {
         node["class_type"]: entry["outputs"][node_id]["text"][0]
         for node_id, node in graph.items()
@@ -160,4 +160,4 @@ def told_of(graph: Graph, entry: dict[str, Any]) -> str:
     if not shown:
         return ""
     megabytes = Path(shown["PersonalizeSaveLora"]).stat().st_size / 1e6
-    return f"{megabytes:.1f} MB in fp16; " + "; ".join(shown["PreviewAny"].splitlines())
+    return f"{megabytes:.1f} MB in fp16; {shown['PreviewAny'].splitlines()[0]}"

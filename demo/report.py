@@ -104,12 +104,12 @@ class Report:
     def pairs(self, recipes: Sequence[Recipe]) -> list[Pair]:
         """The subjects and seeds for which all of them were measured.
 
-        Empty where those are too few: an error needs two, and pictures are the first's.
+        Empty without the first of all, whose pictures are shown.
         """
         measured = [
             pair for pair in PAIRS if all(self.laboratory.has(Task(r, *pair)) for r in recipes)
         ]
-        return measured if len(measured) > 1 and measured[0] == PAIRS[0] else []
+        return measured if PAIRS[0] in measured else []
 
     def add(self, *lines: str) -> None:
         self.lines += [*lines, ""]
@@ -203,18 +203,20 @@ def _expectation(wanted: Expectation, found: Mapping[str, Sequence[Result]]) -> 
         for label in (wanted.higher, wanted.lower)
     )
     differences = [a - b for a, b in zip(higher, lower, strict=True)]
+    asked = f"- {COLUMNS[wanted.metric]}: *{wanted.higher}* above *{wanted.lower}*? "
+    if len(differences) == 1:
+        return f"{asked}{differences[0]:+.2f}, measured once"
     verdict, mean, error = judge(differences)
     mark = {Verdict.AGREES: "**agrees**", Verdict.DISAGREES: "**disagrees**"}
-    return (
-        f"- {COLUMNS[wanted.metric]}: *{wanted.higher}* above *{wanted.lower}*? "
-        f"{mean:+.2f} ± {error:.2f}: {mark.get(verdict, verdict.value)}"
-    )
+    return f"{asked}{mean:+.2f} ± {error:.2f}: {mark.get(verdict, verdict.value)}"
 
 
 def _mean(scores: Sequence[Scores], name: str) -> str:
     values = [getattr(s, name) for s in scores]
-    error = statistics.stdev(values) / len(values) ** 0.5
     digits = 1 if name == "diversity" else 2
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    error = statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
 
 

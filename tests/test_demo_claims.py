@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from demo import report
-from demo.claims import CLAIMS, Claim, Verdict, judge
-from demo.evidence import Laboratory, Task, told_of
+from demo.claims import CLAIMS, Claim, Expectation, Verdict, judge
+from demo.evidence import Laboratory, Result, Task, told_of
+from demo.panel import Scores
 from demo.recipes import BASE, EXTRACTED, PLAIN, sockets
 from demo.report import COLUMNS, METHODS, groups
 from tests.graphs import Graph
@@ -89,8 +90,23 @@ def test_claim_counts_what_all_of_its_recipes_were_measured_for(tmp_path: Path) 
     page = report.Report(Some(tmp_path, None))
     assert page.pairs([PLAIN]) == [("star", 0), ("star", 1), ("heart", 0)]
     assert page.pairs([PLAIN, BASE]) == [("star", 0), ("heart", 0)]
-    done.remove(("base", "heart", 0))
-    assert page.pairs([PLAIN, BASE]) == []  # one has no error
+    done.remove(("base", "star", 0))
+    assert page.pairs([PLAIN, BASE]) == []  # there would be no pictures
+
+
+def test_what_was_measured_once_has_no_error() -> None:
+    one, two = (Result(Task(PLAIN, "star", 0), scores(f), (), 1.0) for f in (0.5, 0.3))
+    wanted = Expectation("fidelity", "a", "b")
+    found = {"a": [one], "b": [two]}
+    assert report._expectation(wanted, found).endswith("*a* above *b*? +0.20, measured once")
+    found = {"a": [one, one, two], "b": [two, two, one]}
+    assert report._expectation(wanted, found).endswith("+0.07 ± 0.13: no difference seen")
+    assert report._mean([one.scores], "fidelity") == "0.50"
+    assert report._mean([one.scores, two.scores], "fidelity") == "0.40 ± 0.10"
+
+
+def scores(fidelity: float) -> Scores:
+    return Scores(fidelity, 1.0, 1.0, 0.0, 70.0, 1.0)
 
 
 def test_merged_and_extracted_loras_are_told_of(tmp_path: Path) -> None:
