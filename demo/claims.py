@@ -63,11 +63,14 @@ class Claim:
     discussion: str = ""
 
 
+SHOWN = 0.005  # less than that is 0.00 on the page
+
+
 def judge(differences: Sequence[float]) -> tuple[Verdict, float, float]:
     """Verdict, mean and standard error of pairwise differences (higher minus lower)."""
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
-    if abs(mean) <= 2 * error or mean == 0:
+    if abs(mean) <= 2 * error or abs(mean) < SHOWN:
         return Verdict.OPEN, mean, error
     return (Verdict.AGREES if mean > 0 else Verdict.DISAGREES), mean, error
 
@@ -240,7 +243,13 @@ CLAIMS = (
             *(Expectation("weaker", recipe.label, STACKED.label) for recipe in MERGES),
             *(Expectation("weaker", recipe.label, HALVED.label) for recipe in MERGES),
         ),
-        "TODO",
+        "Alone, its own LoRA gives the star 0.51 and the cross about 0.55. Used together, each "
+        "subject keeps a little more than half of that, whichever way they are put together: what "
+        "ties, dare_ties and magnitude_prune add to stacking is within 0.03, which one training "
+        "does not tell from chance. They leave other classes whole, where stacking does not, and "
+        "lower strengths do that too, at the price of the first subject (at 0.5, not in the table, "
+        "it has 0.22). Merge LoRAs' sum has no row, since it is stacking, to a hundred thousandth. "
+        "The merged LoRAs have all the rank there is, so that nothing of the method is cut off.",
     ),
     Claim(
         "A LoRA can be extracted from a DreamBooth and does what the DreamBooth does.",
@@ -249,6 +258,10 @@ CLAIMS = (
             Expectation("fidelity", DREAM.label, EXTRACTED.label),
             Expectation("fidelity", DREAM.label, EXTRACTED_SMALL.label),
         ),
-        "TODO",
+        "The scores are the DreamBooth's own, and to the eye so are the pictures. But DreamBooth "
+        "changes every direction of its layers a little: 99 % of the energy takes ranks of up to "
+        "239 and half of the UNet's 52 MB. Rank 16 needs 3 MB and loses half of the change, and "
+        "most of what it loses is not the subject: it costs the star 0.05, the heart nothing. Text "
+        "encoders are not trained in these recipes.",
     ),
 )

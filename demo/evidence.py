@@ -151,7 +151,7 @@ class Laboratory:
 
 
 def told_of(graph: Graph, entry: dict[str, Any]) -> str:
-    """What the nodes of recipes._told handed out: a LoRA's size, and the first line of its report."""
+    """What the nodes of recipes._told handed out: a size, and the first line of a report."""
     shown = {
         node["class_type"]: entry["outputs"][node_id]["text"][0]
         for node_id, node in graph.items()

@@ -25,6 +25,7 @@ from tests.graphs import Graph
         ([-0.3, -0.4, -0.2], Verdict.DISAGREES),
         ([0.3, -0.4, 0.2], Verdict.OPEN),
         ([0.0, 0.0, 0.0], Verdict.OPEN),
+        ([0.0031, 0.0030, 0.0032], Verdict.OPEN),  # 0.00 on the page
     ],
 )
 def test_two_standard_errors_decide(differences: list[float], verdict: Verdict) -> None:
