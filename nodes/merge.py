@@ -165,7 +165,7 @@ class ExtractLora(io.ComfyNode):
             category="personalize/adapters",
             description=(
                 "Makes a LoRA of the difference of two models: of a DreamBooth, of any trained "
-                "checkpoint, or of LoRAs that are applied. Says how much is lost."
+                "checkpoint, or of LoRAs that are applied. Says and draws how much is lost."
             ),
             search_aliases=["model to lora", "checkpoint difference", "dreambooth to lora", "svd"],
             inputs=[
@@ -222,7 +222,7 @@ class ResizeLora(io.ComfyNode):
             category="personalize/adapters",
             description=(
                 "Makes a LoRA smaller: to a rank, or to what holds a share of each layer. Says "
-                "how much is lost."
+                "and draws how much is lost."
             ),
             search_aliases=["shrink lora", "lora rank", "reduce lora", "smaller lora"],
             inputs=[io.LoraModel.Input("lora", tooltip=LORA), *_keep_inputs(8)],
