@@ -13,10 +13,16 @@ from .recipes import (
     BASE,
     CLASS_ALONE,
     DREAM,
+    EXTRACTED,
+    EXTRACTED_SMALL,
+    FIRST_ALONE,
     HALF,
+    HALVED,
     INVERTED,
+    MERGES,
     PLAIN,
     PRESERVED,
+    STACKED,
     TOKEN_AND_LORA,
     TOKEN_THEN_DREAM,
     Recipe,
@@ -57,11 +63,14 @@ class Claim:
     discussion: str = ""
 
 
+SHOWN = 0.005  # less than that is 0.00 on the page
+
+
 def judge(differences: Sequence[float]) -> tuple[Verdict, float, float]:
     """Verdict, mean and standard error of pairwise differences (higher minus lower)."""
     mean = statistics.fmean(differences)
     error = statistics.stdev(differences) / len(differences) ** 0.5
-    if abs(mean) <= 2 * error or mean == 0:
+    if abs(mean) <= 2 * error or abs(mean) < SHOWN:
         return Verdict.OPEN, mean, error
     return (Verdict.AGREES if mean > 0 else Verdict.DISAGREES), mean, error
 
@@ -166,8 +175,8 @@ CLAIMS = (
         (
             BASE,
             PLAIN,
-            Recipe("a second LoRA on top", beside="cross"),
-            Recipe("both at strength 0.6", strength=0.6, beside="cross"),
+            STACKED,
+            HALVED,
         ),
         (
             Expectation("fidelity", "a second LoRA on top", "base"),
@@ -221,5 +230,39 @@ CLAIMS = (
         "far apart: there is no meaning in it to build on, so every change of it reaches all "
         "words. Prompts are followed without fail before. A real text encoder may gain where this "
         "one cannot.",
+    ),
+    Claim(
+        "Merge methods keep two LoRAs from washing each other out.",
+        (
+            FIRST_ALONE,
+            STACKED,
+            HALVED,
+            *MERGES,
+        ),
+        (
+            *(Expectation("weaker", recipe.label, STACKED.label) for recipe in MERGES),
+            *(Expectation("weaker", recipe.label, HALVED.label) for recipe in MERGES),
+        ),
+        "Alone, its own LoRA gives the star 0.51, the heart 0.56 and the cross about 0.55. Used "
+        "together, each keeps about half of that, whichever way they are put together. ties, "
+        "dare_ties and magnitude_prune keep a little more of the weaker one than stacking, 0.27 to "
+        "0.29 instead of 0.24, and than both at 0.6; two trainings are few to tell that from "
+        "chance. And they leave other classes whole, as 0.6 does, where stacking at full strength "
+        "costs a tenth of them. At strength 0.5, not in the table, the star has 0.22. Merge LoRAs' "
+        "sum has no row, since it is stacking, to a hundred thousandth. The merged LoRAs have all "
+        "the rank there is, so that nothing of the method is cut off.",
+    ),
+    Claim(
+        "A LoRA can be extracted from a DreamBooth and does what the DreamBooth does.",
+        (DREAM, EXTRACTED, EXTRACTED_SMALL),
+        (
+            Expectation("fidelity", DREAM.label, EXTRACTED.label),
+            Expectation("fidelity", DREAM.label, EXTRACTED_SMALL.label),
+        ),
+        "The scores are the DreamBooth's own, and to the eye so are the pictures. But DreamBooth "
+        "changes every direction of its layers a little: 99 % of the energy takes ranks of up to "
+        "239 and half of the UNet's 52 MB. Rank 16 needs 3 MB and loses half of the change, and "
+        "most of what it loses is not the subject: it costs the star 0.05, the heart nothing. Text "
+        "encoders are not trained in these recipes.",
     ),
 )

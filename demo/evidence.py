@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -23,7 +24,16 @@ from tests.host import Host
 
 from . import meters, world
 from .autoencoder import to_tensor
-from .panel import Scores, Shot, add_shots, of_group, run_shots, score, shots
+from .panel import (
+    Scores,
+    Shot,
+    add_shots,
+    of_group,
+    pictures_of,
+    score,
+    second_shots,
+    shots,
+)
 from .recipes import Recipe, folder_name, name_in_prompts, sockets
 
 
@@ -41,17 +51,26 @@ class Task:
 
     @property
     def shots(self) -> list[Shot]:
-        return shots(self.subject, name_in_prompts(self.subject, self.recipe.called))
+        called, second = self.recipe.called, self.recipe.second
+        own = shots(self.subject, name_in_prompts(self.subject, called))
+        if not second:
+            return own
+        return own + second_shots(second, name_in_prompts(second, called))
 
 
 @dataclass(frozen=True)
 class Result:
-    """What a measurement came to: scores, the shots' pictures in order, how long it took."""
+    """What a measurement came to: scores, the shots' pictures in order, how long it took.
+
+    Attributes:
+        told: what was said of a LoRA that was merged or extracted, and how large its file is.
+    """
 
     task: Task
     scores: Scores
     pictures: tuple[Path, ...]
     seconds: float
+    told: str = ""
 
     def levels(self, group: str) -> Tensor:
         """The pictures of one group of shots, bytes (B, 3, 64, 64)."""
@@ -84,7 +103,8 @@ class Laboratory:
         folder = self.work / "results" / task.key
         stored = json.loads((folder / "scores.json").read_text())
         pictures = tuple(sorted(folder.glob("*.png")))
-        return Result(task, Scores(**stored["scores"]), pictures, stored["seconds"])
+        scores, told = Scores(**stored["scores"]), stored["told"]
+        return Result(task, scores, pictures, stored["seconds"], told)
 
     def measure(self, host: Host, task: Task) -> Result:
         """Train, sample and score, unless that was done before."""
@@ -93,16 +113,18 @@ class Laboratory:
             graph = Graph()
             add_shots(graph, *sockets(graph, task.recipe, task.subject, task.seed), task.shots)
             started = time.monotonic()
-            pictures = run_shots(host, graph, task.shots)
+            entry = host.run(graph, timeout=3600)
+            pictures = pictures_of(host, entry, task.shots)
             seconds = time.monotonic() - started
             folder.mkdir(parents=True, exist_ok=True)
             for place, picture in enumerate(pictures):
                 picture.save(folder / f"{place:03d}.png")
-            scores = dataclasses.asdict(score(task.subject, self.reader, pictures, task.shots))
-            content = json.dumps({"scores": scores, "seconds": seconds})
+            scored = score(task.subject, self.reader, pictures, task.shots, task.recipe.second)
+            scores, told = dataclasses.asdict(scored), told_of(graph, entry)
+            content = json.dumps({"scores": scores, "seconds": seconds, "told": told})
             (folder / "scores.json").write_text(content)
-            told = "  ".join(f"{name} {value:.2f}" for name, value in scores.items())
-            print(f"{task.recipe.label}, {task.subject} {task.seed}: {seconds:.0f} s  {told}")
+            listed = "  ".join(f"{n} {v:.2f}" for n, v in scores.items() if v is not None)
+            print(f"{task.recipe.label}, {task.subject} {task.seed}: {seconds:.0f} s  {listed}")
         return self.result(task)
 
     def measure_all(
@@ -126,3 +148,16 @@ class Laboratory:
         with ThreadPoolExecutor(num) as pool:
             for running in [pool.submit(work) for _ in range(num)]:
                 running.result()
+
+
+def told_of(graph: Graph, entry: dict[str, Any]) -> str:
+    """What the nodes of recipes._told handed out: a size, and the first line of a report."""
+    shown = {
+        node["class_type"]: entry["outputs"][node_id]["text"][0]
+        for node_id, node in graph.items()
+        if node["class_type"] in ("PreviewAny", "PersonalizeSaveLora")
+    }
+    if not shown:
+        return ""
+    megabytes = Path(shown["PersonalizeSaveLora"]).stat().st_size / 1e6
+    return f"{megabytes:.1f} MB in fp16; {shown['PreviewAny'].splitlines()[0]}"

@@ -4,8 +4,10 @@ For one subject: pictures of the subject before every background, of its class i
 the other classes, which training should leave alone.
 """
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -32,7 +34,7 @@ class Shot:
     """Pictures of one prompt, from one seed on.
 
     Attributes:
-        group: "subject", "class" or "others".
+        group: "subject", "class", "others" or "second", which is another subject.
         asked: what the prompt asks for; a subject has no colour.
     """
 
@@ -64,6 +66,12 @@ def shots(name: str, called: str) -> list[Shot]:
     return subject + plain + others
 
 
+def second_shots(name: str, called: str) -> list[Shot]:
+    """The 10 pictures of a second subject; see `shots`."""
+    of_subject = [shot for shot in shots(name, called) if shot.group == "subject"]
+    return [dataclasses.replace(shot, group="second") for shot in of_subject]
+
+
 def add_shots(graph: Graph, model: Link, clip: Link, vae: Link, wanted: list[Shot]) -> None:
     """Add the nodes that sample `wanted` and save the pictures."""
     empty = graph.add("CLIPTextEncode", clip=clip, text="")[0]
@@ -80,7 +88,11 @@ def add_shots(graph: Graph, model: Link, clip: Link, vae: Link, wanted: list[Sho
 
 def run_shots(host: Host, graph: Graph, wanted: list[Shot]) -> list[Image.Image]:
     """Run a graph with `wanted` in it; their pictures in order, all of one shot together."""
-    entry = host.run(graph, timeout=3600)
+    return pictures_of(host, host.run(graph, timeout=3600), wanted)
+
+
+def pictures_of(host: Host, entry: dict[str, Any], wanted: list[Shot]) -> list[Image.Image]:
+    """The pictures of a finished run of a graph with `wanted` in it, as run_shots gives them."""
     paths = [p for p in host.images(entry) if p.name.startswith("shot_")]
     pictures = [_opened(path) for path in sorted(paths, key=lambda path: path.name)]
     assert len(pictures) == sum(shot.count for shot in wanted), len(pictures)
@@ -110,6 +122,7 @@ class Scores:
             base's is class drift.
         diversity: of the plain class's pictures, in levels.
         others: share of other classes' pictures in which shape, colour and background are right.
+        second: mean fidelity of the second subject's pictures to that one; None without them.
     """
 
     fidelity: float
@@ -118,12 +131,22 @@ class Scores:
     class_fidelity: float
     diversity: float
     others: float
+    second: float | None = None
+
+    @property
+    def weaker(self) -> float | None:
+        """The fidelity of the subject that has less of it, the first or the second."""
+        return None if self.second is None else min(self.fidelity, self.second)
 
 
 def score(
-    name: str, reader: meters.Reader, pictures: list[Image.Image], wanted: list[Shot]
+    name: str,
+    reader: meters.Reader,
+    pictures: list[Image.Image],
+    wanted: list[Shot],
+    second: str = "",
 ) -> Scores:
-    """Measure the pictures of all shots of a subject."""
+    """Measure the pictures of all shots of a subject, and of a second one if there is one."""
     meter = meters.SubjectMeter(name)
     levels = {g: to_tensor(of_group(pictures, wanted, g)) for g in ("subject", "class", "others")}
     asked = {g: [s.asked for s in wanted if s.group == g for _ in range(s.count)] for g in levels}
@@ -135,7 +158,13 @@ def score(
         class_fidelity=_mean(meter.fidelity(levels["class"])),
         diversity=meters.diversity(levels["class"]),
         others=meters.all_right(reader, levels["others"], asked["others"]),
+        second=_second_fidelity(second, pictures, wanted) if second else None,
     )
+
+
+def _second_fidelity(name: str, pictures: list[Image.Image], wanted: list[Shot]) -> float:
+    levels = to_tensor(of_group(pictures, wanted, "second"))
+    return _mean(meters.SubjectMeter(name).fidelity(levels))
 
 
 def _mean(values: Tensor) -> float:

@@ -45,8 +45,11 @@ class Recipe:
         called: what prompts call the subject: "identifier", "class" (by its shape alone), "token"
             (a word that Textual Inversion learns before).
         prior: with class images, which the base makes.
-        strength: of the LoRA when sampling.
-        beside: another subject whose LoRA, trained in the same way, is put on top.
+        strength: of the LoRA, and of the second one, when sampling.
+        second: another subject, which is asked for as well.
+        together: how the second subject's LoRA, trained in the same way, comes to the first one:
+            None not at all, {} as one Apply LoRA behind the other, else inputs of Merge LoRAs.
+        extracted: inputs of Extract LoRA, which makes a LoRA of a DreamBooth for the base.
     """
 
     label: str
@@ -55,7 +58,9 @@ class Recipe:
     called: str = "identifier"
     prior: bool = False
     strength: float = 1.0
-    beside: str = ""
+    second: str = ""
+    together: dict[str, Any] | None = None
+    extracted: dict[str, Any] | None = None
 
     def key(self, subject: str, seed: int) -> str:
         """Names a measurement: the same words, the same result."""
@@ -74,6 +79,22 @@ INVERTED = Recipe("Textual Inversion", method="inversion", called="token")
 TOKEN_THEN_DREAM = Recipe("Textual Inversion, then DreamBooth", method="dreambooth", called="token")
 HALF = Recipe("DreamBooth in bf16", method="dreambooth", settings={"weights": "bf16"})
 TOKEN_AND_LORA = Recipe("LoRA with a learned token", called="token")
+BY_ENERGY, BY_RANK = ({"keep": k, "rank": 16, "energy": 0.99} for k in ("energy", "rank"))
+EXTRACTED = Recipe("extracted, 99 % energy", method="dreambooth", extracted=BY_ENERGY)
+EXTRACTED_SMALL = Recipe("extracted, rank 16", method="dreambooth", extracted=BY_RANK)
+SECOND = "cross"
+FIRST_ALONE = Recipe("LoRA", second=SECOND)
+STACKED = Recipe("a second LoRA on top", second=SECOND, together={})
+HALVED = Recipe("both at strength 0.6", strength=0.6, second=SECOND, together={})
+# At a rank that cuts nothing off, so that what is seen is the method's own doing.
+MERGES = tuple(
+    Recipe(label, second=SECOND, together={"method": method, "density": density, "rank": 1024})
+    for label, method, density in (
+        ("ties", "ties", 0.5),
+        ("dare_ties", "dare_ties", 0.5),
+        ("magnitude_prune", "magnitude_prune", 0.3),
+    )
+)
 
 
 def name_in_prompts(subject: str, called: str) -> str:
@@ -109,12 +130,21 @@ def _as_it_is(
 
 def _lora(graph: Graph, base: list[Link], recipe: Recipe, subject: str, seed: int) -> list[Link]:
     model, clip, lora = _trained_lora(graph, base, recipe, subject, seed)
+    if recipe.together:
+        return _applied(graph, base, _merged(graph, base, recipe, lora, seed), 1.0)
     if recipe.strength != 1:
         model, clip = _applied(graph, base, lora, recipe.strength)
-    if recipe.beside:
-        second = _trained_lora(graph, base, recipe, recipe.beside, seed)[2]
+    if recipe.together is not None:
+        second = _trained_lora(graph, base, recipe, recipe.second, seed)[2]
         model, clip = _applied(graph, [model, clip], second, recipe.strength)
     return [model, clip]
+
+
+def _merged(graph: Graph, base: list[Link], recipe: Recipe, first: Link, seed: int) -> Link:
+    wired = {"lora_1": first, "lora_2": _trained_lora(graph, base, recipe, recipe.second, seed)[2]}
+    strengths = {"strength_1": recipe.strength, "strength_2": recipe.strength}
+    made = graph.add("PersonalizeMergeLoras", 2, **wired, **strengths, **(recipe.together or {}))
+    return _told(graph, made)
 
 
 def _trained_lora(
@@ -131,7 +161,20 @@ def _dreambooth(
     dataset = graph.dataset(folder_name(subject, recipe.called))
     prior = _class_images(graph, base, recipe, subject)
     settings = {**DREAMBOOTH, **prior, **recipe.settings, "seed": seed}
-    return graph.dreambooth(*base, dataset, **settings)[:2]
+    model, clip = graph.dreambooth(*base, dataset, **settings)[:2]
+    if recipe.extracted is None:
+        return [model, clip]
+    wired = {"model": model, "base_model": base[0], "clip": clip, "base_clip": base[1]}
+    made = graph.add("PersonalizeExtractLora", 2, **wired, **recipe.extracted)
+    return _applied(graph, base, _told(graph, made), 1.0)
+
+
+def _told(graph: Graph, made: list[Link]) -> Link:
+    """A LoRA, after nodes that hand out what is told of it, and save it; see Laboratory."""
+    lora, report = made
+    graph.add("PreviewAny", source=report)
+    graph.add("PersonalizeSaveLora", lora=lora, filename_prefix="loras/made", format="kohya fp16")
+    return lora
 
 
 def _class_images(graph: Graph, base: list[Link], recipe: Recipe, subject: str) -> dict[str, Link]:

@@ -6,7 +6,7 @@ Tables and picture grids of all recipes, and one section for each claim of demo.
 import argparse
 import os
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 
@@ -39,6 +39,8 @@ PAGE = ROOT / "docs" / "evidence.md"
 PICTURES = ROOT / "docs" / "images" / "evidence"
 SUBJECTS = ("star", "heart", "square")
 SEEDS = (0, 1)
+Pair = tuple[str, int]
+PAIRS: Sequence[Pair] = tuple(product(SUBJECTS, SEEDS))
 METHODS = (BASE, PLAIN, DREAM, PRESERVED, INVERTED)
 COLUMNS = {
     "fidelity": "subject fidelity",
@@ -47,6 +49,8 @@ COLUMNS = {
     "class_fidelity": "class fidelity",
     "diversity": "class diversity",
     "others": "other classes right",
+    "second": "second's fidelity",
+    "weaker": "the weaker of both",
 }
 INTRODUCTION = """# Evidence
 
@@ -80,6 +84,9 @@ EXPLAINED = {
     "diversity": "mean difference of those pictures among each other, in levels of 255",
     "others": "share of pictures of other classes in which shape, colour and background are all "
     "as asked",
+    "second": "where two LoRAs are used at once: the same as subject fidelity, of the second "
+    "subject when its own prompt is asked for",
+    "weaker": "the lower of these two in each training",
 }
 
 
@@ -90,64 +97,71 @@ class Report:
         self.laboratory = laboratory
         self.lines: list[str] = []
 
-    def results(self, recipe: Recipe) -> list[Result]:
+    def results(self, recipe: Recipe, pairs: Sequence[Pair] = PAIRS) -> list[Result]:
         """One for each subject and seed, in this order."""
-        pairs = product(SUBJECTS, SEEDS)
-        return [self.laboratory.result(Task(recipe, subject, seed)) for subject, seed in pairs]
+        return [self.laboratory.result(Task(recipe, *pair)) for pair in pairs]
 
-    def knows(self, recipes: Sequence[Recipe]) -> bool:
-        """Whether all of them were measured for every subject and seed."""
-        asked = product(recipes, SUBJECTS, SEEDS)
-        return all(self.laboratory.has(Task(*task)) for task in asked)
+    def pairs(self, recipes: Sequence[Recipe]) -> list[Pair]:
+        """The subjects and seeds for which all of them were measured.
+
+        Empty without the first of all, whose pictures are shown.
+        """
+        measured = [
+            pair for pair in PAIRS if all(self.laboratory.has(Task(r, *pair)) for r in recipes)
+        ]
+        return measured if PAIRS[0] in measured else []
 
     def add(self, *lines: str) -> None:
         self.lines += [*lines, ""]
 
     def table(self, recipes: Sequence[Recipe]) -> None:
-        """A row for each recipe."""
-        head = " | ".join(["", *COLUMNS.values()])
-        rows = [f"|{head} |", "|---" * (1 + len(COLUMNS)) + "|"]
-        for recipe in recipes:
-            # What is the same for every seed, as the base is, counts once.
-            measured = {result.task.key: result.scores for result in self.results(recipe)}
-            scores = list(measured.values())
-            cells = [_mean(scores, name) for name in COLUMNS]
+        """A row for each recipe, over what all of them were measured for."""
+        pairs = self.pairs(recipes)
+        # What is the same for every seed, as the base is, counts once.
+        results = [self.results(recipe, pairs) for recipe in recipes]
+        measured = [list({r.task.key: r.scores for r in row}.values()) for row in results]
+        shown = [n for n in COLUMNS if all(getattr(s[0], n) is not None for s in measured)]
+        head = " | ".join(["", *(COLUMNS[name] for name in shown)])
+        rows = [f"|{head} |", "|---" * (1 + len(shown)) + "|"]
+        for recipe, scores in zip(recipes, measured, strict=True):
+            cells = [_mean(scores, name) for name in shown]
             rows.append(f"| {recipe.label} | {' | '.join(cells)} |")
         self.add(*rows)
 
     def claim(self, number: int, claim: Claim) -> None:
         """The claim, its table, what each expectation came to, pictures."""
         self.add(f"## {number}. {claim.says}")
+        pairs = self.pairs(claim.recipes)
+        if len(pairs) < len(PAIRS):
+            told = ", ".join(f"{subject} with seed {seed}" for subject, seed in pairs)
+            self.add(f"Measured so far: {told}.")
         self.table(claim.recipes)
-        by_label = {recipe.label: recipe for recipe in claim.recipes}
-        self.add(*(self._expectation(wanted, by_label) for wanted in claim.expects))
+        found = {recipe.label: self.results(recipe, pairs) for recipe in claim.recipes}
+        self.add(*(_expectation(wanted, found) for wanted in claim.expects))
+        self._told(claim)
         if claim.discussion:
             self.add(claim.discussion)
         self._claim_picture(number, claim)
 
-    def _expectation(self, wanted: Expectation, by_label: dict[str, Recipe]) -> str:
-        higher, lower = (
-            [getattr(r.scores, wanted.metric) for r in self.results(by_label[label])]
-            for label in (wanted.higher, wanted.lower)
-        )
-        differences = [a - b for a, b in zip(higher, lower, strict=True)]
-        verdict, mean, error = judge(differences)
-        mark = {Verdict.AGREES: "**agrees**", Verdict.DISAGREES: "**disagrees**"}
-        return (
-            f"- {COLUMNS[wanted.metric]}: *{wanted.higher}* above *{wanted.lower}*? "
-            f"{mean:+.2f} ± {error:.2f}: {mark.get(verdict, verdict.value)}"
-        )
+    def _told(self, claim: Claim) -> None:
+        """What the nodes said of the LoRAs that they made."""
+        made = [self.laboratory.result(Task(r, SUBJECTS[0], SEEDS[0])) for r in claim.recipes]
+        if told := [f"- *{r.task.recipe.label}*: {r.told}." for r in made if r.told]:
+            self.add(f"The LoRAs of the {SUBJECTS[0]}, as their nodes say:", "", *told)
 
     def _claim_picture(self, number: int, claim: Claim) -> None:
         rows = [self.laboratory.result(Task(r, SUBJECTS[0], SEEDS[0])) for r in claim.recipes]
         name = f"claim_{number}.png"
         _strip(rows).save(PICTURES / name)
         labels = ", ".join(recipe.label for recipe in claim.recipes)
+        others = "two of its plain class, then two of other classes"
+        if second := _common_second(rows):
+            others = f"the {second} before the same"
         self.add(
             f"![Rows: {labels}](images/evidence/{name})",
             "",
             f"Rows from the top: {labels}. Columns: the {SUBJECTS[0]} before five backgrounds, "
-            "then two of its plain class, then two of other classes.",
+            f"then {others}.",
         )
 
     def rises(self, recipe: Recipe) -> None:
@@ -182,26 +196,52 @@ class Report:
             )
 
 
+def _expectation(wanted: Expectation, found: Mapping[str, Sequence[Result]]) -> str:
+    """What became of an expectation; the results are those of each label."""
+    higher, lower = (
+        [getattr(result.scores, wanted.metric) for result in found[label]]
+        for label in (wanted.higher, wanted.lower)
+    )
+    differences = [a - b for a, b in zip(higher, lower, strict=True)]
+    asked = f"- {COLUMNS[wanted.metric]}: *{wanted.higher}* above *{wanted.lower}*? "
+    if len(differences) == 1:
+        return f"{asked}{differences[0]:+.2f}, measured once"
+    verdict, mean, error = judge(differences)
+    mark = {Verdict.AGREES: "**agrees**", Verdict.DISAGREES: "**disagrees**"}
+    return f"{asked}{mean:+.2f} ± {error:.2f}: {mark.get(verdict, verdict.value)}"
+
+
 def _mean(scores: Sequence[Scores], name: str) -> str:
     values = [getattr(s, name) for s in scores]
-    error = statistics.stdev(values) / len(values) ** 0.5
     digits = 1 if name == "diversity" else 2
+    if len(values) == 1:
+        return f"{values[0]:.{digits}f}"
+    error = statistics.stdev(values) / len(values) ** 0.5
     return f"{statistics.fmean(values):.{digits}f} ± {error:.{digits}f}"
 
 
-def _shown(result: Result) -> list[Image.Image]:
-    """One picture of each of the subject's prompts, two of its class, three of others."""
-    starts: dict[str, list[int]] = {"subject": [], "class": [], "others": []}
+def _common_second(rows: Sequence[Result]) -> str:
+    """The second subject, if all of the rows have pictures of one."""
+    seconds = {result.task.recipe.second for result in rows}
+    return seconds.pop() if len(seconds) == 1 else ""
+
+
+def _shown(result: Result, second: str = "") -> list[Image.Image]:
+    """One picture of each of the subject's prompts; then of the second subject's, if that is
+    asked for, else two of its class and two of others."""
+    starts: dict[str, list[int]] = {"subject": [], "class": [], "others": [], "second": []}
     place = 0
     for shot in result.task.shots:
         starts[shot.group] += [place] if shot.group != "class" else [place, place + 1]
         place += shot.count
-    chosen = starts["subject"] + starts["class"] + starts["others"][::7][:3]
+    rest = starts["second"] if second else starts["class"] + starts["others"][::7][:3]
+    chosen = starts["subject"] + rest
     return [Image.open(result.pictures[i]).convert("RGB") for i in chosen]
 
 
 def _strip(rows: Sequence[Result]) -> Image.Image:
-    pictures = [picture for result in rows for picture in _shown(result)]
+    second = _common_second(rows)
+    pictures = [picture for result in rows for picture in _shown(result, second)]
     return world.grid(pictures, len(pictures) // len(rows))
 
 
@@ -214,7 +254,7 @@ def _with_instances(rows: Sequence[Result], subject: str) -> Image.Image:
 
 def groups() -> Iterator[list[Task]]:
     """All that the page needs, what matters most first; a group shares subject and seed."""
-    pairs = list(product(SUBJECTS, SEEDS))
+    pairs = list(PAIRS)
     for recipes, wanted in (
         ((BASE, CLASS_ALONE, PLAIN), pairs),
         ((DREAM, PRESERVED), pairs),
@@ -246,12 +286,12 @@ def write(laboratory: Laboratory) -> None:
     ):  # fmt: skip
         settings = ", ".join(f"{name} {value}" for name, value in SHARED[method].items())
         report.add(f"*{title}*: {settings}.")
-    methods = [recipe for recipe in METHODS if report.knows([recipe])]
+    methods = [recipe for recipe in METHODS if report.pairs([recipe])]
     report.table(methods)
     report.add("One training of each subject, seed 0; ± is the standard error over pictures:")
     report.rises(PLAIN)
     report.methods(methods)
-    measured = [claim for claim in CLAIMS if report.knows(claim.recipes)]
+    measured = [claim for claim in CLAIMS if report.pairs(claim.recipes)]
     for number, claim in enumerate(measured, start=1):
         report.claim(number, claim)
     for claim in CLAIMS:

@@ -42,6 +42,7 @@ AFTER = {
     8: ("star", Row("claim_5", 2)),
     9: ("star", Row("claim_4", 2)),
     10: ("star", Row("claim_10", 2)),
+    11: ("star", Row("claim_14", 1)),
 }
 
 # Graphs whose thumbnail has rows of its own, with their labels.

@@ -58,6 +58,13 @@ def _outputs(what: str) -> list[io.Output]:
     ]
 
 
+def _drawn() -> io.Output:
+    return io.Image.Output(
+        display_name="plot",
+        tooltip="The rank of each layer, and how much of its change is lost, as a picture.",
+    )
+
+
 class MergeLoras(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -133,7 +140,7 @@ class MergeLoras(io.ComfyNode):
         way = Way(method, rank, density, seed)
         check_one_base([_metadata(lora) for lora in loras])
         result = merge(loras, strengths, way, fp64_device(), counted)
-        return _made_of(loras, result)
+        return io.NodeOutput(*_made_of(loras, result))
 
 
 def _lora_inputs(number: int) -> list[io.Input]:
@@ -158,7 +165,7 @@ class ExtractLora(io.ComfyNode):
             category="personalize/adapters",
             description=(
                 "Makes a LoRA of the difference of two models: of a DreamBooth, of any trained "
-                "checkpoint, or of LoRAs that are applied. Says how much is lost."
+                "checkpoint, or of LoRAs that are applied. Says and draws how much is lost."
             ),
             search_aliases=["model to lora", "checkpoint difference", "dreambooth to lora", "svd"],
             inputs=[
@@ -172,7 +179,10 @@ class ExtractLora(io.ComfyNode):
                 ),
                 io.Clip.Input("base_clip", optional=True, tooltip="The clip before the training."),
             ],
-            outputs=_outputs("Changes base_model into model, as nearly as its rank allows."),
+            outputs=[
+                *_outputs("Changes base_model into model, as nearly as its rank allows."),
+                _drawn(),
+            ],
         )
 
     @classmethod
@@ -190,7 +200,8 @@ class ExtractLora(io.ComfyNode):
         from ..trainers.methods.adapters.extract import extract
         from ..trainers.runs.metadata import extracted_metadata
         from .host.memory import fp64_device
-        from .host.models.adapters.differences import architecture, differences
+        from .host.models.adapters.differences import differences
+        from .host.models.support import record_of
 
         if (clip is None) != (base_clip is None):
             missing, there = ("clip", "base_clip") if clip is None else ("base_clip", "clip")
@@ -198,7 +209,8 @@ class ExtractLora(io.ComfyNode):
         found = differences(model, base_model, clip, base_clip)
         result = extract(found, _keep(keep, rank, energy), fp64_device())
         ranks = [layer.rank for layer in result.layers if layer.rank]
-        return _output(result, extracted_metadata(architecture(model), ranks), ())
+        made = _output(result, extracted_metadata(record_of(model), ranks), ())
+        return io.NodeOutput(*made, _plot(result))
 
 
 class ResizeLora(io.ComfyNode):
@@ -210,11 +222,11 @@ class ResizeLora(io.ComfyNode):
             category="personalize/adapters",
             description=(
                 "Makes a LoRA smaller: to a rank, or to what holds a share of each layer. Says "
-                "how much is lost."
+                "and draws how much is lost."
             ),
             search_aliases=["shrink lora", "lora rank", "reduce lora", "smaller lora"],
             inputs=[io.LoraModel.Input("lora", tooltip=LORA), *_keep_inputs(8)],
-            outputs=_outputs("The smaller LoRA."),
+            outputs=[*_outputs("The smaller LoRA."), _drawn()],
         )
 
     @classmethod
@@ -224,7 +236,7 @@ class ResizeLora(io.ComfyNode):
         from .host.status import counted
 
         result = resize(lora, _keep(keep, rank, energy), fp64_device(), counted)
-        return _made_of([lora], result)
+        return io.NodeOutput(*_made_of([lora], result), _plot(result))
 
 
 def _keep(by: str, rank: int, energy: float) -> Any:
@@ -238,8 +250,8 @@ def _metadata(lora: Any) -> Mapping[str, str]:
     return metadata
 
 
-def _made_of(loras: Sequence[Any], result: Any) -> io.NodeOutput:
-    """The outputs for a LoRA that is made of others."""
+def _made_of(loras: Sequence[Any], result: Any) -> tuple[Any, str]:
+    """A LoRA that is made of others, and the report."""
     from ..trainers.runs.metadata import merged_metadata, needs_metadata
 
     needs = {e.fingerprint(): e for lora in loras for e in getattr(lora, "needs", ())}
@@ -248,11 +260,19 @@ def _made_of(loras: Sequence[Any], result: Any) -> io.NodeOutput:
     return _output(result, metadata | needs_metadata(needs.values()), tuple(needs.values()))
 
 
-def _output(result: Any, metadata: Mapping[str, str], needs: tuple[Any, ...]) -> io.NodeOutput:
+def _output(result: Any, metadata: Mapping[str, str], needs: tuple[Any, ...]) -> tuple[Any, str]:
+    """A LoRA, and its report, which is shown as well."""
     from ..trainers.methods.adapters.report import report
     from ..trainers.methods.results import Adapter
     from .host.status import running_node, show_text
 
     text = report(result.layers)
     show_text(text, running_node())
-    return io.NodeOutput(Adapter(result.tensors, metadata, needs), text)
+    return Adapter(result.tensors, metadata, needs), text
+
+
+def _plot(result: Any) -> Any:
+    from ..trainers.runs.layer_plot import draw_layers
+    from .host.overview import image_of
+
+    return image_of(draw_layers(result.layers))

@@ -334,6 +334,24 @@ def test_extract_by_energy_loses_no_more_than_was_asked() -> None:
         assert layer.residual <= 0.1
 
 
+@pytest.mark.parametrize("keep", [Keep(rank=3), Keep(energy=0.9), Keep(energy=0.99)])
+def test_extract_states_the_residual_of_the_dense_difference(keep: Keep) -> None:
+    extracted = extract(changes(), keep)
+    dense_changes = {change.name or change.key: change for change in changes()}
+    lost = []
+    for kept in extracted.layers:
+        change = dense_changes.get(kept.name) or next(c for c in changes() if c.key == kept.name)
+        whole = change.delta.flatten(1).double() if change.delta.ndim > 1 else change.delta
+        layer = read_lora(extracted.tensors, "It").layers.get(kept.name)
+        left = whole - layer.delta() if layer else whole
+        lost.append(float(left.norm()))
+        residual = lost[-1] / float(whole.norm())
+        assert math.isclose(kept.residual, residual, rel_tol=1e-4, abs_tol=1e-6)
+    norm = math.hypot(*(float(change.delta.norm()) for change in changes()))
+    expected = math.hypot(*lost) / norm
+    assert math.isclose(total_residual(extracted.layers), expected, rel_tol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("delta", "words"),
     [(torch.zeros(4, 4), "no layer that differs"), (torch.full((4, 4), math.inf), "not finite")],

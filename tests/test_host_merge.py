@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import safetensors.torch
+from PIL import Image
 
 from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures, saved_lora
+from tests.test_plot import num_pixels
+from trainers.runs.plot import LOOKS
 
 __all__ = ["any_host"]  # a fixture
 
@@ -44,12 +47,12 @@ def merged(graph: Graph, loras: list[Link], **settings: Any) -> list[Link]:
 
 def resized(graph: Graph, lora: Link, **settings: Any) -> list[Link]:
     own = {"keep": "rank", "rank": 2, "energy": 0.99, **settings}
-    return graph.add("PersonalizeResizeLora", 2, lora=lora, **own)
+    return graph.add("PersonalizeResizeLora", 3, lora=lora, **own)
 
 
 def extracted(graph: Graph, sockets: dict[str, Link], **settings: Any) -> list[Link]:
     own = {"keep": "rank", "rank": 400, "energy": 0.99, **settings}
-    return graph.add("PersonalizeExtractLora", 2, **sockets, **own)
+    return graph.add("PersonalizeExtractLora", 3, **sockets, **own)
 
 
 def save(graph: Graph, lora: Link, name: str) -> None:
@@ -134,7 +137,8 @@ def test_extract_of_a_dreambooth_samples_as_the_dreambooth(any_host: Host) -> No
     graph.sample(model, clip, "base", PROMPT)
     graph.sample(*trained[:2], "dreambooth", PROMPT)
     pair = {"model": trained[0], "base_model": model, "clip": trained[1], "base_clip": clip}
-    lora, text = extracted(graph, pair)
+    lora, text, plot = extracted(graph, pair)
+    graph.add("SaveImage", images=plot, filename_prefix="plot")
     graph.sample(*applied(graph, model, clip, lora, 1.0), "extracted", PROMPT)
     small = extracted(graph, {"model": trained[0], "base_model": model}, rank=2)[0]
     save(graph, lora, "extracted")
@@ -146,6 +150,10 @@ def test_extract_of_a_dreambooth_samples_as_the_dreambooth(any_host: Host) -> No
     whole = difference(latents(host, "dreambooth"), latents(host, "base"))
     assert difference(latents(host, "extracted"), latents(host, "dreambooth")) < 0.1 * whole
     assert difference(latents(host, "extracted_file"), latents(host, "extracted")) < 1e-5
+    (drawn,) = host.images(entry)
+    with Image.open(drawn) as picture:
+        assert picture.size == (960, 540)
+        assert num_pixels(picture.convert("RGB"), LOOKS["dark"].smooth) > 10_000
     assert "norms and biases" in entry["outputs"][shown]["text"][0]
     assert "lora key not loaded" not in host.log()[log_from:]
     assert all(key.startswith("lora_unet_") for key in tensors(saved_lora(host, "small")))

@@ -38,7 +38,12 @@ BASES = {
     "sd_xl_base_1.0.safetensors": ("thin_sdxl.safetensors", 1024),
 }
 SIZED = ("EmptyLatentImage", "PersonalizeClassImages", "PersonalizePreview", "PersonalizeCompare")
-SHOW_PICTURES = {"PersonalizeClassImages", "PersonalizeLossPlot", "PersonalizeCompare"}
+SHOW_PICTURES = {
+    "PersonalizeClassImages",
+    "PersonalizeLossPlot",
+    "PersonalizeCompare",
+    "PreviewImage",
+}
 WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 

@@ -75,15 +75,9 @@ def draw_losses(
     Raises:
         PersonalizeError: there are no losses, or some are not finite.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     values, look = _checked(losses), LOOKS[theme]
     unit = min(width_px / DESIGN_PX[0], height_px / DESIGN_PX[1])
-    dpi = unit * POINTS_PER_INCH
-    inches = ((width_px + 0.01) / dpi, (height_px + 0.01) / dpi)  # pixels are rounded down
-    figure = Figure(inches, dpi, facecolor=look.background)
-    canvas: Any = FigureCanvasAgg(figure)
+    figure = blank_figure(width_px, height_px, look)
     room = np.array(ROOM_PX) * unit / np.array([width_px, height_px, width_px, height_px])
     axes = figure.add_axes((*room[:2], *(1 - room[:2] - room[2:])), facecolor=look.panel)
     _set_scales(axes, values, look)
@@ -93,8 +87,34 @@ def draw_losses(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, labelcolor=look.text,
         fontsize=FONT_PX,
     )  # fmt: skip
+    return picture_of(figure)
+
+
+def blank_figure(width_px: int, height_px: int, look: Look) -> Any:
+    """A figure of matplotlib, in whose units a pixel of DESIGN_PX is a point."""
+    from matplotlib.figure import Figure
+
+    unit = min(width_px / DESIGN_PX[0], height_px / DESIGN_PX[1])
+    dpi = unit * POINTS_PER_INCH
+    inches = ((width_px + 0.01) / dpi, (height_px + 0.01) / dpi)  # pixels are rounded down
+    return Figure(inches, dpi, facecolor=look.background)
+
+
+def picture_of(figure: Any) -> Image.Image:
+    """A figure as an RGB picture."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     return Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+
+
+def style_axes(axes: Any, look: Look) -> None:
+    """Ticks as faint words, a grid behind the lines, no frame."""
+    axes.tick_params(colors=look.faint, labelsize=TICK_PX, length=0)
+    axes.grid(color=look.grid)
+    axes.set_axisbelow(True)
+    axes.spines[:].set_visible(False)
 
 
 def window_steps(num_steps: int) -> float:
@@ -181,10 +201,7 @@ def _set_scales(axes: Any, losses: Array, look: Look) -> None:
     axes.locator_params("x", nbins=MOST_X_TICKS, integer=True)
     axes.locator_params("y", nbins=MOST_Y_TICKS)
     axes.xaxis.set_major_formatter("{x:,.0f}")
-    axes.tick_params(colors=look.faint, labelsize=TICK_PX, length=0)
-    axes.grid(color=look.grid)
-    axes.set_axisbelow(True)
-    axes.spines[:].set_visible(False)
+    style_axes(axes, look)
     axes.set_xlabel("step", color=look.text, fontsize=FONT_PX)
     axes.set_ylabel("loss", color=look.text, fontsize=FONT_PX)
     if beyond := int(np.count_nonzero((losses < low) | (losses > high))):

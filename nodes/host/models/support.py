@@ -20,6 +20,11 @@ log = logging.getLogger(__name__)
 PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
+def record_of(model: Any) -> Architecture:
+    """The record of a MODEL; GENERIC where there is none."""
+    return architecture_of(type(model.model.model_config).__name__)
+
+
 def check_model(model: Any) -> Architecture:
     """The record of a MODEL; GENERIC where there is none.
 
@@ -41,7 +46,7 @@ def check_model(model: Any) -> Architecture:
             "bypass mode, which training would not see.\nLoad the LoRA with Load LoRA, or remove "
             "it before the trainer."
         )
-    return architecture_of(kind)
+    return record_of(model)
 
 
 def check_clip(clip: Any, model: Any) -> None:

@@ -14,10 +14,10 @@ from .....trainers.errors import AdapterError
 from .....trainers.methods.adapters.extract import Difference
 from .....trainers.methods.adapters.layers import DOTTED_ENDINGS, KOHYA_ENDINGS, shortened
 from .....trainers.methods.lora import layer_name
-from .....trainers.models.architectures import DENOISER, KOHYA, Architecture, architecture_of
+from .....trainers.models.architectures import DENOISER, KOHYA, Architecture
 from ...status import counted
 from ..parts import diffusers_names
-from ..support import check_weights
+from ..support import check_weights, record_of
 from ..twin import HOST_DENOISER
 
 ENDING = ".weight"
@@ -27,11 +27,6 @@ Patched = Mapping[str, list[Any]]  # each weight with how to widen it, and the p
 class _Naming(NamedTuple):
     architecture: Architecture
     diffusers_names: Mapping[str, str]
-
-
-def architecture(model: Any) -> Architecture:
-    """The record of a MODEL; GENERIC where there is none."""
-    return architecture_of(type(model.model.model_config).__name__)
 
 
 def differences(model: Any, base: Any, clip: Any, base_clip: Any) -> Iterator[Difference]:
@@ -48,7 +43,7 @@ def differences(model: Any, base: Any, clip: Any, base_clip: Any) -> Iterator[Di
     """
     for socket, one in (("model", model), ("base_model", base)):
         check_weights(socket, one.model.diffusion_model)
-    record = architecture(model)
+    record = record_of(model)
     names = diffusers_names(model) if record.diffusers_names else {}
     naming = _Naming(record, names)
     pairs = [_Pair("model", model, base, HOST_DENOISER)]

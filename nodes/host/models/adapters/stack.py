@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .....trainers.errors import AdapterError
 from .....trainers.methods.results import Embedding
-from .....trainers.models.architectures import GENERIC, architecture_of
+from .....trainers.models.architectures import GENERIC
 from .....trainers.runs.foreign import (
     ENDINGS,
     TEXT,
@@ -25,6 +25,7 @@ from .....trainers.runs.foreign import (
     said_architecture,
     trigger_words,
 )
+from ..support import record_of
 from ..tokenizer import with_embedding
 from ..weights import apply_lora
 from .limits import blocks_of, hooks_of, portions, with_hooks, with_portions
@@ -257,7 +258,7 @@ def _with_lora(
     ]
     said, wanted = said_architecture(metadata), GENERIC
     if model is not None:
-        wanted = architecture_of(type(model.model.model_config).__name__)
+        wanted = record_of(model)
     other = GENERIC not in (said, wanted) and said is not wanted
     # Kinds of models share names of text layers: where there is a denoiser, it decides.
     if other or not tensors or (judged and not judged[0]):
