@@ -16,10 +16,11 @@ from .contracts import Parts, Size, Text, Trainable
 from .data.batches import by_shape
 from .data.examples import Examples, stack_masks
 from .data.prior import put_teacher_samples
-from .data.validation import held_out_samples
+from .data.validation import NUM_TIMESTEPS, held_out_samples
 from .losses import sample_losses
-from .noise import draw_noise, draw_timesteps, generator_for
+from .noise import draw_noise, generator_for
 from .settings.run import RunConfig
+from .timesteps import draw_timesteps, even_timesteps
 
 
 @dataclass(frozen=True)
@@ -61,8 +62,8 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     examples, parts, objective = job.examples, job.parts, job.config.objective
     shape = (len(pictures), *examples.latents[pictures[0]].shape)
     noise = draw_noise(shape, generator, objective.noise_offset)
-    lowest, highest = objective.timestep_min, objective.timestep_max
-    timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
+    size = examples.sizes[pictures[0]]
+    timesteps = draw_timesteps(len(pictures), generator, objective, parts.objective, size)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
         "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)
@@ -134,13 +135,12 @@ def evaluating(job: Job) -> Iterator[None]:
 
 def validation_loss(job: Job) -> float:
     """The mean loss of the held-out pictures; see trainers.data.validation."""
-    examples, objective = job.held_out, job.config.objective
+    examples, seed = job.held_out, job.config.training.seed
     assert examples is not None
     losses = []
-    lowest, highest = objective.timestep_min, objective.timestep_max
-    seed = job.config.training.seed
+    timesteps = even_timesteps(NUM_TIMESTEPS, job.config.objective, job.parts.objective)
     with evaluating(job):
-        for picture, noise, timestep in held_out_samples(examples, lowest, highest, seed):
+        for picture, noise, timestep in held_out_samples(examples, timesteps, seed):
             # The last of a caption's prompts is the caption itself.
             prompt = job.prompts[examples.captions[picture]][-1]
             loss, _ = _losses(job, examples, [picture], noise, timestep, [prompt])

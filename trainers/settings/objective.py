@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from .field import Settings, setting
 
 PRIORS = ("class images", "teacher")
+AUTO, UNIFORM, LOGIT_NORMAL = "auto", "uniform", "logit_normal"
+SHIFT, FLUX_SHIFT = "shift", "flux_shift"
 
 
 @dataclass(frozen=True)
@@ -37,10 +39,13 @@ class ObjectiveConfig(Settings):
         min=0.0, max=1.0, step=0.01,
     )  # fmt: skip
     timestep_min: int = setting(
-        0, "Lowest timestep that is trained (0 is almost no noise).", min=0, max=999,
+        0, "Lowest timestep that is trained, in thousandths: 0 is almost no noise. For flow "
+        "matching that is the share of noise.",
+        min=0, max=999,
     )  # fmt: skip
     timestep_max: int = setting(
-        999, "Highest timestep that is trained (999 is almost only noise).", min=0, max=999,
+        999, "Highest timestep that is trained, in thousandths: 999 is almost only noise.",
+        min=0, max=999,
     )  # fmt: skip
     prior_weight: float = setting(
         1.0,
@@ -66,6 +71,30 @@ class ObjectiveConfig(Settings):
         min=1, max=100_000, source="D 100 class images",
     )  # fmt: skip
 
+    timestep_sampling: str = setting(
+        AUTO,
+        "How often each timestep trains. auto: uniform for models that predict noise or v, "
+        "logit_normal for flow matching. logit_normal (sigmoid): mostly those in the middle. "
+        "shift: more of those with much noise, by discrete_flow_shift. flux_shift: the same, by "
+        "the resolution.",
+        choices=(AUTO, UNIFORM, LOGIT_NORMAL, SHIFT, FLUX_SHIFT),
+        source="P arXiv 2403.03206; K; D logit_normal for flow",
+    )  # fmt: skip
+    logit_mean: float = setting(
+        0.0, "Middle of logit_normal: above 0 trains more of those with much noise.",
+        min=-5.0, max=5.0, step=0.05, source="D 0",
+    )  # fmt: skip
+    logit_std: float = setting(
+        1.0, "Width of logit_normal: 1 is usual, more is nearer to uniform.",
+        min=0.05, max=5.0, step=0.05, source="D 1; K sigmoid_scale",
+    )  # fmt: skip
+    discrete_flow_shift: float = setting(
+        0.0,
+        "For timestep_sampling shift: 1 shifts nothing, 3 is usual at 1024 px. 0: as the model's "
+        "own sampler does.",
+        min=0.0, max=100.0, step=0.05, source="K",
+    )  # fmt: skip
+
     def problems(self) -> list[str]:
         problems = []
         if self.timestep_min > self.timestep_max:
@@ -78,7 +107,22 @@ class ObjectiveConfig(Settings):
                 "class_prompt is empty, but prior 'teacher' needs one; "
                 "allowed: any text, such as 'a photo of a dog'"
             )
+        if self.timestep_sampling == UNIFORM and self.shapes_logit_normal:
+            problems.append(
+                "logit_mean or logit_std is set, but timestep_sampling 'uniform' has neither; "
+                "allowed: timestep_sampling 'logit_normal'"
+            )
+        if self.discrete_flow_shift and self.timestep_sampling != SHIFT:
+            problems.append(
+                f"discrete_flow_shift is {self.discrete_flow_shift:g}, but timestep_sampling "
+                f"'{self.timestep_sampling}' has none; allowed: timestep_sampling 'shift'"
+            )
         return problems
+
+    @property
+    def shapes_logit_normal(self) -> bool:
+        """Whether the logit-normal law is another than the usual one."""
+        return self.logit_mean != 0 or self.logit_std != 1
 
     @property
     def uses_teacher(self) -> bool:
