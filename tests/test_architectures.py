@@ -43,7 +43,7 @@ def test_record_is_found_by_its_host_classes(record: Architecture) -> None:
     assert all(architecture_of(name) is record for name in record.host_classes)
 
 
-@pytest.mark.parametrize("name", ["Flux", "sd15", "BaseModel", ""])
+@pytest.mark.parametrize("name", ["KOALA_700M", "sd15", "BaseModel", ""])
 def test_unknown_model_is_generic(name: str) -> None:
     assert architecture_of(name) is GENERIC
 

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple, Protocol
 import pytest
 import torch
 
+from tests import tiny_transformers as transformers
 from tests.conftest import model_file, on_the_cpu
-from tests.graphs import Graph, Link, as_new
+from tests.graphs import Graph, Link
 from tests.host import Host
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
 
@@ -28,12 +29,14 @@ class Row:
         architecture: which record of trainers.models.architectures it has.
         checkpoint: where its text encoders and VAE are from, and its denoiser, unless
         unet: names a file of its own.
+        recipe: of a small transformer, in place of files; see tests.tiny_transformers.
         methods: names in METHODS, in the newest host.
         old_methods: those in the oldest host.
         sampling: settings of the stock node that changes what it predicts.
         objective: what it predicts then.
         unused: adapters' tensors that no gradient reaches: those of a text encoder's last layer,
-            where the model takes what the last but one gives.
+            where the model takes what the last but one gives, and of what a last block makes of
+            the text, which nobody reads.
     """
 
     name: str
@@ -42,6 +45,7 @@ class Row:
     methods: Sequence[str]
     old_methods: Sequence[str]
     unet: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "epsilon"
     unused: int = 8
@@ -51,6 +55,8 @@ class Row:
 
     def load(self, host: Host, graph: Graph) -> list[Link]:
         """MODEL, CLIP and VAE."""
+        if self.recipe:
+            return graph.add("ProbeTiny", 3, recipe=json.dumps(self.recipe))
         checkpoint = f"{self.checkpoint}.safetensors"
         host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
         model, clip, vae = graph.load(checkpoint)
@@ -144,6 +150,9 @@ class DreamBooth(NamedTuple):
     def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
         saved = newest(host, "saved", name)
         offered = f"{host.base.name}-{row}-{saved.stem}"
+        if row.recipe:
+            made = {"recipe": json.dumps(row.recipe), "file": f"saved/{saved.name}"}
+            return Trained(graph.add("ProbeTiny", 3, **made)[0], base[1])
         if not self.settings:
             return Trained(row.sampled(graph, load_unet(host, graph, saved, offered)), base[1])
         file = host.add_model("checkpoints", saved, f"{offered}.safetensors")
@@ -202,7 +211,22 @@ SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", ("lora", "dreambooth"), ("lora",), "th
 WITH_TEXT = (*DENOISER, "textlora")
 DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
 KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_koala")
-ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA]
+TRANSFORMER = ("lora", "dreambooth")
+FLUX, KLEIN, CHROMA, Z_IMAGE, QWEN_IMAGE, KREA2, ANIMA, SD3 = (
+    Row(name, record, "", TRANSFORMER, old, recipe=recipe, objective="flow", unused=unused)
+    for name, record, recipe, old, unused in (
+        ("flux", "flux", transformers.FLUX, TRANSFORMER, 0),
+        ("klein", "flux2", transformers.KLEIN, TRANSFORMER, 8),
+        ("chroma", "chroma", transformers.CHROMA, TRANSFORMER, 0),
+        ("z-image", "z_image", transformers.Z_IMAGE, TRANSFORMER, 8),
+        ("qwen-image", "qwen_image", transformers.QWEN_IMAGE, TRANSFORMER, 4),
+        ("krea2", "krea2", transformers.KREA2, (), 8),
+        ("anima", "anima", transformers.ANIMA, TRANSFORMER, 0),
+        ("sd3", "sd3", transformers.SD3, TRANSFORMER, 0),
+    )
+)
+TRANSFORMERS = [FLUX, KLEIN, CHROMA, Z_IMAGE, QWEN_IMAGE, KREA2, ANIMA, SD3]
+ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]
 COMPLAINTS = (
     "lora key not loaded", "NOT LOADED", "clip missing", "unet missing", "unet unexpected",
     "left over keys",
@@ -214,10 +238,21 @@ every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 
 
 def sample(
-    graph: Graph, model: Link, clip: Link, prompt: str = PROMPT, prefix: str = "samples"
+    graph: Graph,
+    model: Link,
+    clip: Link,
+    prompt: str = PROMPT,
+    prefix: str = "samples",
+    anew: bool = False,
 ) -> None:
-    """Two steps at 64 px without guidance, so that one prompt is all there is to encode."""
+    """Two steps at 64 px without guidance, so that one prompt is all there is to encode.
+
+    Args:
+        anew: compute it even if the host has it from an earlier prompt.
+    """
     said = graph.encode(clip, prompt)
+    if anew:  # the same all the way through
+        said = graph.add("ConditioningSetTimestepRange", conditioning=said, start=0.0, end=1.0)[0]
     empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
     made = graph.add(
         "KSampler", model=model, positive=said, negative=said, latent_image=empty, seed=1,
@@ -249,7 +284,7 @@ def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str,
 
     graph = Graph()
     base = row.load(host, graph)
-    sample(graph, *base[:2], as_new(PROMPT), "after")
+    sample(graph, *base[:2], prefix="after", anew=True)
     for name in names:
         loaded = METHODS[name].load(host, graph, row, base, name)
         sample(graph, *loaded, prefix=f"{name}-file")
@@ -287,7 +322,7 @@ def test_twins_compute_as_the_host(any_host: Host, row: Row) -> None:
         assert shared == (total if on_the_cpu() else 0)
 
 
-@pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA], ids=str)
+@pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA, *TRANSFORMERS], ids=str)
 def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     graph = Graph()
     model, clip, _ = row.load(host, graph)
@@ -301,7 +336,7 @@ def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     assert measured["without"] == (row.unused if of_text_encoders else 0)
 
 
-@pytest.mark.parametrize("row", [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA], ids=str)
+@every_row
 def test_step_is_that_of_plain_torch(host: Host, row: Row) -> None:
     graph = Graph()
     model, clip, _ = row.load(host, graph)
@@ -323,7 +358,7 @@ def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
     host.run(graph)
     graph = Graph()
     base = SDXL.load(host, graph)
-    sample(graph, *base[:2], as_new(PROMPT), "after")
+    sample(graph, *base[:2], prefix="after", anew=True)
     host.run(graph)
     assert torch.equal(latents(host, "before"), latents(host, "after"))
     assert difference(latents(host, "text"), latents(host, "before")) > 1e-2

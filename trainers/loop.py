@@ -33,6 +33,7 @@ from .settings.run import RunConfig
 from .settings.training import TrainingConfig
 from .settings.validation import BEST
 from .step import Job, losses_and_weights, predict, validation_loss
+from .timesteps import check_objective
 
 
 @dataclass(frozen=True)
@@ -82,8 +83,10 @@ def make_job(
     """Let the run's method prepare `parts` for training; see Job.
 
     Raises:
-        SettingsError: the run asks for the best step, but no picture is watched.
+        SettingsError: the run asks for the best step, but no picture is watched; or for what means
+            nothing to this model.
     """
+    check_objective(config.objective, parts.objective)
     check_watched(config.validation, held_out is not None and not config.validation.held_out)
     trainable = METHODS[config.method](parts, config)
     for module in parts.modules.values():

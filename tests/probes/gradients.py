@@ -158,14 +158,19 @@ def _plain_step(
     start = _filled(parameters)
     random = pack("trainers.noise").generator_for(config.training.seed, 0, 0)
     noise = torch.randn(1, *latents.shape, generator=random).to(parts.device)
-    timesteps = torch.randint(0, 1000, (1,), generator=random)
-    sampling = model.get_model_object("model_sampling")
-    sigma = float(sampling.sigmas[int(timesteps)])
-    signal, spread = (1 / (sigma**2 + 1)) ** 0.5, sigma / (sigma**2 + 1) ** 0.5
     clean = latents[None].to(parts.device)
-    noisy, target = signal * clean + spread * noise, noise
-    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        target = signal * noise - spread * clean
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        timesteps = torch.sigmoid(torch.randn(1, generator=random))
+        share = float(timesteps)
+        noisy, target = (1 - share) * clean + share * noise, noise - clean
+    else:
+        timesteps = torch.randint(0, 1000, (1,), generator=random)
+        sigma = float(sampling.sigmas[int(timesteps)])
+        signal, spread = (1 / (sigma**2 + 1)) ** 0.5, sigma / (sigma**2 + 1) ** 0.5
+        noisy, target = signal * clean + spread * noise, noise
+        if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+            target = signal * noise - spread * clean
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=1e-2)
     with torch.enable_grad():
         predicted = parts.predict(

@@ -31,7 +31,7 @@ def with_embedding(clip: Any, embedding: Embedding) -> Any:
     Raises:
         UnsupportedModelError: the embedding was made for other text encoders.
     """
-    found = widths(clip.tokenizer)
+    found = widths(clip)
     needed = {name: rows.shape[1] for name, rows in embedding.rows.items()}
     if needed != found:
         raise UnsupportedModelError(
@@ -60,9 +60,29 @@ def embeddings_of(clip: Any) -> tuple[Embedding, ...]:
 
 
 def encoder_names(clip: Any) -> tuple[str, ...]:
-    """The text encoders of a CLIP, by the attributes that its module and its tokenizer share."""
-    names = [name for name, _ in clip.cond_stage_model.named_children()]
-    return tuple(name for name in names if name in widths(clip.tokenizer))
+    """The text encoders of a CLIP, by the attributes of its module."""
+    return tuple(widths(clip))
+
+
+def widths(clip: Any) -> dict[str, int]:
+    """The width of each text encoder: clip_l, clip_g, t5xxl, qwen3_4b ..."""
+    sizes = {
+        name: part.embedding_size
+        for attribute, part in _tokenizers(clip.tokenizer).items()
+        for name in _names(attribute)
+    }
+    encoders = [name for name, _ in clip.cond_stage_model.named_children()]
+    return {name: sizes[name] for name in encoders if name in sizes}
+
+
+def _tokenizers(tokenizer: Any) -> dict[str, Any]:
+    """Those of each text encoder, by their attribute; some only give a denoiser ids."""
+    return {name: part for name, part in vars(tokenizer).items() if hasattr(part, "embedding_size")}
+
+
+def _names(attribute: str) -> tuple[str, ...]:
+    """What the text encoder of a tokenizer is called: the same, or without the host's prefix."""
+    return attribute, attribute.removeprefix("clip_")
 
 
 def token_key(encoder: str) -> str:
@@ -75,15 +95,34 @@ def plain_tokenizer(tokenizer: Any) -> Any:
     return getattr(tokenizer, "personalize_plain", tokenizer)
 
 
-def knowing(tokenizer: Any, answers: Answers) -> Any:
-    """A copy that answers for these tokens alone, with these rows."""
+def literal(clip: Any) -> Any:
+    """A CLIP around the same modules that takes texts literally: parentheses weigh nothing."""
+    reader = copy.copy(clip)
+    learned = {e.token: e.rows for e in embeddings_of(clip)}
+    reader.tokenizer = knowing(clip.tokenizer, learned, weights=False)
+    return reader
+
+
+def knowing(tokenizer: Any, answers: Answers, weights: bool = True) -> Any:
+    """A copy that answers for these tokens alone, with these rows.
+
+    Args:
+        weights: whether parentheses are weights or text.
+    """
     plain = plain_tokenizer(tokenizer)
     known = copy.copy(plain)
     known.personalize_plain = plain
-    if answers:
-        for name in widths(plain):
-            by_token = {token: by[name] for token, by in answers.items() if name in by}
-            setattr(known, name, _one_knowing(getattr(plain, name), by_token))
+    for attribute, part in _tokenizers(plain).items():
+        if not weights:
+            part = copy.copy(part)
+            part.disable_weights = True
+        by_token = {
+            token: by[name]
+            for token, by in answers.items()
+            for name in _names(attribute)
+            if name in by
+        }
+        setattr(known, attribute, _one_knowing(part, by_token) if answers else part)
     return known
 
 
@@ -133,15 +172,6 @@ def _marked(text: str, pattern: re.Pattern[str], names: Mapping[str, str]) -> st
         return f" embedding:{names[token.lower()]} " if token else found.group()
 
     return pattern.sub(mark, text)
-
-
-def widths(tokenizer: Any) -> dict[str, int]:
-    """The width of each text encoder, by its tokenizer's attribute: clip_l, clip_g ..."""
-    return {
-        name: part.embedding_size
-        for name, part in vars(tokenizer).items()
-        if hasattr(part, "embedding_size")
-    }
 
 
 def _listed(widths: Mapping[str, int]) -> str:

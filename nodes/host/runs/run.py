@@ -13,9 +13,11 @@ from ....trainers.models.precision import compute_dtype
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
+from ....trainers.timesteps import check_objective
 from ..folders import runs_folder
 from ..memory import device
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.objective import objective_of
 from ..models.support import check_clip, check_model
 from ..models.tokenizer import embeddings_of, encoder_names
 from ..models.vae import check_vae
@@ -75,6 +77,8 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         PersonalizeError: what is wired in does not go together.
     """
     check_wiring(sockets, config)
+    if sockets.model is not None:
+        check_objective(config.objective, objective_of(sockets.model))
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
     return _run(sockets, config, _base(sockets, node), reporter)
