@@ -77,11 +77,12 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         PersonalizeError: what is wired in does not go together.
     """
     check_wiring(sockets, config)
-    if sockets.model is not None:
-        check_objective(config.objective, objective_of(sockets.model))
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
-    return _run(sockets, config, _base(sockets, node), reporter)
+    base = _base(sockets, node)
+    if not sockets.without_base:
+        check_objective(config.objective, objective_of(sockets.model))
+    return _run(sockets, config, base, reporter)
 
 
 def needs_base(
