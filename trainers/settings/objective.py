@@ -95,6 +95,27 @@ class ObjectiveConfig(Settings):
         min=0.0, max=100.0, step=0.05, source="K",
     )  # fmt: skip
 
+    caption_prefix: str = setting(
+        "", "Put in front of every caption, such as a trigger word and a comma.", source="K",
+    )  # fmt: skip
+    shuffle_caption: bool = setting(
+        False, "Train the tags of a caption, which commas divide, in several orders.", source="K",
+    )  # fmt: skip
+    keep_tokens: int = setting(
+        0, "So many tags in front are neither shuffled nor left out.", min=0, max=1000, source="K",
+    )  # fmt: skip
+    caption_tag_dropout_rate: float = setting(
+        0.0, "Share of the tags that is left out each time.", min=0.0, max=1.0, step=0.01,
+        source="K",
+    )  # fmt: skip
+    enable_wildcard: bool = setting(
+        False, "In captions, {a|b} is one of them at random. Off: it is text.", source="K",
+    )  # fmt: skip
+    caption_variants: int = setting(
+        10, "How many texts are drawn of each caption, if any of the five above draws.",
+        min=2, max=1000,
+    )  # fmt: skip
+
     def problems(self) -> list[str]:
         problems = []
         if self.timestep_min > self.timestep_max:
@@ -116,6 +137,11 @@ class ObjectiveConfig(Settings):
             problems.append(
                 f"discrete_flow_shift is {self.discrete_flow_shift:g}, but timestep_sampling "
                 f"'{self.timestep_sampling}' has none; allowed: timestep_sampling 'shift'"
+            )
+        if self.keep_tokens and not (self.shuffle_caption or self.caption_tag_dropout_rate):
+            problems.append(
+                f"keep_tokens is {self.keep_tokens}, but nothing moves or is left out; allowed: 0, "
+                "or shuffle_caption or caption_tag_dropout_rate"
             )
         return problems
 

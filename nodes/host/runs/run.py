@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....trainers.data.dataset import Dataset
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
+from ....trainers.prompts import caption_prompts
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
@@ -52,9 +54,20 @@ class Run:
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset
-        datasets = [self.sockets.dataset, *([classes] if classes is not None else [])]
-        captions = [picture.caption for dataset in datasets for picture in dataset.pictures]
-        return [*captions, self.config.objective.class_prompt]
+        of_classes = [picture.caption for picture in classes.pictures] if classes else []
+        prompts = self._prompts(self.sockets.dataset)
+        return [*prompts, *of_classes, self.config.objective.class_prompt]
+
+    @property
+    def watched_captions(self) -> list[str]:
+        """The same of pictures that are not trained but watched."""
+        watched = self.sockets.validation_dataset
+        return self._prompts(watched) if watched else []
+
+    def _prompts(self, dataset: Dataset) -> list[str]:
+        captions = [picture.caption for picture in dataset.pictures]
+        drawn = caption_prompts(captions, self.config.objective, self.config.training.seed)
+        return [text for texts in drawn.values() for text in texts]
 
     @property
     def asked_steps(self) -> int:
