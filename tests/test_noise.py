@@ -11,7 +11,7 @@ from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from tests.schedules import scaled_linear_alphas_cumprod
-from trainers.noise import (
+from trainers.objective.noise import (
     PREDICTIONS,
     Diffusion,
     Flow,

@@ -10,19 +10,18 @@ import torch
 from torch import Tensor
 
 from tests.schedules import scaled_linear_alphas_cumprod
-from trainers.contracts import Size
 from trainers.errors import SettingsError
-from trainers.noise import Diffusion, Flow, Objective, generator_for
+from trainers.objective.noise import Diffusion, Flow, Objective, generator_for
+from trainers.objective.timesteps import check_objective, draw_timesteps, even_timesteps, flux_shift
 from trainers.settings.objective import ObjectiveConfig
-from trainers.timesteps import check_objective, draw_timesteps, even_timesteps, flux_shift
 
 EPSILON, V = (Diffusion(name, scaled_linear_alphas_cumprod()) for name in ("epsilon", "v"))
-SQUARE = Size(1024, 1024, 0, 0, 1024, 1024)
+AREA_PX = 1024 * 1024
 NUM = 50_000
 
 
-def drawn(process: Objective, size: Size = SQUARE, seed: int = 0, **settings: Any) -> Tensor:
-    return draw_timesteps(NUM, generator_for(seed), ObjectiveConfig(**settings), process, size)
+def drawn(process: Objective, area_px: int = AREA_PX, seed: int = 0, **settings: Any) -> Tensor:
+    return draw_timesteps(NUM, generator_for(seed), ObjectiveConfig(**settings), process, area_px)
 
 
 def quantiles(levels: Tensor) -> Tensor:
@@ -82,14 +81,12 @@ def test_shift_is_the_formula(shift: float) -> None:
 
 
 def test_flux_shift_goes_by_resolution() -> None:
-    assert flux_shift(256, 256) == pytest.approx(math.exp(0.5))
-    assert flux_shift(1024, 1024) == pytest.approx(math.exp(1.15))
-    assert flux_shift(512, 2048) == pytest.approx(math.exp(1.15))
-    small = Size(512, 512, 0, 0, 512, 512)
-    for size in (SQUARE, small):
-        shift = flux_shift(size.bucket_width_px, size.bucket_height_px)
-        same = drawn(Flow(), timestep_sampling="shift", discrete_flow_shift=round(shift, 6))
-        shares = drawn(Flow(), size, timestep_sampling="flux_shift")
+    assert flux_shift(256 * 256) == pytest.approx(math.exp(0.5))
+    assert flux_shift(AREA_PX) == pytest.approx(math.exp(1.15))
+    for area_px in (AREA_PX, 512 * 512):
+        shift = round(flux_shift(area_px), 6)
+        same = drawn(Flow(), timestep_sampling="shift", discrete_flow_shift=shift)
+        shares = drawn(Flow(), area_px, timestep_sampling="flux_shift")
         torch.testing.assert_close(shares, same, rtol=1e-4, atol=1e-5)
 
 

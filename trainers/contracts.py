@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from .models.architectures import DENOISER, Architecture
-from .noise import Objective
+from .objective.noise import Objective
 
 # What a caption becomes, with a batch dimension of 1; only the host's module looks inside.
 Text = Mapping[str, Tensor]
@@ -41,6 +41,11 @@ class Size(NamedTuple):
     crop_top_px: int
     bucket_width_px: int
     bucket_height_px: int
+
+    @property
+    def area_px(self) -> int:
+        """Of what it trains at."""
+        return self.bucket_width_px * self.bucket_height_px
 
 
 class TextSide(Protocol):

@@ -24,17 +24,17 @@ from .data.examples import Examples
 from .data.prior import teach
 from .data.validation import check_watched, held_out_places
 from .errors import NonFiniteLossError
-from .losses import batch_loss
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks
 from .models.precision import gradient_scaler
+from .objective.losses import batch_loss
+from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule
 from .prompts import caption_prompts
 from .settings.run import RunConfig
 from .settings.training import TrainingConfig
 from .settings.validation import BEST
 from .step import Job, losses_and_weights, predict, validation_loss
-from .timesteps import check_objective
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 import torch
 
-from .noise import generator_for
+from .objective.noise import generator_for
 from .settings.objective import ObjectiveConfig
 
 COMMA = ", "

@@ -17,10 +17,10 @@ from .data.batches import by_shape
 from .data.examples import Examples, stack_masks
 from .data.prior import put_teacher_samples
 from .data.validation import NUM_TIMESTEPS, held_out_samples
-from .losses import sample_losses
-from .noise import draw_noise, generator_for
+from .objective.losses import sample_losses
+from .objective.noise import draw_noise, generator_for
+from .objective.timesteps import draw_timesteps, even_timesteps
 from .settings.run import RunConfig
-from .timesteps import draw_timesteps, even_timesteps
 
 
 @dataclass(frozen=True)
@@ -62,8 +62,8 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     examples, parts, objective = job.examples, job.parts, job.config.objective
     shape = (len(pictures), *examples.latents[pictures[0]].shape)
     noise = draw_noise(shape, generator, objective.noise_offset)
-    size = examples.sizes[pictures[0]]
-    timesteps = draw_timesteps(len(pictures), generator, objective, parts.objective, size)
+    area_px = examples.sizes[pictures[0]].area_px
+    timesteps = draw_timesteps(len(pictures), generator, objective, parts.objective, area_px)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
         "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)

@@ -156,7 +156,7 @@ def _plain_step(
 ) -> Result:
     parameters = pack("trainers.methods").METHODS["lora"](parts, config).parameters
     start = _filled(parameters)
-    random = pack("trainers.noise").generator_for(config.training.seed, 0, 0)
+    random = pack("trainers.objective.noise").generator_for(config.training.seed, 0, 0)
     noise = torch.randn(1, *latents.shape, generator=random).to(parts.device)
     clean = latents[None].to(parts.device)
     sampling = model.get_model_object("model_sampling")

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..contracts import Size
-from ..noise import Objective, draw_noise, generator_for
+from ..objective.noise import Objective, draw_noise, generator_for
+from ..objective.timesteps import draw_timesteps
 from ..settings.objective import ObjectiveConfig
-from ..timesteps import draw_timesteps
 from .examples import Examples, TeacherSample
 
 # (noisy latents (1, C, ...), timesteps (1,), captions, sizes) -> prediction (1, C, ...)
@@ -48,7 +48,7 @@ def teach(
         latents = examples.latents[picture][None]
         sizes.append(examples.sizes[picture])
         noise = draw_noise(latents.shape, generator, settings.noise_offset)
-        timesteps = draw_timesteps(1, generator, settings, process, sizes[-1])
+        timesteps = draw_timesteps(1, generator, settings, process, sizes[-1].area_px)
         noisy.append(process.add_noise(latents, noise, timesteps)[0])
         with torch.no_grad():
             prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt], sizes[-1:])

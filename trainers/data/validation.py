@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from ..noise import draw_noise, generator_for
+from ..objective.noise import draw_noise, generator_for
 from ..settings.field import raise_problems
 from ..settings.validation import BEST, ValidationConfig
 from .dataset import Dataset

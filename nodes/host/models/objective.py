@@ -9,7 +9,7 @@ import comfy.model_sampling
 from torch import Tensor
 
 from ....trainers.errors import UnsupportedModelError
-from ....trainers.noise import Diffusion, Flow, Objective
+from ....trainers.objective.noise import Diffusion, Flow, Objective
 from .twin import alias
 
 PREDICTION_OF = {comfy.model_sampling.EPS: "epsilon", comfy.model_sampling.V_PREDICTION: "v"}

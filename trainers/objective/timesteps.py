@@ -17,10 +17,9 @@ import math
 import torch
 from torch import Tensor
 
-from .contracts import Size
+from ..settings.field import raise_problems
+from ..settings.objective import AUTO, FLUX_SHIFT, LOGIT_NORMAL, SHIFT, UNIFORM, ObjectiveConfig
 from .noise import Objective
-from .settings.field import raise_problems
-from .settings.objective import AUTO, FLUX_SHIFT, LOGIT_NORMAL, SHIFT, UNIFORM, ObjectiveConfig
 
 THOUSAND = 1000
 PIXELS_PER_TOKEN = 16 * 16
@@ -58,9 +57,13 @@ def check_objective(settings: ObjectiveConfig, process: Objective) -> None:
 
 
 def draw_timesteps(
-    num: int, generator: torch.Generator, settings: ObjectiveConfig, process: Objective, size: Size
+    num: int,
+    generator: torch.Generator,
+    settings: ObjectiveConfig,
+    process: Objective,
+    area_px: int,
 ) -> Tensor:
-    """Timesteps (num,) as `process` counts them, for pictures of one training size."""
+    """Timesteps (num,) as `process` counts them, for pictures of one area."""
     lowest, highest = settings.timestep_min, settings.timestep_max
     law = law_of(settings, process)
     if law == UNIFORM:
@@ -68,7 +71,7 @@ def draw_timesteps(
         return _timesteps(thousandths, process)
     normal = torch.randn(num, generator=generator)
     levels = torch.sigmoid(settings.logit_mean + settings.logit_std * normal)
-    levels = shifted(levels, _shift(law, settings, process, size))
+    levels = shifted(levels, _shift(law, settings, process, area_px))
     thousandths = lowest + levels * (highest + 1 - lowest)
     # A sigmoid far out rounds to 1, which would be the next thousandth.
     return process.timesteps(thousandths.clamp(max=highest + 0.999) / THOUSAND)
@@ -89,14 +92,14 @@ def shifted(levels: Tensor, shift: float) -> Tensor:
     return shift * levels / (1 + (shift - 1) * levels)
 
 
-def flux_shift(width_px: int, height_px: int) -> float:
-    """The shift that FLUX.1 samples a picture of this size with."""
-    tokens = width_px * height_px / PIXELS_PER_TOKEN
+def flux_shift(area_px: int) -> float:
+    """The shift that FLUX.1 samples a picture of this area with."""
+    tokens = area_px / PIXELS_PER_TOKEN
     slope = (MUCH_SHIFT - LITTLE_SHIFT) / (MANY_TOKENS - FEW_TOKENS)
     return math.exp(LITTLE_SHIFT + slope * (tokens - FEW_TOKENS))
 
 
-def _shift(law: str, settings: ObjectiveConfig, process: Objective, size: Size) -> float:
+def _shift(law: str, settings: ObjectiveConfig, process: Objective, area_px: int) -> float:
     if law == FLUX_SHIFT:
-        return flux_shift(size.bucket_width_px, size.bucket_height_px)
+        return flux_shift(area_px)
     return (settings.discrete_flow_shift or process.shift or 1.0) if law == SHIFT else 1.0
