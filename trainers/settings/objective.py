@@ -1,7 +1,7 @@
 """The loss: noise, timesteps, weights, and where prior preservation comes from.
 
 Imports no torch: nodes build their widgets from these fields, scripts read them, and run.json
-stores them. Sources: D = diffusers' training scripts, K = kohya sd-scripts,
+stores them. Sources: A = ai-toolkit, D = diffusers' training scripts, K = kohya sd-scripts,
 O = OneTrainer, P = the method's paper.
 """
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 from .field import Settings, setting
 
-PRIORS = ("class images", "teacher")
+CLASS_IMAGES, TEACHER, PRESERVE = "class images", "teacher", "output preservation"
+PRIORS = (CLASS_IMAGES, TEACHER, PRESERVE)
 AUTO, UNIFORM, LOGIT_NORMAL = "auto", "uniform", "logit_normal"
 SHIFT, FLUX_SHIFT = "shift", "flux_shift"
 
@@ -55,14 +56,17 @@ class ObjectiveConfig(Settings):
     )  # fmt: skip
 
     prior: str = setting(
-        "class images",
+        CLASS_IMAGES,
         "Where prior preservation comes from. class images: the class_dataset, if one is wired. "
         "teacher: no pictures; before training, the base model itself says what it predicts for "
-        "the class prompt, and training holds on to that.",
-        choices=PRIORS,
+        "the class prompt, and training holds on to that. output preservation: the same for a "
+        "LoRA, asked anew in each step with the LoRA off, on the very noise that it trains on.",
+        choices=PRIORS, source="A diff_output_preservation",
     )  # fmt: skip
     class_prompt: str = setting(
-        "", "What the teacher keeps as it is, such as 'a photo of a dog'. Only for prior teacher.",
+        "",
+        "What is kept as it is, such as 'a photo of a dog'. For prior teacher and output "
+        "preservation.",
     )  # fmt: skip
     prior_samples: int = setting(
         100,
@@ -123,9 +127,9 @@ class ObjectiveConfig(Settings):
                 f"timestep_min is {self.timestep_min}, above timestep_max {self.timestep_max}; "
                 "allowed: 0 <= timestep_min <= timestep_max <= 999"
             )
-        if self.uses_teacher and not self.class_prompt.strip():
+        if (self.uses_teacher or self.preserves_output) and not self.class_prompt.strip():
             problems.append(
-                "class_prompt is empty, but prior 'teacher' needs one; "
+                f"class_prompt is empty, but prior '{self.prior}' needs one; "
                 "allowed: any text, such as 'a photo of a dog'"
             )
         if self.timestep_sampling == UNIFORM and self.shapes_logit_normal:
@@ -152,4 +156,8 @@ class ObjectiveConfig(Settings):
 
     @property
     def uses_teacher(self) -> bool:
-        return self.prior == "teacher" and self.prior_weight > 0
+        return self.prior == TEACHER and self.prior_weight > 0
+
+    @property
+    def preserves_output(self) -> bool:
+        return self.prior == PRESERVE and self.prior_weight > 0

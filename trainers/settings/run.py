@@ -106,6 +106,12 @@ class RunConfig:
             raise_problems(
                 self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
             )
+        if self.objective.preserves_output and self.method != "lora":
+            raise_problems(
+                ["prior is 'output preservation', which switches the LoRA off to ask the base, but "
+                 "this training changes the base's weights themselves; allowed: 'class images' or "
+                 "'teacher'"]
+            )  # fmt: skip
 
     @property
     def text_rate(self) -> float:
