@@ -101,12 +101,12 @@ def switched_off(modules: Iterable[nn.Module]) -> Iterator[None]:
     layers = [layer for module in modules for layer in module.modules() if isinstance(layer, kinds)]
     # Not peft's enable_adapters, which also decides what trains.
     for layer in layers:
-        layer._disable_adapters = True  # type: ignore[assignment]
+        layer._disable_adapters = True
     try:
         yield
     finally:
         for layer in layers:
-            layer._disable_adapters = False  # type: ignore[assignment]
+            layer._disable_adapters = False
 
 
 def held_layers(module: nn.Module, kohya: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:
