@@ -220,9 +220,10 @@ def transformer(
     recipe: Mapping[str, Any],
     unused: int = 0,
     old_methods: Sequence[str] = OLD_TRANSFORMER,
+    methods: Sequence[str] = TRANSFORMER,
 ) -> Row:
     return Row(
-        name, architecture, "", TRANSFORMER, old_methods, recipe=recipe, objective="flow",
+        name, architecture, "", methods, old_methods, recipe=recipe, objective="flow",
         unused=unused,
     )  # fmt: skip
 
@@ -232,7 +233,10 @@ TRANSFORMERS = [
     transformer("klein", "flux2", transformers.KLEIN, unused=8),
     transformer("chroma", "chroma", transformers.CHROMA),
     transformer("z-image", "z_image", transformers.Z_IMAGE, unused=8),
-    transformer("qwen-image", "qwen_image", transformers.QWEN_IMAGE, unused=4),
+    # The host's tokenizer of Qwen-Image takes no learned tokens.
+    transformer(
+        "qwen-image", "qwen_image", transformers.QWEN_IMAGE, unused=4, methods=TRANSFORMER[:-1]
+    ),
     transformer("krea2", "krea2", transformers.KREA2, unused=8, old_methods=()),
     transformer("anima", "anima", transformers.ANIMA),
     transformer("sd3", "sd3", transformers.SD3),

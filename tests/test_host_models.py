@@ -127,6 +127,7 @@ def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, r
     assert measured.pop("prediction") < 1e-5
     assert measured.pop("text") < 1e-5
     assert measured.pop("frozen text") < 1e-5
+    assert measured.pop("batch") < 1e-5
     assert measured.pop("architecture") == row.architecture
     assert measured.pop("objective") == row.objective
     assert len(measured) > 1  # the denoiser and each text encoder

@@ -134,6 +134,19 @@ def predicted(parts: Any, noisy: torch.Tensor, timestep: int, text: Any) -> torc
     return parts.predict(noisy, parts.objective.timesteps(levels), [text], [size_of_picture()])
 
 
+def batched(parts: Any, noisy: torch.Tensor, texts: list[Any]) -> float:
+    """How far the predictions of a batch are from those of its samples one by one."""
+    mixed = torch.cat([noisy, noisy.flip(-1)])
+    timesteps = parts.objective.timesteps(torch.tensor([0.3, 0.8], device=noisy.device))
+    size = size_of_picture()
+    together = parts.predict(mixed, timesteps, texts, [size, size])
+    apart = [
+        parts.predict(mixed[[place]], timesteps[[place]], [text], [size])
+        for place, text in enumerate(texts)
+    ]
+    return relative(together, torch.cat(apart))
+
+
 def compared(text: Any, conditioning: Any) -> float:
     """The largest difference of the trainer's text and the host's, pooled output included."""
     theirs, facts = conditioning[0]
@@ -165,7 +178,9 @@ class Prediction(io.ComfyNode):
             encoded = parts.text.encode(text)
             ours = {t: predicted(parts, noisy, t, encoded) for t in theirs}
             frozen = pack("nodes.host.models.text").encode_captions(clip, [text])[text]
+            batch = batched(parts, noisy, [encoded, parts.text.encode(f"{text} {text}, {text}")])
         return shown({
+            "batch": batch,
             "text": compared(encoded, conditioning),
             "frozen text": compared(frozen, conditioning),
             "prediction": max(relative(ours[t], theirs[t]) for t in theirs),

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ....trainers.data.tokens import find_tokens
@@ -23,6 +24,19 @@ from ....trainers.methods.results import Embedding
 FIRST_NAME = 0xE000  # of the private use area, which no prompt uses
 NOT_A_FILE = r"(?![\w/\\-]|\.\w)"  # `embedding:sks.pt` and `embedding:sks/a` mean files
 Answers = Mapping[str, Mapping[str, Tensor]]  # what is spliced in, by token, by text encoder
+
+
+def check_takes_tokens(clip: Any) -> None:
+    """Raise UnsupportedModelError if the host's tokenizer of `clip` takes no learned tokens."""
+    token = "<probe>"
+    rows = {name: torch.zeros(2, width) for name, width in widths(clip).items()}
+    try:
+        knowing(clip.tokenizer, {token: rows}).tokenize_with_weights(token)
+    except RuntimeError as error:  # it compares what may be rows with a number
+        raise UnsupportedModelError(
+            f"Input 'clip' has {_listed(widths(clip))}, whose tokenizer in this ComfyUI takes no "
+            "learned tokens, from files neither.\nTrain a LoRA or DreamBooth instead."
+        ) from error
 
 
 def with_embedding(clip: Any, embedding: Embedding) -> Any:
@@ -38,6 +52,7 @@ def with_embedding(clip: Any, embedding: Embedding) -> Any:
             f"The embedding '{embedding.token}' is for {_listed(needed)}, but input 'clip' has "
             f"{_listed(found)}.\nUse it with the kind of base model that it was trained on."
         )
+    check_takes_tokens(clip)
     others = [e for e in embeddings_of(clip) if e.token.lower() != embedding.token.lower()]
     known = (*others, embedding)
     clone = clip.clone()
@@ -122,7 +137,11 @@ def knowing(tokenizer: Any, answers: Answers, weights: bool = True) -> Any:
             for name in _names(attribute)
             if name in by
         }
-        setattr(known, attribute, _one_knowing(part, by_token) if answers else part)
+        if by_token:
+            part = _one_knowing(part, by_token)
+        elif answers:
+            part = _one_without(part, answers)
+        setattr(known, attribute, part)
     return known
 
 
@@ -156,6 +175,19 @@ def _one_knowing(plain: Any, rows: Mapping[str, Tensor]) -> Any:
     return known
 
 
+def _one_without(plain: Any, tokens: Iterable[str]) -> Any:
+    """A copy of a tokenizer, of no text encoder that learns, that reads past these tokens."""
+    known = copy.copy(plain)
+    read, pattern = type(plain).tokenize_with_weights, _pattern(tokens)
+
+    def tokenize_with_weights(text: str, *args: Any, **options: Any) -> Any:
+        text = pattern.sub(lambda found: "" if found["named"] or found["bare"] else found[0], text)
+        return read(known, text, *args, **options)
+
+    known.tokenize_with_weights = tokenize_with_weights
+    return known
+
+
 def _pattern(tokens: Iterable[str]) -> re.Pattern[str]:
     ours = find_tokens(tokens).pattern
     return re.compile(
@@ -168,8 +200,13 @@ def _marked(text: str, pattern: re.Pattern[str], names: Mapping[str, str]) -> st
 
     def mark(found: re.Match[str]) -> str:
         token = found["named"] or found["bare"]
-        # Blanks divide words for CLIP anyway: the token is a whole word.
-        return f" embedding:{names[token.lower()]} " if token else found.group()
+        if not token:
+            return found.group()
+        # Blanks around it make it a word. They divide words for CLIP anyway; language models read
+        # each blank, so there is none beside one that is there already.
+        before = "" if found.start() == 0 or text[found.start() - 1].isspace() else " "
+        behind = "" if text[found.end() : found.end() + 1].isspace() else " "
+        return f"{before}embedding:{names[token.lower()]}{behind}"
 
     return pattern.sub(mark, text)
 

@@ -21,7 +21,7 @@ from ..memory import device
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.objective import objective_of
 from ..models.support import check_clip, check_model
-from ..models.tokenizer import embeddings_of, encoder_names
+from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
 from .inputs import Sockets, check_wiring
@@ -95,6 +95,8 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     base = _base(sockets, node)
     if not sockets.without_base:
         check_objective(config.objective, objective_of(sockets.model))
+        if config.method == "textual_inversion":
+            check_takes_tokens(sockets.clip)
     return _run(sockets, config, base, reporter)
 
 
