@@ -238,7 +238,8 @@ TRANSFORMERS = [
         "qwen-image", "qwen_image", transformers.QWEN_IMAGE, unused=4, methods=TRANSFORMER[:-1]
     ),
     transformer("krea2", "krea2", transformers.KREA2, unused=8, old_methods=()),
-    transformer("anima", "anima", transformers.ANIMA),
+    # The host's `embedding:name` ends in an error where T5 only gives ids.
+    transformer("anima", "anima", transformers.ANIMA, methods=TRANSFORMER[:-1]),
     transformer("sd3", "sd3", transformers.SD3),
 ]
 ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

@@ -83,7 +83,8 @@ class HostDenoiser:
         return torch.stack([predicted[place] for place in range(len(noisy))])
 
     def _conditions(self, noisy: Tensor, text: Text, size: Size) -> Conditions:
-        facts = {**self._told, **text, **size_facts(size), "model_conds": {}}
+        # A clip that pools nothing says so, and older hosts ask.
+        facts = {"pooled_output": None, **self._told, **text, **size_facts(size), "model_conds": {}}
         (made,) = comfy.samplers.encode_model_conds(
             self._model.extra_conds, [facts], noisy, noisy.device, "positive"
         )
