@@ -145,7 +145,7 @@ def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     )
     measured = found(host.run(graph))
     assert measured["difference"] < 5e-5  # sums in another order
-    assert measured["numeric"] < 2e-2
+    assert measured["numeric"] < 1e-3
     assert measured["without"] == (row.unused if of_text_encoders else 0)
 
 
