@@ -204,7 +204,7 @@ SD15 = Row("sd15", "sd15", "thin_sd15", ALL, (*MOST, *VARIANTS), unused=0)
 SD2 = Row("sd2", "sd2", "thin_sd2", ALL, MOST)
 SD2_V = Row("sd2-v", "sd2", "thin_sd2", MOST, ("lora",), sampling=V, objective="v")
 SD2_ZSNR = Row("sd2-zsnr", "sd2", "thin_sd2", DENOISER, ("lora",), sampling=ZSNR, objective="v")
-SDXL = Row("sdxl", "sdxl", "thin_sdxl", (*MOST, "lokr", "oft"), ("textlora",))
+SDXL = Row("sdxl", "sdxl", "thin_sdxl", (*MOST, "lokr", "oft"), ("textlora", "lokr"))
 SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", ("lora", "dreambooth"), ("lora",), "thin_ssd1b")
 WITH_TEXT = (*DENOISER, "textlora")
 DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
@@ -232,7 +232,14 @@ TRANSFORMERS = [
     transformer("flux", "flux", transformers.FLUX),
     transformer("klein", "flux2", transformers.KLEIN, unused=8),
     transformer("chroma", "chroma", transformers.CHROMA),
-    transformer("z-image", "z_image", transformers.Z_IMAGE, unused=8),
+    transformer(
+        "z-image",
+        "z_image",
+        transformers.Z_IMAGE,
+        unused=8,
+        methods=(*TRANSFORMER, "dora", *VARIANTS),
+        old_methods=(*OLD_TRANSFORMER, "dora", *VARIANTS),
+    ),
     # The host's tokenizer of Qwen-Image takes no learned tokens.
     transformer(
         "qwen-image", "qwen_image", transformers.QWEN_IMAGE, unused=4, methods=TRANSFORMER[:-1]
