@@ -15,7 +15,7 @@ from trainers.contracts import Parts, Predict, Rows, Size
 from trainers.data.examples import Examples
 from trainers.loop import make_job
 from trainers.models.architectures import DENOISER, Architecture
-from trainers.noise import Diffusion
+from trainers.objective.noise import Diffusion
 from trainers.settings.run import RunConfig
 from trainers.step import Job
 

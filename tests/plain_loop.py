@@ -16,7 +16,7 @@ from tests import tiny
 from tests.schedules import scaled_linear_alphas_cumprod
 from trainers.data.batches import BatchPlan, by_shape
 from trainers.data.examples import Examples
-from trainers.noise import generator_for
+from trainers.objective.noise import generator_for
 from trainers.settings.objective import ObjectiveConfig
 from trainers.settings.run import RunConfig
 

@@ -12,12 +12,19 @@ from tests import tiny
 from trainers.contracts import Parts
 from trainers.methods.lora import layer_name, prepare
 from trainers.models.architectures import (
+    ANIMA,
     ARCHITECTURES,
     DENOISER,
+    FLUX,
+    FLUX2,
     GENERIC,
+    KREA2,
+    QWEN_IMAGE,
     SD2,
+    SD3,
     SD15,
     SDXL,
+    Z_IMAGE,
     Architecture,
     architecture_of,
 )
@@ -43,7 +50,7 @@ def test_record_is_found_by_its_host_classes(record: Architecture) -> None:
     assert all(architecture_of(name) is record for name in record.host_classes)
 
 
-@pytest.mark.parametrize("name", ["Flux", "sd15", "BaseModel", ""])
+@pytest.mark.parametrize("name", ["KOALA_700M", "sd15", "BaseModel", ""])
 def test_unknown_model_is_generic(name: str) -> None:
     assert architecture_of(name) is GENERIC
 
@@ -207,6 +214,67 @@ SDXL_NAMES = [
 @pytest.mark.parametrize(("module", "layer", "expected"), SDXL_NAMES)
 def test_layer_name_of_sdxl_is_kohyas(module: str, layer: str, expected: str) -> None:
     assert layer_name(parts_as(SDXL), module, layer) == expected
+
+
+# As kohya's networks/lora_flux.py writes FLUX.1; the others as Tongyi's, QwenLM's and BFL's own
+# modules are called behind diffusion_model (ComfyUI, ai-toolkit and diffusers read them so).
+TRANSFORMER_NAMES = [
+    (FLUX, DENOISER, "double_blocks.0.img_attn.qkv", "lora_unet_double_blocks_0_img_attn_qkv"),
+    (FLUX, DENOISER, "single_blocks.37.linear1", "lora_unet_single_blocks_37_linear1"),
+    (
+        FLUX,
+        "clip_l",
+        "transformer.text_model.encoder.layers.0.mlp.fc1",
+        "lora_te1_text_model_encoder_layers_0_mlp_fc1",
+    ),
+    (
+        FLUX,
+        "t5xxl",
+        "transformer.encoder.block.0.layer.0.SelfAttention.q",
+        "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
+    ),
+    (Z_IMAGE, DENOISER, "layers.0.attention.qkv", "diffusion_model.layers.0.attention.qkv"),
+    (
+        Z_IMAGE,
+        "qwen3_4b",
+        "transformer.model.layers.0.self_attn.q_proj",
+        "text_encoders.qwen3_4b.transformer.model.layers.0.self_attn.q_proj",
+    ),
+    (
+        QWEN_IMAGE,
+        DENOISER,
+        "transformer_blocks.0.attn.add_q_proj",
+        "diffusion_model.transformer_blocks.0.attn.add_q_proj",
+    ),
+    (FLUX2, DENOISER, "single_blocks.0.linear2", "diffusion_model.single_blocks.0.linear2"),
+]
+
+
+@pytest.mark.parametrize(("record", "module", "layer", "expected"), TRANSFORMER_NAMES)
+def test_layer_name_of_transformers(
+    record: Architecture, module: str, layer: str, expected: str
+) -> None:
+    assert layer_name(parts_as(record), module, layer) == expected
+
+
+# What a transformer's block holds beside its attention: FLUX's and Qwen-Image's names.
+SINGLE = ["single_blocks.0.linear1", "single_blocks.0.linear2"]
+DOUBLE = ["double_blocks.0.img_attn.qkv", "double_blocks.0.txt_attn.proj"]
+FORWARD = ["double_blocks.0.img_mlp.0", "transformer_blocks.0.txt_mlp.net.2"]
+MODULATION = [
+    "double_blocks.0.img_mod.lin", "single_blocks.0.modulation.lin",
+    "layers.0.adaLN_modulation.0", "transformer_blocks.0.img_mod.1",
+]  # fmt: skip
+OUTSIDE = ["img_in", "final_layer.linear", "double_stream_modulation_img.lin"]
+
+
+@pytest.mark.parametrize("record", [SD3, FLUX, FLUX2, Z_IMAGE, QWEN_IMAGE, KREA2, ANIMA])
+def test_layers_of_a_transformer(record: Architecture) -> None:
+    module = module_of(*SINGLE, *DOUBLE, *FORWARD, *MODULATION, *OUTSIDE)
+    found = [set(record.layers(DENOISER, module, choice)) for choice in LORA_TARGETS]
+    assert found[0] == {*SINGLE, *DOUBLE}
+    assert found[1] == {*SINGLE, *DOUBLE, *FORWARD}
+    assert found[2] == {*SINGLE, *DOUBLE, *FORWARD, *MODULATION, *OUTSIDE}
 
 
 SD_NAMES = [

@@ -174,6 +174,17 @@ def test_timestep_range_upside_down() -> None:
     assert ObjectiveConfig(timestep_min=500, timestep_max=500).timestep_max == 500
 
 
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"timestep_sampling": "uniform", "logit_std": 2.0}, "logit_mean or logit_std is set"),
+        ({"discrete_flow_shift": 3.0}, "discrete_flow_shift is 3, but timestep_sampling 'auto'"),
+    ],
+)
+def test_timestep_settings_that_contradict(settings: dict[str, Any], says: str) -> None:
+    assert says in refusal(ObjectiveConfig, **settings)
+
+
 def test_from_values_ignores_foreign_names() -> None:
     made = from_values(LoraConfig, {"rank": 4, "steps": 0, "model": object()})
     assert made == LoraConfig(rank=4)

@@ -97,7 +97,7 @@ def bypassed(host: Host, graph: Graph, model: Link) -> Link:
 
 
 SAMPLES = "Input 'model' samples with ModelSamplingContinuousEDM and "
-DISCRETE = r", which .*\nSupported: epsilon and v prediction at discrete timesteps\."
+DISCRETE = r", which .*\nSupported: epsilon and v prediction at discrete timesteps, and flow"
 
 
 @pytest.mark.parametrize(

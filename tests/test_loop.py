@@ -20,7 +20,7 @@ from trainers.data.examples import Examples
 from trainers.errors import NonFiniteLossError
 from trainers.loop import Progress, batch_plan, num_steps, train
 from trainers.methods import METHODS
-from trainers.noise import PREDICTIONS
+from trainers.objective.noise import PREDICTIONS
 from trainers.settings.lora import LORA_VARIANTS
 from trainers.settings.run import run_config
 

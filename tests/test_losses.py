@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainers.losses import batch_loss, sample_losses
+from trainers.objective.losses import batch_loss, sample_losses
 
 SHAPES = [(3, 4, 5, 6), (1, 4, 2, 2), (2, 16, 3, 4, 5), (3, 7)]
 

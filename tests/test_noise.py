@@ -6,16 +6,16 @@ import math
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_snr
 from torch import Tensor
 
 from tests.schedules import scaled_linear_alphas_cumprod
-from trainers.noise import (
+from trainers.objective.noise import (
     PREDICTIONS,
     Diffusion,
+    Flow,
     draw_noise,
-    draw_timesteps,
     generator_for,
 )
 
@@ -138,6 +138,28 @@ def test_diffusion_unknown_prediction() -> None:
         process("sample")
 
 
+@pytest.mark.parametrize("inner", [(8, 8), (1, 4, 6)])
+@pytest.mark.parametrize("noise_scale", [1.0, 8.0])
+def test_flow_equals_formula(inner: tuple[int, ...], noise_scale: float) -> None:
+    latents, noise = latents_and_noise(*inner)
+    flow, shares = Flow(noise_scale=noise_scale), torch.linspace(0, 1, len(latents))
+    wide = shares.double().view(-1, *[1] * (latents.ndim - 1))
+    mixed = (1 - wide) * latents.double() + wide * noise_scale * noise.double()
+    torch.testing.assert_close(flow.add_noise(latents, noise, shares).double(), mixed)
+    # Going all the way along the target from where it is gives the picture.
+    target = flow.target(latents, noise, shares)
+    back = flow.add_noise(latents, noise, shares).double() - wide * target.double()
+    torch.testing.assert_close(back, latents.double(), rtol=0, atol=1e-5 * noise_scale)
+
+
+def test_flow_equals_diffusers() -> None:
+    latents, noise = latents_and_noise(8, 8)
+    theirs = FlowMatchEulerDiscreteScheduler()
+    timesteps = theirs.timesteps[:: 1000 // len(latents)][: len(latents)]
+    mixed = theirs.scale_noise(latents, timesteps, noise)
+    torch.testing.assert_close(Flow().add_noise(latents, noise, timesteps / 1000), mixed)
+
+
 def test_generator_same_place_same_draws() -> None:
     first, again = (torch.randn(8, generator=generator_for(3, 5, 0)) for _ in range(2))
     assert torch.equal(first, again)
@@ -153,28 +175,12 @@ def test_generator_other_place_other_draws() -> None:
 def test_generator_leaves_the_global_one_alone() -> None:
     before = torch.get_rng_state()
     draw_noise((2, 4, 8, 8), generator_for(0, 0), offset=0.1)
-    draw_timesteps(4, generator_for(0, 0), 0, 999)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2**63 - 1])
 def test_generator_any_allowed_seed(seed: int) -> None:
     assert generator_for(seed, 0).initial_seed() >= 0
-
-
-def test_timesteps_uniform_over_the_range() -> None:
-    num, bins = 50_000, 50
-    drawn = draw_timesteps(num, generator_for(0), 0, 999)
-    counts = torch.histc(drawn.float(), bins=bins, min=0, max=1000)
-    sigma = math.sqrt(num / bins)
-    assert drawn.dtype == torch.int64
-    assert (counts - num / bins).abs().max() < 4.5 * sigma
-
-
-@pytest.mark.parametrize(("lowest", "highest"), [(0, 999), (3, 7), (999, 999), (0, 0)])
-def test_timesteps_both_ends_included(lowest: int, highest: int) -> None:
-    drawn = draw_timesteps(20_000, generator_for(1), lowest, highest)
-    assert (drawn.min(), drawn.max()) == (lowest, highest)
 
 
 @pytest.mark.parametrize("offset", [0.0, 0.3])

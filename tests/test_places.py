@@ -32,7 +32,9 @@ SAVED = {
     "token_learning_rate ema_decay ema_on_cpu variant rank_stabilized dropout norm_control "
     "initialization lokr_factor",
     "loss_settings": "min_snr_gamma noise_offset timestep_min timestep_max caption_dropout "
-    "prior_weight prior class_prompt prior_samples",
+    "prior_weight prior class_prompt prior_samples timestep_sampling logit_mean logit_std "
+    "discrete_flow_shift caption_prefix shuffle_caption keep_tokens caption_tag_dropout_rate "
+    "enable_wildcard caption_variants",
     "run_settings": "epochs held_out validate_every hand_out patience if_run_exists state_every "
     "keep_states old_states_gb log_with",
 }

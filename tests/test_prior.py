@@ -10,9 +10,12 @@ from torch import Tensor
 
 from tests import tiny
 from trainers.data.examples import Examples
+from trainers.errors import SettingsError
 from trainers.loop import train, with_teacher
 from trainers.methods import METHODS
-from trainers.step import Job
+from trainers.objective.noise import generator_for
+from trainers.settings.lora import LORA_VARIANTS
+from trainers.step import Job, losses_and_weights
 
 TEACHER = {"prior": "teacher", "class_prompt": "a photo of a dog", "prior_samples": 6}
 
@@ -92,3 +95,60 @@ def test_same_seed_same_teacher() -> None:
     for index in first.teacher:
         assert torch.equal(first.latents[index], second.latents[index])
         assert not torch.equal(first.latents[index], other.latents[index])
+
+
+# -- output preservation ------------------------------------------------------------------
+
+KEPT = {"prior": "output preservation", "class_prompt": "a dog"}
+
+
+@pytest.mark.parametrize("train_text_encoder", [False, True])
+@pytest.mark.parametrize("variant", LORA_VARIANTS)
+def test_preserved_output_is_the_base_s(variant: str, train_text_encoder: bool) -> None:
+    settings = {"variant": variant, "train_text_encoder": train_text_encoder, "batch_size": 2}
+    made = tiny.job(tiny.run_config("lora", **settings, **KEPT, prior_weight=0.5))
+    plain = tiny.job(tiny.run_config("lora", **settings))
+    for one in (made, plain):  # as after some steps
+        random = torch.Generator().manual_seed(0)
+        for parameter in one.trainable.parameters:
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
+    losses, weights = losses_and_weights(made, [0, 1], 0, 0)
+    of_instances, _ = losses_and_weights(plain, [0, 1], 0, 0)
+    assert torch.equal(losses[:2], of_instances)
+    assert weights.tolist() == [1.0, 1.0, 0.5, 0.5]
+    # By the formula, with a base that never had a LoRA.
+    base = tiny.parts()
+    noisy, timesteps = noisy_of(made, [0, 1])
+    sizes = [made.examples.sizes[0]] * 2
+    with torch.no_grad():
+        target = base.predict(noisy, timesteps, [base.text.encode("a dog")] * 2, sizes)
+        parts = made.parts
+        ours = parts.predict(noisy, timesteps, [parts.text.encode("a dog")] * 2, sizes)
+    expected = (ours - target).square().flatten(1).mean(1)
+    torch.testing.assert_close(losses[2:].detach(), expected, rtol=1e-4, atol=1e-7)
+    assert expected.min() > 0
+
+
+def noisy_of(job: Job, pictures: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """What the first step trains on."""
+    generator = generator_for(job.config.training.seed, 0, 0)
+    latents = torch.stack([job.examples.latents[picture] for picture in pictures])
+    noise = torch.randn(latents.shape, generator=generator)
+    timesteps = torch.randint(0, 1000, (len(pictures),), generator=generator)
+    return job.parts.objective.add_noise(latents, noise, timesteps), timesteps
+
+
+def test_untrained_lora_preserves_all() -> None:
+    made = tiny.job(tiny.run_config("lora", **KEPT))
+    losses, _ = losses_and_weights(made, [0], 0, 0)
+    assert losses[1] == 0
+    losses.sum().backward()
+    assert any(p.grad.abs().max() > 0 for p in made.trainable.parameters if p.grad is not None)
+
+
+def test_preservation_needs_a_lora_and_a_prompt() -> None:
+    with pytest.raises(SettingsError, match="changes the base's weights themselves"):
+        tiny.run_config("dreambooth", **KEPT)
+    with pytest.raises(SettingsError, match="class_prompt is empty, but prior 'output"):
+        tiny.run_config("lora", prior="output preservation")
+    assert tiny.run_config("dreambooth", **KEPT, prior_weight=0.0)

@@ -17,10 +17,10 @@ from trainers.contracts import Parts, Trainable
 from trainers.data.examples import Examples
 from trainers.errors import DatasetError, SettingsError
 from trainers.loop import batch_plan, train
-from trainers.losses import sample_losses
 from trainers.methods.textual_inversion import prepare
 from trainers.models.architectures import DENOISER
-from trainers.noise import generator_for
+from trainers.objective.losses import sample_losses
+from trainers.objective.noise import generator_for
 
 METHOD = "textual_inversion"
 VOCABULARY, WIDTH = 100, 32  # of the tiny text encoder

@@ -21,7 +21,7 @@ from trainers.data.validation import (
 )
 from trainers.errors import DatasetError, SettingsError
 from trainers.loop import Training, make_job, planned_steps
-from trainers.noise import generator_for
+from trainers.objective.noise import generator_for
 from trainers.settings.run import RunConfig
 from trainers.step import Job, validation_loss
 

@@ -26,7 +26,7 @@ from trainers.loop import Progress, make_job, train
 from trainers.models.architectures import DENOISER, SD15, UNET_TARGETS
 from trainers.models.convolution import use_small_map_convolutions
 from trainers.models.recast import Scratch, compute_wide
-from trainers.noise import Diffusion
+from trainers.objective.noise import Diffusion
 from trainers.settings.field import settings_of
 from trainers.settings.run import RunConfig, config_groups
 from trainers.settings.run import run_config as config_of

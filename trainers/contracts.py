@@ -12,6 +12,7 @@ Letters in shapes: B samples, C latent channels; latents may have any shape behi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from .models.architectures import DENOISER, Architecture
-from .noise import Objective
+from .objective.noise import Objective
 
 # What a caption becomes, with a batch dimension of 1; only the host's module looks inside.
 Text = Mapping[str, Tensor]
@@ -41,6 +42,11 @@ class Size(NamedTuple):
     crop_top_px: int
     bucket_width_px: int
     bucket_height_px: int
+
+    @property
+    def area_px(self) -> int:
+        """Of what it trains at."""
+        return self.bucket_width_px * self.bucket_height_px
 
 
 class TextSide(Protocol):
@@ -135,6 +141,8 @@ class Trainable:
             sample takes one of them at random.
         state: what a run that goes on later needs of the method, beside parameters and optimizer.
         load_state: takes what `state` gave.
+        base_model: inside, the modules are the base's: what is trained does nothing. None where the
+            base's weights themselves are trained.
         tokens: the learned tokens that were trained beside what `export` gives: (vectors, D) on
             the CPU, by token, by text encoder.
     """
@@ -149,6 +157,7 @@ class Trainable:
     tokens: Callable[[], dict[str, dict[str, Tensor]]] = field(default=dict)
     state: Callable[[], dict[str, Any]] = field(default=dict)
     load_state: Callable[[dict[str, Any]], None] = field(default=_ignore)
+    base_model: Callable[[], AbstractContextManager[None]] | None = None
 
     @property
     def parameters(self) -> list[nn.Parameter]:

@@ -24,11 +24,13 @@ from .data.examples import Examples
 from .data.prior import teach
 from .data.validation import check_watched, held_out_places
 from .errors import NonFiniteLossError
-from .losses import batch_loss
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks
 from .models.precision import gradient_scaler
+from .objective.losses import batch_loss
+from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule
+from .prompts import caption_prompts
 from .settings.run import RunConfig
 from .settings.training import TrainingConfig
 from .settings.validation import BEST
@@ -82,8 +84,10 @@ def make_job(
     """Let the run's method prepare `parts` for training; see Job.
 
     Raises:
-        SettingsError: the run asks for the best step, but no picture is watched.
+        SettingsError: the run asks for the best step, but no picture is watched; or for what means
+            nothing to this model.
     """
+    check_objective(config.objective, parts.objective)
     check_watched(config.validation, held_out is not None and not config.validation.held_out)
     trainable = METHODS[config.method](parts, config)
     for module in parts.modules.values():
@@ -91,9 +95,16 @@ def make_job(
         if config.training.gradient_checkpointing:
             checkpoint_blocks(module)
     instances = examples.captions[: examples.num_instances]
-    prompts = trainable.prompts(instances)  # which must be able to train without those watched
-    if held_out is not None:
-        prompts = trainable.prompts([*instances, *held_out.captions])
+    watched = held_out.captions if held_out is not None else ()
+    seed = config.training.seed
+    varied = caption_prompts([*instances, *watched], config.objective, seed)
+    # Those that train must be able to without those watched.
+    trainable.prompts([text for caption in instances for text in varied[caption]])
+    texts = trainable.prompts([text for texts in varied.values() for text in texts])
+    prompts = {
+        caption: tuple(prompt for text in variants for prompt in texts[text])
+        for caption, variants in varied.items()
+    }
     return Job(parts, trainable, examples, encoded, config, prompts, held_out)
 
 

@@ -16,9 +16,10 @@ from .contracts import Parts, Size, Text, Trainable
 from .data.batches import by_shape
 from .data.examples import Examples, stack_masks
 from .data.prior import put_teacher_samples
-from .data.validation import held_out_samples
-from .losses import sample_losses
-from .noise import draw_noise, draw_timesteps, generator_for
+from .data.validation import NUM_TIMESTEPS, held_out_samples
+from .objective.losses import sample_losses
+from .objective.noise import draw_noise, generator_for
+from .objective.timesteps import draw_timesteps, even_timesteps
 from .settings.run import RunConfig
 
 
@@ -61,19 +62,36 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     examples, parts, objective = job.examples, job.parts, job.config.objective
     shape = (len(pictures), *examples.latents[pictures[0]].shape)
     noise = draw_noise(shape, generator, objective.noise_offset)
-    lowest, highest = objective.timestep_min, objective.timestep_max
-    timesteps = draw_timesteps(len(pictures), generator, lowest, highest)
+    area_px = examples.sizes[pictures[0]].area_px
+    timesteps = draw_timesteps(len(pictures), generator, objective, parts.objective, area_px)
     dropped = torch.rand(len(pictures), generator=generator) < objective.caption_dropout
     captions = [
         "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
-    losses, timesteps = _losses(job, examples, pictures, noise, timesteps, captions)
+    losses, timesteps, noisy = _losses(job, examples, pictures, noise, timesteps, captions)
     is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
     weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
     if objective.min_snr_gamma:
         weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
+    if objective.preserves_output:
+        sizes = [examples.sizes[picture] for picture in pictures]
+        kept = _preserving_losses(job, noisy, timesteps, sizes)
+        losses = torch.cat([losses, kept])
+        weights = torch.cat([weights, torch.full_like(kept, objective.prior_weight)])
     return losses, weights
+
+
+def _preserving_losses(job: Job, noisy: Tensor, timesteps: Tensor, sizes: list[Size]) -> Tensor:
+    """How far the prediction for the class prompt is from the base's, (B,) fp32.
+
+    Both see what the instance samples train on (differential output preservation).
+    """
+    assert job.trainable.base_model is not None
+    prompts = [job.config.objective.class_prompt] * len(noisy)
+    with torch.no_grad(), job.trainable.base_model():
+        base = predict(job, noisy, timesteps, prompts, sizes)
+    return sample_losses(predict(job, noisy, timesteps, prompts, sizes), base)
 
 
 def _losses(
@@ -83,8 +101,8 @@ def _losses(
     noise: Tensor,
     timesteps: Tensor,
     captions: list[str],
-) -> tuple[Tensor, Tensor]:
-    """Loss of each of some pictures of one shape, and timesteps, both (B,) on the device.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Loss of each of some pictures of one shape, timesteps, both (B,), and noisy latents.
 
     A class sample that has a teacher's brings its own timestep.
     """
@@ -98,7 +116,7 @@ def _losses(
     sizes = [examples.sizes[picture] for picture in pictures]
     prediction = predict(job, noisy, timesteps, captions, sizes)
     mask = None if mask is None else mask.to(parts.device)
-    return sample_losses(prediction, target, mask), timesteps
+    return sample_losses(prediction, target, mask), timesteps, noisy
 
 
 def predict(
@@ -134,16 +152,15 @@ def evaluating(job: Job) -> Iterator[None]:
 
 def validation_loss(job: Job) -> float:
     """The mean loss of the held-out pictures; see trainers.data.validation."""
-    examples, objective = job.held_out, job.config.objective
+    examples, seed = job.held_out, job.config.training.seed
     assert examples is not None
     losses = []
-    lowest, highest = objective.timestep_min, objective.timestep_max
-    seed = job.config.training.seed
+    timesteps = even_timesteps(NUM_TIMESTEPS, job.config.objective, job.parts.objective)
     with evaluating(job):
-        for picture, noise, timestep in held_out_samples(examples, lowest, highest, seed):
+        for picture, noise, timestep in held_out_samples(examples, timesteps, seed):
             # The last of a caption's prompts is the caption itself.
             prompt = job.prompts[examples.captions[picture]][-1]
-            loss, _ = _losses(job, examples, [picture], noise, timestep, [prompt])
+            loss, *_ = _losses(job, examples, [picture], noise, timestep, [prompt])
             losses.append(loss.item())
     return sum(losses) / len(losses)
 

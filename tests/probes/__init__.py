@@ -13,6 +13,7 @@ import shutil
 import sys
 import threading
 import types
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
@@ -79,24 +80,27 @@ def size_of_picture() -> Any:
 
 
 def noisy_latents(model: Any) -> torch.Tensor:
-    channels = model.model.latent_format.latent_channels
-    noisy = torch.randn(1, channels, 8, 8, generator=torch.Generator().manual_seed(0))
+    latents = model.model.latent_format
+    shape = (1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), 8, 8)
+    noisy = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return noisy.to(comfy.model_management.get_torch_device())
 
 
 def host_prediction(
     model: Any, noisy: torch.Tensor, timestep: int, conditioning: Any
 ) -> torch.Tensor:
-    """What the host's module gives (noise or velocity): its sampler's calculation run backwards."""
+    """What the host's module gives at a thousandth: its sampler's calculation run backwards."""
     comfy.model_management.load_models_gpu([model])
     sampling = model.get_model_object("model_sampling")
     facts = pack("nodes.host.models.denoiser").size_facts(size_of_picture())
+    guidance = pack("nodes.host.models.support").check_model(model).guidance
+    if guidance is not None:
+        facts["guidance"] = guidance
     told = [[conditioning[0][0], {**conditioning[0][1], **facts}]]
     conds = {"positive": comfy.sampler_helpers.convert_cond(told)}
     before = model.model.model_sampling
     with torch.inference_mode():
-        sigma = sampling.sigmas[timestep][None].to(noisy.device)
-        x = noisy * (sigma**2 + 1).sqrt()  # the host scales its input by 1 / sqrt(sigma^2 + 1)
+        sigma, x, back = sampled_at(sampling, noisy, timestep)
         model.model.model_sampling = sampling
         model.pre_run()
         try:
@@ -108,14 +112,39 @@ def host_prediction(
         finally:
             model.cleanup()
             model.model.model_sampling = before
+    return back(denoised)
+
+
+def sampled_at(
+    sampling: Any, noisy: torch.Tensor, timestep: int
+) -> tuple[torch.Tensor, torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """The sampler's noise level and input where the module gets `noisy`; and denoised -> output."""
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        sigma = torch.full((1,), (timestep + 0.5) / 1000, device=noisy.device)
+        return sigma, noisy, lambda denoised: (noisy - denoised) / sigma
+    sigma = sampling.sigmas[timestep][None].to(noisy.device)
+    x = noisy * (sigma**2 + 1).sqrt()  # the host scales its input by 1 / sqrt(sigma^2 + 1)
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        return (x / (sigma**2 + 1) - denoised) * (sigma**2 + 1).sqrt() / sigma
-    return (x - denoised) / sigma
+        return sigma, x, lambda d: (x / (sigma**2 + 1) - d) * (sigma**2 + 1).sqrt() / sigma
+    return sigma, x, lambda denoised: (x - denoised) / sigma
 
 
 def predicted(parts: Any, noisy: torch.Tensor, timestep: int, text: Any) -> torch.Tensor:
-    timesteps = torch.tensor([timestep], device=noisy.device)
-    return parts.predict(noisy, timesteps, [text], [size_of_picture()])
+    levels = torch.full((1,), (timestep + 0.5) / 1000, device=noisy.device)
+    return parts.predict(noisy, parts.objective.timesteps(levels), [text], [size_of_picture()])
+
+
+def batched(parts: Any, noisy: torch.Tensor, texts: list[Any]) -> float:
+    """How far the predictions of a batch are from those of its samples one by one."""
+    mixed = torch.cat([noisy, noisy.flip(-1)])
+    timesteps = parts.objective.timesteps(torch.tensor([0.3, 0.8], device=noisy.device))
+    size = size_of_picture()
+    together = parts.predict(mixed, timesteps, texts, [size, size])
+    apart = [
+        parts.predict(mixed[[place]], timesteps[[place]], [text], [size])
+        for place, text in enumerate(texts)
+    ]
+    return relative(together, torch.cat(apart))
 
 
 def compared(text: Any, conditioning: Any) -> float:
@@ -149,7 +178,9 @@ class Prediction(io.ComfyNode):
             encoded = parts.text.encode(text)
             ours = {t: predicted(parts, noisy, t, encoded) for t in theirs}
             frozen = pack("nodes.host.models.text").encode_captions(clip, [text])[text]
+            batch = batched(parts, noisy, [encoded, parts.text.encode(f"{text} {text}, {text}")])
         return shown({
+            "batch": batch,
             "text": compared(encoded, conditioning),
             "frozen text": compared(frozen, conditioning),
             "prediction": max(relative(ours[t], theirs[t]) for t in theirs),
@@ -365,10 +396,11 @@ class Probes(ComfyExtension):
         from .odd_models import OfClass
         from .saving import Tamper
         from .stacks import Lora, Stack
+        from .tiny_models import Tiny
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept),
-            *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper),
+            *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
         ]
 
 

@@ -13,6 +13,7 @@ from . import noisy_latents, pack, parts_of, predicted, probe, shown, size_of_pi
 
 # Of an average tensor's gradient: what is smaller is made of rounding.
 NEGLIGIBLE = 1e-3
+STEP = 5e-5  # of the numeric derivative, in the mean change of a parameter
 
 
 class Gradients(io.ComfyNode):
@@ -89,16 +90,27 @@ def gradients(
 def _from_numeric(
     loss: Callable[[], torch.Tensor], parameters: Sequence[torch.Tensor], random: torch.Generator
 ) -> float:
-    """How far the gradients are from the loss's slope along a random direction."""
-    ways = [torch.randn(p.shape, generator=random).to(p.device) for p in parameters]
-    pairs = list(zip(parameters, ways, strict=True))
-    along = sum(float((p.grad * way).sum()) for p, way in pairs if p.grad is not None)
-    ends, size = [], 1e-4
-    for factor in (size, -2 * size):
+    """How far the gradients are from the loss's slope along a direction that is uphill.
+
+    It is the gradient with each number between nothing and twice of it: so the slope is steep
+    against rounding, and a number that is wrong counts differently from the others.
+    """
+    pairs = [
+        (p, p.grad * torch.rand(p.shape, generator=random).to(p.grad) * 2)
+        for p in parameters
+        if p.grad is not None
+    ]
+    length = torch.stack([way.norm() for _, way in pairs]).norm()
+    size = (sum(way.numel() for _, way in pairs) ** 0.5) / length
+    pairs = [(parameter, size * way) for parameter, way in pairs]
+    along = sum(float((p.grad * way).sum()) for p, way in pairs)
+    at, place = {}, 0  # the loss at so many steps along the way
+    for steps in (-2, -1, 1, 2):
         for parameter, way in pairs:
-            parameter.add_(way, alpha=factor)
-        ends.append(float(loss()))
-    numeric = (ends[0] - ends[1]) / (2 * size)
+            parameter.add_(way, alpha=(steps - place) * STEP)
+        place, at[steps] = steps, float(loss())
+    # Of fourth order: wide steps, so that fp32's rounding counts for little.
+    numeric = (8 * (at[1] - at[-1]) - (at[2] - at[-2])) / (12 * STEP)
     return abs(along - numeric) / abs(numeric)
 
 
@@ -156,16 +168,21 @@ def _plain_step(
 ) -> Result:
     parameters = pack("trainers.methods").METHODS["lora"](parts, config).parameters
     start = _filled(parameters)
-    random = pack("trainers.noise").generator_for(config.training.seed, 0, 0)
+    random = pack("trainers.objective.noise").generator_for(config.training.seed, 0, 0)
     noise = torch.randn(1, *latents.shape, generator=random).to(parts.device)
-    timesteps = torch.randint(0, 1000, (1,), generator=random)
-    sampling = model.get_model_object("model_sampling")
-    sigma = float(sampling.sigmas[int(timesteps)])
-    signal, spread = (1 / (sigma**2 + 1)) ** 0.5, sigma / (sigma**2 + 1) ** 0.5
     clean = latents[None].to(parts.device)
-    noisy, target = signal * clean + spread * noise, noise
-    if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
-        target = signal * noise - spread * clean
+    sampling = model.get_model_object("model_sampling")
+    if isinstance(sampling, comfy.model_sampling.CONST):
+        timesteps = torch.sigmoid(torch.randn(1, generator=random))
+        share = float(timesteps)
+        noisy, target = (1 - share) * clean + share * noise, noise - clean
+    else:
+        timesteps = torch.randint(0, 1000, (1,), generator=random)
+        sigma = float(sampling.sigmas[int(timesteps)])
+        signal, spread = (1 / (sigma**2 + 1)) ** 0.5, sigma / (sigma**2 + 1) ** 0.5
+        noisy, target = signal * clean + spread * noise, noise
+        if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
+            target = signal * noise - spread * clean
     optimizer = torch.optim.AdamW(parameters, lr=RATE, weight_decay=1e-2)
     with torch.enable_grad():
         predicted = parts.predict(

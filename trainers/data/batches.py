@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..noise import generator_for
+from ..objective.noise import generator_for
 
 
 @dataclass(frozen=True)

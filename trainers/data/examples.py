@@ -25,7 +25,7 @@ class TeacherSample:
         target: (C, ...) fp32 on the CPU, what the denoiser should predict.
     """
 
-    timestep: int
+    timestep: int | float
     target: Tensor
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..contracts import Size
-from ..noise import Objective, draw_noise, draw_timesteps, generator_for
+from ..objective.noise import Objective, draw_noise, generator_for
+from ..objective.timesteps import draw_timesteps
 from ..settings.objective import ObjectiveConfig
 from .examples import Examples, TeacherSample
 
@@ -47,11 +48,11 @@ def teach(
         latents = examples.latents[picture][None]
         sizes.append(examples.sizes[picture])
         noise = draw_noise(latents.shape, generator, settings.noise_offset)
-        timesteps = draw_timesteps(1, generator, settings.timestep_min, settings.timestep_max)
+        timesteps = draw_timesteps(1, generator, settings, process, sizes[-1].area_px)
         noisy.append(process.add_noise(latents, noise, timesteps)[0])
         with torch.no_grad():
             prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt], sizes[-1:])
-        samples[index] = TeacherSample(int(timesteps), prediction[0].float().cpu())
+        samples[index] = TeacherSample(timesteps.item(), prediction[0].float().cpu())
         report(index + 1, settings.prior_samples)
     num = len(noisy)
     captions = (settings.class_prompt,) * num

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DatasetError
-from ..noise import draw_noise, generator_for
+from ..objective.noise import draw_noise, generator_for
 from ..settings.field import raise_problems
 from ..settings.validation import BEST, ValidationConfig
 from .dataset import Dataset
@@ -80,10 +80,9 @@ def split(examples: Examples, places: frozenset[int]) -> tuple[Examples, Example
 
 
 def held_out_samples(
-    examples: Examples, lowest: int, highest: int, seed: int
+    examples: Examples, timesteps: Tensor, seed: int
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     """(picture, noise (1, C, ...), timestep (1,)) of every sample of a validation."""
-    timesteps = torch.linspace(lowest, highest, NUM_TIMESTEPS + 2)[1:-1].round().long()
     for picture, latents in enumerate(examples.latents):
         generator = generator_for(seed, "validation", picture)
         for timestep in timesteps:

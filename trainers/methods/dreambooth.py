@@ -2,8 +2,8 @@
 
     L = mean over instance samples of l  +  lambda * mean over class samples of l
 
-(arXiv 2208.12242, eq. 2; the loss itself is in trainers.losses.) The modules in Parts must be
-private copies, since they are changed in place.
+(arXiv 2208.12242, eq. 2; the loss itself is in trainers.objective.losses.) The modules in Parts
+must be private copies, since they are changed in place.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from ..models.architectures import DENOISER, KOHYA, Architecture
 from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
 from .adapters.pissa import starts
-from .adapters.variants import held_layers, inject
+from .adapters.variants import held_layers, inject, switched_off
 from .learned_tokens import copies, train_tokens
 
 
@@ -60,6 +60,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
         tokens=lambda: copies(learned),
         state=lambda: {"starts": [start.detach() for start in frozen]},
         load_state=load_state,
+        base_model=lambda: switched_off([parts.modules[name] for name in rates]),
     )
 
 

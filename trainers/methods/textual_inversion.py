@@ -18,7 +18,7 @@ from torch import Tensor
 from ..contracts import Parts, TextSide, Trainable
 from ..data.tokens import has_token, put_in
 from ..errors import DatasetError, SettingsError
-from ..noise import generator_for
+from ..objective.noise import generator_for
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
 from .results import spelled

@@ -2,8 +2,9 @@
 
 A model that no record knows trains all the same, as GENERIC. A new model is a new record.
 
-Sources: K = kohya sd-scripts (library/train_util.py, networks/lora.py, docs/train_network.md),
-M = the modelspec standard 1.0.1, P = the model's paper or card, D = diffusers' training scripts.
+Sources: K = kohya sd-scripts (library/train_util.py, networks/lora.py, docs/train_network.md) and
+musubi-tuner (docs/, utils/sai_model_spec.py), A = ai-toolkit, M = the modelspec standard 1.0.1,
+P = the model's paper or card, D = diffusers' training scripts.
 """
 
 from __future__ import annotations
@@ -44,6 +45,11 @@ UNET_TARGETS = (
 # Of any module: what has a number in its path is one of many equal blocks.
 BLOCKS = r".*\.\d+\..*"
 ANY_TARGETS = (r".*\.\d+\.(.*[._])?(attn|attention|self_attn).*", BLOCKS, ".*")
+# Of transformers: attention, with single blocks' two layers, in which it is one with the
+# feed-forward; then all of their blocks but what the timestep modulates with (K leaves that out).
+ATTENTION = rf"{ANY_TARGETS[0]}|single_blocks\.\d+\.linear[12]"
+UNMODULATED = rf"(?!.*([._]mod\.|modulation)){BLOCKS}"
+TRANSFORMER_TARGETS = (ATTENTION, UNMODULATED, ".*")
 
 
 @dataclass(frozen=True)
@@ -64,6 +70,9 @@ class Architecture:
         resolution_px: what it was trained at; None where nobody knows.
         rates: the usual learning rate of the denoiser, by method.
         unset_weights: text encoder weights that its files lack and nothing reads.
+        guidance: what a model that was distilled to know it is trained at; None: what the host
+            says.
+        implementation: where its code is, as file metadata says (M).
     """
 
     name: str
@@ -78,6 +87,8 @@ class Architecture:
     resolution_px: int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
     unset_weights: str = r".*\.logit_scale"
+    guidance: float | None = None
+    implementation: str = "https://github.com/Stability-AI/generative-models"
 
     def unusual(self, method: str, resolution_px: int, rate: float) -> list[str]:
         """What of a run is far from what such models are trained with, in the user's words."""
@@ -142,9 +153,104 @@ SDXL = Architecture(
     rates={"lora": 1e-4, "dreambooth": 1e-6},  # D train_dreambooth_lora_sdxl.py; K sdxl_train.py
     unset_weights=r".*\.logit_scale|clip_l\..*\.text_projection\.weight",
 )
+SD3 = Architecture(
+    name="sd3",
+    title="Stable Diffusion 3.5",
+    host_classes=("SD3",),
+    modelspec="stable-diffusion-3",
+    base_model_version="sd3",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4, "dreambooth": 1e-5},  # D train_dreambooth_lora_sd3.py; K sd3_train.py
+)
+FLUX = Architecture(
+    name="flux",
+    title="FLUX.1",
+    host_classes=("Flux", "FluxSchnell"),
+    modelspec="flux-1-dev",
+    base_model_version="flux1",
+    spelling=KOHYA,  # which diffusers reads too, unlike the dotted one
+    text_prefixes={"clip_l": "lora_te1", "t5xxl": "lora_te3"},
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4, "dreambooth": 5e-6},  # D; A; K docs/flux_train_network.md
+    guidance=1.0,  # K --guidance_scale 1.0, A bypass_guidance_embedding
+    implementation="https://github.com/black-forest-labs/flux",
+)
+FLUX2 = Architecture(
+    name="flux2",
+    title="FLUX.2",
+    host_classes=("Flux2",),
+    modelspec="Flux.2",
+    base_model_version="flux2",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4, "dreambooth": 1e-6},  # K docs/flux_2.md, rank 32
+    guidance=1.0,  # K flux_2_train_network.py
+    implementation="https://github.com/black-forest-labs/flux2",
+)
+CHROMA = Architecture(
+    name="chroma",
+    title="Chroma",
+    host_classes=("Chroma",),
+    modelspec="chroma",
+    base_model_version="chroma",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4},  # A
+    guidance=0.0,  # P: distilled away
+    implementation="https://huggingface.co/lodestones/Chroma",
+)
+Z_IMAGE = Architecture(
+    name="z_image",
+    title="Z-Image",
+    host_classes=("ZImage",),
+    modelspec="Z-Image",
+    base_model_version="z_image",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4, "dreambooth": 1e-6},  # K docs/zimage.md, rank 32; A 1e-4
+    implementation="https://github.com/Tongyi-MAI/Z-Image",
+)
+QWEN_IMAGE = Architecture(
+    name="qwen_image",
+    title="Qwen-Image",
+    host_classes=("QwenImage",),
+    modelspec="Qwen-Image",
+    base_model_version="qwen_image",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1328,  # P; K and A train at 1024
+    rates={"lora": 5e-5, "dreambooth": 1e-6},  # K docs/qwen_image.md, rank 16; A 1e-4
+    implementation="https://github.com/QwenLM/Qwen-Image",
+)
+KREA2 = Architecture(
+    name="krea2",
+    title="Krea 2",
+    host_classes=("Krea2",),
+    modelspec="Krea-2",
+    base_model_version="krea2",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4},  # K docs/krea2.md, rank 32; A
+    implementation="https://github.com/krea-ai/krea-2",
+)
+ANIMA = Architecture(
+    name="anima",
+    title="Anima",
+    host_classes=("Anima",),
+    modelspec="anima-preview",
+    base_model_version="anima",
+    targets=TRANSFORMER_TARGETS,
+    resolution_px=1024,
+    rates={"lora": 1e-4},  # A
+    implementation="https://huggingface.co/circlestone-labs/Anima",
+)
 GENERIC = Architecture("generic", "a model that this pack has no record of", modelspec="generic")
 
-ARCHITECTURES = {record.name: record for record in (SD15, SD2, SDXL, GENERIC)}
+KNOWN = (
+    SD15, SD2, SDXL, SD3, FLUX, FLUX2, CHROMA, Z_IMAGE, QWEN_IMAGE, KREA2, ANIMA, GENERIC
+)  # fmt: skip
+ARCHITECTURES = {record.name: record for record in KNOWN}
 
 
 def architecture_of(host_class: str) -> Architecture:

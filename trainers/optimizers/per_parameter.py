@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..noise import generator_for
+from ..objective.noise import generator_for
 
 # Numbers that are widened at once; 8-bit optimizers share a scale between 256 of them.
 PIECE = 256 * 8192

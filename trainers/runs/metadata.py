@@ -12,6 +12,7 @@ from ..data.dataset import Dataset
 from ..errors import AdapterError
 from ..methods.results import Embedding
 from ..models.architectures import Architecture
+from ..objective.noise import PREDICTIONS
 from ..settings.lora import LoraConfig
 from ..settings.run import RunConfig
 from ..settings.textual_inversion import TextualInversionConfig
@@ -30,7 +31,7 @@ def lora_metadata(
     The most frequent caption is the trigger phrase.
 
     Args:
-        prediction: "epsilon" or "v".
+        prediction: "epsilon", "v" or "flow".
     """
     return {
         **_network(config.own),
@@ -62,7 +63,7 @@ def model_metadata(
     """Metadata of any result: how it was trained, by kohya's ss_*, and modelspec 1.0.1.
 
     Args:
-        prediction: "epsilon" or "v".
+        prediction: "epsilon", "v" or "flow".
     """
     counts = collections.Counter(picture.caption for picture in dataset.pictures)
     training, version = config.training, architecture.base_model_version
@@ -104,6 +105,9 @@ def _more_settings(config: RunConfig) -> dict[str, str]:
         "ss_network_dropout": str(getattr(own, "dropout", 0.0) or None),
         "ss_noise_offset": str(objective.noise_offset or None),
         "ss_caption_dropout_rate": str(objective.caption_dropout),
+        "ss_timestep_sampling": objective.timestep_sampling,
+        "ss_shuffle_caption": str(objective.shuffle_caption),
+        "ss_keep_tokens": str(objective.keep_tokens),
         "ss_prior_loss_weight": str(objective.prior_weight),
         "ss_cache_latents": "True",
     }
@@ -122,12 +126,13 @@ def modelspec(
     return {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": architecture.modelspec + (f"/{kind}" if kind else ""),
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.implementation": architecture.implementation,
         "modelspec.title": dataset.name,
         "modelspec.description": f"Trained on {len(dataset)} pictures with Personalize for ComfyUI",
         "modelspec.date": now.isoformat(timespec="seconds"),
         "modelspec.resolution": f"{dataset.resolution_px}x{dataset.resolution_px}",
-        "modelspec.prediction_type": prediction,
+        # The standard has words for these two alone.
+        **({"modelspec.prediction_type": prediction} if prediction in PREDICTIONS else {}),
     }
 
 
@@ -218,7 +223,7 @@ def extracted_metadata(architecture: Architecture, ranks: Iterable[int]) -> dict
         "ss_v2": str(architecture.name == "sd2"),
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": f"{architecture.modelspec}/lora",
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.implementation": architecture.implementation,
         "modelspec.title": "extracted",
         **rank_metadata(ranks),
     }

@@ -67,6 +67,9 @@ ON_OTHERS: Mapping[str, tuple[str, ...]] = {
     "loss_settings": (
         "min_snr_gamma", "noise_offset", "timestep_min", "timestep_max", "caption_dropout",
         "prior_weight", "prior", "class_prompt", "prior_samples",
+        "timestep_sampling", "logit_mean", "logit_std", "discrete_flow_shift", "caption_prefix",
+        "shuffle_caption", "keep_tokens", "caption_tag_dropout_rate", "enable_wildcard",
+        "caption_variants",
     ),
     "run_settings": (
         "epochs", "held_out", "validate_every", "hand_out", "patience", "if_run_exists",
@@ -103,6 +106,12 @@ class RunConfig:
             raise_problems(
                 self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
             )
+        if self.objective.preserves_output and self.method != "lora":
+            raise_problems(
+                ["prior is 'output preservation', which switches the LoRA off to ask the base, but "
+                 "this training changes the base's weights themselves; allowed: 'class images' or "
+                 "'teacher'"]
+            )  # fmt: skip
 
     @property
     def text_rate(self) -> float:

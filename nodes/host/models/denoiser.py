@@ -16,12 +16,13 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ....trainers.contracts import Size, Text
+from .objective import module_timesteps
 
 Conditions = dict[str, Any]  # objects of comfy.conds by argument of the module
 
 
 class AsGiven:
-    """A model_sampling that hands noise, timestep and prediction on; the rest is the host's."""
+    """A model_sampling that hands noise and prediction on; the rest is the host's."""
 
     def __init__(self, sampling: Any) -> None:
         self._sampling = sampling
@@ -33,7 +34,7 @@ class AsGiven:
         return noisy
 
     def timestep(self, timesteps: Tensor) -> Tensor:
-        return timesteps
+        return module_timesteps(self._sampling, timesteps)
 
     def calculate_denoised(self, timesteps: Tensor, predicted: Tensor, noisy: Tensor) -> Tensor:
         return predicted
@@ -44,9 +45,12 @@ class HostDenoiser:
 
     Args:
         computes_in: what the module is to get its input in.
+        guidance: what a module that was distilled to know it is told; None: what the host says.
     """
 
-    def __init__(self, model: Any, twin: nn.Module, computes_in: torch.dtype) -> None:
+    def __init__(
+        self, model: Any, twin: nn.Module, computes_in: torch.dtype, guidance: float | None = None
+    ) -> None:
         base = model.model
         sampling = model.get_model_object("model_sampling")
         around = copy.copy(base)
@@ -56,6 +60,7 @@ class HostDenoiser:
         around.model_sampling = AsGiven(sampling)
         around.manual_cast_dtype, around.current_patcher = computes_in, None
         self._model = around
+        self._told = {} if guidance is None else {"guidance": guidance}
 
     def __call__(
         self, noisy: Tensor, timesteps: Tensor, texts: Sequence[Text], sizes: Sequence[Size]
@@ -78,7 +83,8 @@ class HostDenoiser:
         return torch.stack([predicted[place] for place in range(len(noisy))])
 
     def _conditions(self, noisy: Tensor, text: Text, size: Size) -> Conditions:
-        facts = {**text, **size_facts(size), "model_conds": {}}
+        # A clip that pools nothing says so, and older hosts ask.
+        facts = {"pooled_output": None, **self._told, **text, **size_facts(size), "model_conds": {}}
         (made,) = comfy.samplers.encode_model_conds(
             self._model.extra_conds, [facts], noisy, noisy.device, "positive"
         )

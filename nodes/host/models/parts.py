@@ -34,7 +34,7 @@ def parts_of(
         modules |= {name: getattr(encoders, name) for name in encoder_names(clip)}
     parts = Parts(
         modules=modules,
-        predict=HostDenoiser(model, twin, denoiser.computes_in),
+        predict=HostDenoiser(model, twin, denoiser.computes_in, architecture.guidance),
         text=HostText(clip, encoders, denoiser.device),
         architecture=architecture,
         objective=objective_of(model),

@@ -58,7 +58,7 @@ def check_clip(clip: Any, model: Any) -> None:
         )
     check_weights("clip", clip.cond_stage_model)
     wanted = model.model.model_config.unet_config.get("context_dim")
-    found = widths(clip.tokenizer)
+    found = widths(clip)
     if isinstance(wanted, int) and found and sum(found.values()) != wanted:
         listed = ", ".join(f"{name} {width}" for name, width in found.items())
         raise UnsupportedModelError(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from ....trainers.contracts import Rows, Text
 from ....trainers.errors import DatasetError
 from ..memory import check_interrupt
-from .tokenizer import encoder_names, knowing, plain_tokenizer, token_key
+from .tokenizer import encoder_names, knowing, literal, plain_tokenizer, token_key
 from .twin import alias
 
 
@@ -62,7 +62,7 @@ class HostText:
             # In place of the patcher and of the host's loading: the twin is where it has to be.
             speaker.patcher = SimpleNamespace(load_device=self._device, forced_hooks=None)
             speaker.load_model = lambda tokens=None: speaker.patcher
-            speaker.tokenizer = knowing(self._clip.tokenizer, self.learned)
+            speaker.tokenizer = knowing(self._clip.tokenizer, self.learned, weights=False)
             self._speaker = known, speaker
         return self._speaker[1]
 
@@ -78,11 +78,12 @@ def encode_captions(
         report: called before each with how many are done, of how many; may raise.
     """
     encoded: dict[str, Text] = {}
+    reader = literal(clip)
     different = list(dict.fromkeys(captions))
     for done, caption in enumerate(different):
         report(done, len(different))
         with torch.inference_mode():
-            made = clip.encode_from_tokens(tokens_of(clip, caption), return_dict=True)
+            made = reader.encode_from_tokens(tokens_of(reader, caption), return_dict=True)
         encoded[caption] = {name: alias(t).cpu().clone() for name, t in as_text(made).items()}
     return encoded
 
@@ -101,13 +102,13 @@ def conditioning_of(text: Text) -> Any:
 
 
 def tokens_of(clip: Any, caption: str) -> Any:
-    """The host's tokens of a caption.
+    """The tokens of a caption, by a CLIP that takes texts literally.
 
     Raises:
         DatasetError: it names an embedding's file, which would be trained on without being told.
     """
     if "embedding:" in caption:
-        plain = plain_tokenizer(clip.tokenizer).tokenize_with_weights(caption, disable_weights=True)
+        plain = plain_tokenizer(clip.tokenizer).tokenize_with_weights(caption)
         found = (token for windows in plain.values() for window in windows for token, *_ in window)
         if any(isinstance(token, Tensor) for token in found):
             raise DatasetError(
@@ -115,4 +116,4 @@ def tokens_of(clip: Any, caption: str) -> Any:
                 "\nWrite the words themselves, or wire in a clip that knows the token (Train "
                 "Textual Inversion, Apply Embedding) and write the token."
             )
-    return clip.tokenize(caption, disable_weights=True)
+    return clip.tokenize(caption)

@@ -9,6 +9,7 @@ from typing import Any
 from ....trainers.data.dataset import Dataset
 from ....trainers.data.validation import check_watched, seen_twice
 from ....trainers.errors import DatasetError, SettingsError
+from ....trainers.settings.objective import CLASS_IMAGES
 from ....trainers.settings.preview import PreviewConfig
 from ....trainers.settings.run import RunConfig
 
@@ -46,9 +47,10 @@ def check_wiring(sockets: Sockets, config: RunConfig) -> None:
     """
     instance, classes = sockets.dataset, sockets.class_dataset
     watched = sockets.validation_dataset
-    if classes is not None and config.objective.uses_teacher:
+    prior = config.objective.prior
+    if classes is not None and config.objective.prior_weight and prior != CLASS_IMAGES:
         raise SettingsError(
-            ("prior is 'teacher', which takes no class_dataset, but one is wired; "
+            (f"prior is '{prior}', which takes no class_dataset, but one is wired; "
              "allowed: 'class images', or no class_dataset",)
         )  # fmt: skip
     check_watched(config.validation, watched is not None)

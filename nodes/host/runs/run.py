@@ -7,17 +7,21 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....trainers.data.dataset import Dataset
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
+from ....trainers.objective.timesteps import check_objective
+from ....trainers.prompts import caption_prompts
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
 from ..folders import runs_folder
 from ..memory import device
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.objective import objective_of
 from ..models.support import check_clip, check_model
-from ..models.tokenizer import embeddings_of, encoder_names
+from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
 from .inputs import Sockets, check_wiring
@@ -50,9 +54,20 @@ class Run:
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset
-        datasets = [self.sockets.dataset, *([classes] if classes is not None else [])]
-        captions = [picture.caption for dataset in datasets for picture in dataset.pictures]
-        return [*captions, self.config.objective.class_prompt]
+        of_classes = [picture.caption for picture in classes.pictures] if classes else []
+        prompts = self._prompts(self.sockets.dataset)
+        return [*prompts, *of_classes, self.config.objective.class_prompt]
+
+    @property
+    def watched_captions(self) -> list[str]:
+        """The same of pictures that are not trained but watched."""
+        watched = self.sockets.validation_dataset
+        return self._prompts(watched) if watched else []
+
+    def _prompts(self, dataset: Dataset) -> list[str]:
+        captions = [picture.caption for picture in dataset.pictures]
+        drawn = caption_prompts(captions, self.config.objective, self.config.training.seed)
+        return [text for texts in drawn.values() for text in texts]
 
     @property
     def asked_steps(self) -> int:
@@ -77,7 +92,12 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     check_wiring(sockets, config)
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
-    return _run(sockets, config, _base(sockets, node), reporter)
+    base = _base(sockets, node)
+    if not sockets.without_base:
+        check_objective(config.objective, objective_of(sockets.model))
+        if config.method == "textual_inversion":
+            check_takes_tokens(sockets.clip)
+    return _run(sockets, config, base, reporter)
 
 
 def needs_base(

@@ -318,9 +318,7 @@ def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
     sockets, config = run.sockets, run.config
     encoded = None
     if not config.own.trains_text:
-        watched = sockets.validation_dataset
-        watched_captions = [picture.caption for picture in watched.pictures] if watched else []
-        captions = [*run.captions, *watched_captions, ""]
+        captions = [*run.captions, *run.watched_captions, ""]
         encoded = encode_captions(sockets.clip, captions, run.reporter.captions)
         make_room()
     denoiser, text = _placements(config)

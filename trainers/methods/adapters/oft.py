@@ -25,6 +25,8 @@ class OftLayer(nn.Module):
         oft_blocks: (blocks, size, size) fp32, zero at the start, when R is exactly I.
     """
 
+    _disable_adapters = False  # as peft's layers call it
+
     def __init__(self, base_layer: nn.Module, rank: int) -> None:
         super().__init__()
         self.base_layer: Any = base_layer
@@ -55,6 +57,8 @@ class OftLayer(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         output: Tensor = self.base_layer(input)
+        if self._disable_adapters:
+            return output
         channels = -1 if isinstance(self.base_layer, nn.Linear) else 1
         turned = output.movedim(channels, -1)
         if self.bias is not None:

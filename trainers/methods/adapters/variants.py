@@ -13,7 +13,8 @@ of loha, lokr and oft, which ComfyUI reads too.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -89,6 +90,23 @@ def _check_kinds(module: nn.Module, layers: list[str], variant: str) -> None:
             f"variant '{variant}' is not possible for this model's layers of kind "
             f"{', '.join(others)}; allowed: lora, or targets without them",
         ))  # fmt: skip
+
+
+@contextmanager
+def switched_off(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Inside, the adapters in `modules` do nothing; they train on afterwards."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    kinds = (BaseTunerLayer, OftLayer)
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, kinds)]
+    # Not peft's enable_adapters, which also decides what trains.
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
 
 
 def held_layers(module: nn.Module, kohya: bool) -> Iterator[tuple[str, dict[str, Tensor]]]:

@@ -1,32 +1,44 @@
-"""The forward process: generators, noise, timesteps, and what the denoiser is asked to predict.
+"""The forward process: generators, noise, and what the denoiser is asked to predict.
 
     x_t = sqrt(ac_t) x_0 + sqrt(1 - ac_t) eps            (DDPM, arXiv 2006.11239, eq. 4)
     epsilon target:  eps
     v target:        sqrt(ac_t) eps - sqrt(1 - ac_t) x_0   (arXiv 2202.00512, appendix D)
     SNR_t = ac_t / (1 - ac_t)
 
-Everything random is drawn on the CPU from a generator that is a function of (seed, step,
-micro-batch), so the same draw comes again on resume and on any device.
+    x_s = (1 - s) x_0 + s eps                            (rectified flow, arXiv 2209.03003)
+    flow target:     eps - x_0
+
+Which timesteps are drawn how often is in timesteps.py. Everything random is drawn on the CPU from
+a generator that is a function of (seed, step, micro-batch), so the same draw comes again on resume
+and on any device.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 
 class Objective(Protocol):
-    """A noise process and its target; flow matching would be another with these methods."""
+    """A noise process and its target.
+
+    Attributes:
+        prediction: what the denoiser predicts, as file metadata names it.
+        shift: how its sampler shifts timesteps towards noise; None where it does not.
+    """
 
     @property
-    def prediction(self) -> str: ...  # as file metadata names it
+    def prediction(self) -> str: ...
 
     @property
-    def num_timesteps(self) -> int: ...
+    def shift(self) -> float | None: ...
+
+    def timesteps(self, levels: Tensor) -> Tensor:
+        """Noise levels (B,) from 0, none, to 1, nothing else, as this process counts them."""
 
     def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor: ...
 
@@ -49,13 +61,15 @@ class Diffusion:
 
     prediction: str
     alphas_cumprod: Tensor
+    shift: ClassVar[None] = None
 
     def __post_init__(self) -> None:
         assert self.prediction in PREDICTIONS, self.prediction
 
-    @property
-    def num_timesteps(self) -> int:
-        return len(self.alphas_cumprod)
+    def timesteps(self, levels: Tensor) -> Tensor:
+        """The timestep (B,) int64 of each level: that share of the way to the last one."""
+        num = len(self.alphas_cumprod)
+        return (levels * num).long().clamp(max=num - 1)
 
     def _signal_and_noise(self, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
         signal = self.alphas_cumprod.to(like.device)[timesteps]
@@ -86,6 +100,35 @@ class Diffusion:
         return capped / snr if self.prediction == "epsilon" else capped / (snr + 1)
 
 
+@dataclass(frozen=True)
+class Flow:
+    """Rectified flow: a timestep is the share of noise, (B,) fp32 in 0..1.
+
+    Attributes:
+        shift: how the model's sampler shifts its timesteps, s t / (1 + (s - 1) t).
+        noise_scale: the deviation of the noise at s = 1.
+    """
+
+    shift: float = 1.0
+    noise_scale: float = 1.0
+    prediction: ClassVar[str] = "flow"
+
+    def timesteps(self, levels: Tensor) -> Tensor:
+        return levels.float()
+
+    def add_noise(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """Noisy latents x_s, (B, ...) fp32."""
+        share = timesteps.view(-1, *[1] * (latents.ndim - 1))
+        return (1 - share) * latents + share * (self.noise_scale * noise)
+
+    def target(self, latents: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """What the denoiser should predict, (B, ...) fp32."""
+        return self.noise_scale * noise - latents
+
+    def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
+        raise AssertionError("min-SNR weighs predictions of noise and of v; see timesteps.py")
+
+
 def generator_for(seed: int, *place: int | str) -> torch.Generator:
     """A CPU generator that depends on `seed` and on `place` (step, micro-batch, ...) alone."""
     digest = hashlib.sha256(repr((seed, *place)).encode()).digest()
@@ -104,8 +147,3 @@ def draw_noise(
         per_channel = (*shape[:2], *[1] * (len(shape) - 2))
         noise = noise + offset * torch.randn(per_channel, generator=generator)
     return noise
-
-
-def draw_timesteps(num: int, generator: torch.Generator, lowest: int, highest: int) -> Tensor:
-    """Timesteps (num,) int64, uniform over lowest..highest, both included."""
-    return torch.randint(lowest, highest + 1, (num,), generator=generator)

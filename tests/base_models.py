@@ -1,0 +1,252 @@
+"""The table of base models and the table of methods, for tests in a real ComfyUI.
+
+A new model is a new row.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+from tests import tiny_transformers as transformers
+from tests.conftest import model_file
+from tests.graphs import Graph, Link
+from tests.host import Host
+from tests.test_host_lora import PROMPT
+
+
+@dataclass(frozen=True)
+class Row:
+    """A base model.
+
+    Attributes:
+        name: in the tests' names.
+        architecture: which record of trainers.models.architectures it has.
+        checkpoint: where its text encoders and VAE are from, and its denoiser, unless
+        unet: names a file of its own.
+        recipe: of a small transformer, in place of files; see tests.tiny_transformers.
+        methods: names in METHODS, in the newest host.
+        old_methods: those in the oldest host.
+        sampling: settings of the stock node that changes what it predicts.
+        objective: what it predicts then.
+        unused: adapters' tensors that no gradient reaches: those of a text encoder's last layer,
+            where the model takes what the last but one gives, and of what a last block makes of
+            the text, which nobody reads.
+    """
+
+    name: str
+    architecture: str
+    checkpoint: str
+    methods: Sequence[str]
+    old_methods: Sequence[str]
+    unet: str = ""
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    sampling: Mapping[str, Any] = field(default_factory=dict)
+    objective: str = "epsilon"
+    unused: int = 8
+
+    def __str__(self) -> str:
+        return self.name
+
+    def load(self, host: Host, graph: Graph) -> list[Link]:
+        """MODEL, CLIP and VAE."""
+        if self.recipe:
+            return graph.add("ProbeTiny", 3, recipe=json.dumps(self.recipe))
+        checkpoint = f"{self.checkpoint}.safetensors"
+        host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
+        model, clip, vae = graph.load(checkpoint)
+        if self.unet:
+            model = load_unet(host, graph, model_file(self.unet, "fp16"), self.unet)
+        return [self.sampled(graph, model), clip, vae]
+
+    def sampled(self, graph: Graph, model: Link) -> Link:
+        """`model` behind the node that changes what it predicts, if there is one."""
+        if not self.sampling:
+            return model
+        return graph.add("ModelSamplingDiscrete", model=model, **self.sampling)[0]
+
+
+def load_unet(host: Host, graph: Graph, path: Path, name: str) -> Link:
+    file = host.add_model("diffusion_models", path, f"{name}.safetensors")
+    return graph.add("UNETLoader", unet_name=file, weight_dtype="default")[0]
+
+
+def newest(host: Host, folder: str, name: str) -> Path:
+    """The newest file that a Save node wrote under a name."""
+    return max((host.base / "output" / folder).glob(f"{name}_0*"), key=lambda p: p.name)
+
+
+# -- the methods --------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """What to sample after a training, or with its file."""
+
+    model: Link
+    clip: Link
+    prompt: str = PROMPT
+
+
+class Method(Protocol):
+    """A way to train."""
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        """Train on `base` and save under `name`."""
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        """The saved file with `base`."""
+
+
+class Lora(NamedTuple):
+    """Train LoRA, Save LoRA and the host's LoraLoader.
+
+    Where text encoders are trained too, a probe compares what was trained with what samples.
+    """
+
+    settings: Mapping[str, Any]
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        settings = {"steps": 1, "learning_rate": 1e-2, **self.settings}
+        model, clip, lora, *_ = graph.train(*base, dataset, **settings)
+        graph.add(
+            "PersonalizeSaveLora", lora=lora, filename_prefix=f"loras/{name}", format="kohya fp32"
+        )
+        if "train_text_encoder" not in settings:
+            return Trained(model, base[1])
+        graph.add(
+            "ProbeTrained", model=base[0], clip=base[1], lora=lora, text=PROMPT,
+            settings=json.dumps(TEXT), trained_model=model, conditioning=graph.encode(clip, PROMPT),
+        )  # fmt: skip
+        return Trained(model, clip)
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        model, clip = graph.add(
+            "LoraLoader", 2, model=base[0], clip=base[1], strength_model=1.0, strength_clip=1.0,
+            lora_name=newest(host, "loras", name).name,
+        )  # fmt: skip
+        return Trained(model, clip if "train_text_encoder" in self.settings else base[1])
+
+
+class DreamBooth(NamedTuple):
+    """Train DreamBooth; a file of the denoiser alone, or of all where all is trained."""
+
+    settings: Mapping[str, Any]
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        settings = {"steps": 1, "learning_rate": 1e-4, **self.settings}
+        model, clip, *_ = graph.dreambooth(*base, dataset, **settings)
+        prefix = f"saved/{name}"
+        if not self.settings:
+            graph.add("ModelSave", model=model, filename_prefix=prefix)
+            return Trained(model, base[1])
+        graph.add("CheckpointSave", model=model, clip=clip, vae=base[2], filename_prefix=prefix)
+        return Trained(model, clip)
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        saved = newest(host, "saved", name)
+        offered = f"{host.base.name}-{row}-{saved.stem}"
+        if row.recipe:
+            made = {"recipe": json.dumps(row.recipe), "file": f"saved/{saved.name}"}
+            return Trained(graph.add("ProbeTiny", 3, **made)[0], base[1])
+        if not self.settings:
+            return Trained(row.sampled(graph, load_unet(host, graph, saved, offered)), base[1])
+        file = host.add_model("checkpoints", saved, f"{offered}.safetensors")
+        model, clip, _ = graph.load(file)
+        return Trained(row.sampled(graph, model), clip)
+
+
+class Inversion(NamedTuple):
+    """Train Textual Inversion, Save Embedding and the file's name in a prompt."""
+
+    def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
+        clip, embedding, *_ = graph.invert(*base, dataset, steps=1, vectors=2, learning_rate=1.0)
+        graph.add(
+            "PersonalizeSaveEmbedding", embedding=embedding, filename_prefix=f"embeddings/{name}"
+        )
+        return Trained(base[0], clip, "a photo of <sks>")
+
+    def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
+        saved = newest(host, "embeddings", name).stem
+        return Trained(base[0], base[1], f"a photo of embedding:{saved}")
+
+
+# In the least memory: with all text encoders, fp32 weights and AdamW would take gigabytes.
+SMALL = {"weights": "bf16", "fused_backward": True, "optimizer": "adafactor"}
+TEXT = {"train_text_encoder": True, "text_encoder_learning_rate": 1e-2}
+METHODS: dict[str, Method] = {
+    "lora": Lora({"targets": "all with convolutions"}),
+    "dora": Lora({"variant": "dora", "targets": "attention and feed-forward"}),
+    "lokr": Lora({"variant": "lokr", "targets": "all with convolutions"}),
+    "loha": Lora({"variant": "loha", "targets": "all with convolutions"}),
+    "oft": Lora({"variant": "oft", "targets": "all with convolutions"}),
+    "pissa": Lora({"initialization": "pissa", "targets": "attention and feed-forward"}),
+    "textlora": Lora(TEXT),
+    "dreambooth": DreamBooth({}),
+    "textdreambooth": DreamBooth({**TEXT, **SMALL, "text_encoder_learning_rate": 1e-4}),
+    "inversion": Inversion(),
+}
+
+# -- the base models ----------------------------------------------------------------------
+
+V = {"sampling": "v_prediction", "zsnr": False}
+ZSNR = {**V, "zsnr": True}
+ALL = tuple(METHODS)
+DENOISER = ("lora", "dora", "dreambooth")
+# The oldest host is spared what is slow: DreamBooth with text encoders, and most of what needs
+# CLIP-G, which takes seconds for each prompt. SDXL's relatives have its text encoders, so they add
+# denoisers; KOALA, which no record knows, also has names of its own in files.
+MOST = (*DENOISER, "textlora", "inversion")
+VARIANTS = ("lokr", "loha", "oft", "pissa")
+SD15 = Row("sd15", "sd15", "thin_sd15", ALL, (*MOST, *VARIANTS), unused=0)
+SD2 = Row("sd2", "sd2", "thin_sd2", ALL, MOST)
+SD2_V = Row("sd2-v", "sd2", "thin_sd2", MOST, ("lora",), sampling=V, objective="v")
+SD2_ZSNR = Row("sd2-zsnr", "sd2", "thin_sd2", DENOISER, ("lora",), sampling=ZSNR, objective="v")
+SDXL = Row("sdxl", "sdxl", "thin_sdxl", (*MOST, "lokr", "oft"), ("textlora", "lokr"))
+SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", ("lora", "dreambooth"), ("lora",), "thin_ssd1b")
+WITH_TEXT = (*DENOISER, "textlora")
+DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
+KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_koala")
+# Small transformers, which take seconds. The oldest host has no Krea 2.
+TRANSFORMER = ("lora", "dreambooth", "textlora", "inversion")
+OLD_TRANSFORMER = ("lora", "dreambooth")
+
+
+def transformer(
+    name: str,
+    architecture: str,
+    recipe: Mapping[str, Any],
+    unused: int = 0,
+    old_methods: Sequence[str] = OLD_TRANSFORMER,
+    methods: Sequence[str] = TRANSFORMER,
+) -> Row:
+    return Row(
+        name, architecture, "", methods, old_methods, recipe=recipe, objective="flow",
+        unused=unused,
+    )  # fmt: skip
+
+
+TRANSFORMERS = [
+    transformer("flux", "flux", transformers.FLUX),
+    transformer("klein", "flux2", transformers.KLEIN, unused=8),
+    transformer("chroma", "chroma", transformers.CHROMA),
+    transformer(
+        "z-image",
+        "z_image",
+        transformers.Z_IMAGE,
+        unused=8,
+        methods=(*TRANSFORMER, "dora", *VARIANTS),
+        old_methods=(*OLD_TRANSFORMER, "dora", *VARIANTS),
+    ),
+    # The host's tokenizer of Qwen-Image takes no learned tokens.
+    transformer(
+        "qwen-image", "qwen_image", transformers.QWEN_IMAGE, unused=4, methods=TRANSFORMER[:-1]
+    ),
+    transformer("krea2", "krea2", transformers.KREA2, unused=8, old_methods=()),
+    # The host's `embedding:name` ends in an error where T5 only gives ids.
+    transformer("anima", "anima", transformers.ANIMA, methods=TRANSFORMER[:-1]),
+    transformer("sd3", "sd3", transformers.SD3),
+]
+ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

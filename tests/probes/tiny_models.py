@@ -1,0 +1,122 @@
+"""Small random models of the host's own classes: MODEL, CLIP and VAE without a file.
+
+A recipe (JSON) names the classes and how small they are:
+
+    model       class of comfy.supported_models
+    unet        its configuration, as the host reads it off a checkpoint
+    text        module of comfy.text_encoders
+    tokenizer   class in it
+    encoder     function in it that gives the text encoders' class
+    arguments   of that function
+    sizes       by text encoder, what is other than in the published model
+    vae         "taesd" (pictures, any number of channels) or "wan" (a video's one frame)
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+from typing import Any
+
+import comfy.ldm.wan.vae
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.taesd.taesd
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+
+# The parts of text encoders that look at pictures, which are large and not asked.
+EYES = "visual"
+
+
+class Tiny(io.ComfyNode):
+    """A model by its recipe; the same recipe gives the same weights.
+
+    With `file` the denoiser's weights are those that a Save node wrote to output/.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeTiny",
+            category="tests",
+            inputs=[io.String.Input("recipe"), io.String.Input("file", optional=True)],
+            outputs=[io.Model.Output(), io.Clip.Output(), io.Vae.Output()],
+        )
+
+    @classmethod
+    def execute(cls, recipe: str, file: str = "") -> io.NodeOutput:
+        told = json.loads(recipe)
+        model = model_of(told)
+        if file:
+            saved = os.path.join(folder_paths.get_output_directory(), file)
+            weights = comfy.utils.load_torch_file(saved)
+            prefix = "model.diffusion_model."
+            found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+            model.model.diffusion_model.load_state_dict(found)
+        return io.NodeOutput(model, clip_of(told), vae_of(told))
+
+
+def model_of(told: dict[str, Any]) -> Any:
+    config = getattr(comfy.supported_models, told["model"])(dict(told["unet"]))
+    config.set_inference_dtype(torch.float32, None)
+    offload = comfy.model_management.unet_offload_device()
+    model = config.get_model({}, "", device=offload)
+    model.diffusion_model.to(torch.float32)
+    fill(model.diffusion_model)
+    model.eval()
+    device = comfy.model_management.get_torch_device()
+    patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
+    return patcher(model, load_device=device, offload_device=offload)
+
+
+def clip_of(told: dict[str, Any]) -> Any:
+    module = importlib.import_module(f"comfy.text_encoders.{told['text']}")
+    encoder = getattr(module, told["encoder"])(**told.get("arguments", {}))
+    target = comfy.supported_models_base.ClipTarget(getattr(module, told["tokenizer"]), encoder)
+    options = {f"{name}_model_config": sizes for name, sizes in told["sizes"].items()}
+    folders = folder_paths.get_folder_paths("embeddings")
+    clip = comfy.sd.CLIP(target=target, embedding_directory=folders, model_options=options)
+    for name, encoder in clip.cond_stage_model.named_children():
+        if hasattr(encoder.transformer, EYES):
+            delattr(encoder.transformer, EYES)
+        tokenizer = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}")
+        tokenizer.embedding_size = encoder.transformer.get_input_embeddings().weight.shape[1]
+    fill(clip.cond_stage_model)
+    return clip
+
+
+def vae_of(told: dict[str, Any]) -> Any:
+    channels = getattr(comfy.supported_models, told["model"]).latent_format.latent_channels
+    if told["vae"] == "wan":
+        module = comfy.ldm.wan.vae.WanVAE(
+            dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],
+            temperal_downsample=[False, True, True], image_channels=3, dropout=0.0,
+        )  # fmt: skip
+    else:
+        module = comfy.taesd.taesd.TAESD(latent_channels=channels)
+    fill(module)
+    return comfy.sd.VAE(sd=module.state_dict(), metadata={"tae_latent_channels": channels})
+
+
+def fill(module: torch.nn.Module) -> None:
+    """Seeded weights in the scale of trained ones; norms pass on what they get."""
+    random = torch.Generator().manual_seed(0)
+    tables = ((n, b) for n, b in module.named_buffers() if n.endswith("pos_embed"))  # of files
+    with torch.no_grad():
+        for name, parameter in (*module.named_parameters(), *tables):
+            noise = torch.randn(parameter.shape, generator=random)
+            if parameter.ndim == 0:
+                continue  # a scale
+            if parameter.ndim > 1:
+                parameter.copy_(0.05 * noise)
+            elif "norm" in name.lower() and not name.endswith("bias"):
+                parameter.copy_(1 + 0.1 * noise)
+            else:
+                parameter.copy_(0.02 * noise)

@@ -1,0 +1,1 @@
+"""What the denoiser is asked for: noise, timesteps, targets, losses."""
