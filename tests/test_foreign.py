@@ -59,7 +59,8 @@ def test_what_a_file_does_not_say_is_not_guessed(metadata: dict[str, str]) -> No
     [
         ({"modelspec.architecture": "stable-diffusion-xl-v1-base/lora"}, "x", "Diffusion XL"),
         ({"ss_base_model_version": "sdxl_base_v1-0"}, "lora_te_x", "Diffusion XL"),
-        ({"modelspec.architecture": "flux-1-dev/lora"}, "x", "'flux-1-dev/lora'"),
+        ({"modelspec.architecture": "flux-1-dev/lora"}, "x", "FLUX.1"),
+        ({"modelspec.architecture": "kolors/lora"}, "x", "'kolors/lora'"),
         ({}, "lora_te2_text_model_x.alpha", "Diffusion XL"),
         ({}, "lora_unet_down_blocks_0_x.alpha", "1.5 or 2"),
         ({}, "lora_unet_double_blocks_0_x.alpha", "Flux"),

@@ -84,7 +84,8 @@ class HostDenoiser:
 
     def _conditions(self, noisy: Tensor, text: Text, size: Size) -> Conditions:
         # A clip that pools nothing says so, and older hosts ask.
-        facts = {"pooled_output": None, **self._told, **text, **size_facts(size), "model_conds": {}}
+        told: dict[str, Any] = {"pooled_output": None, **self._told, **text}
+        facts = {**told, **size_facts(size), "model_conds": {}}
         (made,) = comfy.samplers.encode_model_conds(
             self._model.extra_conds, [facts], noisy, noisy.device, "positive"
         )
