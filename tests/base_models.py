@@ -248,5 +248,15 @@ TRANSFORMERS = [
     # The host's `embedding:name` ends in an error where T5 only gives ids.
     transformer("anima", "anima", transformers.ANIMA, methods=TRANSFORMER[:-1]),
     transformer("sd3", "sd3", transformers.SD3),
+    *(
+        transformer(name, "generic", recipe, unused, methods=OLD_TRANSFORMER)
+        for name, recipe, unused in (
+            ("longcat", transformers.LONGCAT, 0),
+            ("auraflow", transformers.AURA_FLOW, 0),
+            ("cosmos", transformers.COSMOS, 0),
+            ("omnigen2", transformers.OMNIGEN2, 8),
+            ("kandinsky5", transformers.KANDINSKY5, 0),
+        )
+    ),
 ]
 ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

@@ -19,6 +19,7 @@ from .host import Host
 ARGUMENTS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
 RENDERERS = ("classic", "nodes 2.0")
 WAIT_MS = 60_000
+SIZES = "() => app.graph.nodes.flatMap(({ size }) => [...size])"
 # What the front end itself complains of in every page.
 HARMLESS = (
     "Failed to load resource",  # 404 of a user's own files, on a fresh start
@@ -98,6 +99,14 @@ class Page:
     def load(self, graph: Mapping[str, Any]) -> None:
         """Open a saved graph in place of the one that is shown."""
         self.run("(graph) => app.loadGraphData(graph)", dict(graph))
+
+    def settle(self, still_ms: int = 500) -> None:
+        """Wait until nodes have kept their sizes for so long: Nodes 2.0 measures what it draws."""
+        sizes, since = self.run(SIZES), time.monotonic()
+        while time.monotonic() - since < still_ms / 1000:
+            self.tab.wait_for_timeout(100)
+            if (now := self.run(SIZES)) != sizes:
+                sizes, since = now, time.monotonic()
 
     def queue(self) -> None:
         """As the button Run does."""

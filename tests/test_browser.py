@@ -227,6 +227,7 @@ def test_graph_opens_readable_with_its_training_in_view(opened: Page, number: in
         opened.tab.set_viewport_size({"width": width, "height": height})
         opened.load(graph)
         opened.until("(n) => app.graph.nodes.length === n", len(graph["nodes"]))
+        opened.settle()
         opened.run("() => app.extensionManager.command.execute('Comfy.Canvas.FitView')")
         opened.tab.wait_for_timeout(500)  # it glides there
         assert opened.run("() => app.canvas.ds.scale") >= READABLE

@@ -85,7 +85,7 @@ def test_preset_shows_what_it_changes_and_does_it(host: Host, renderer: str) -> 
         assert "All is set like this already" in text(opened)
         assert opened.tab.is_disabled(f"{DIALOG} [type=submit]")
         opened.tab.keyboard.press("Escape")
-        assert opened.tab.query_selector(DIALOG) is None
+        opened.until(f"() => !document.querySelector({json.dumps(DIALOG)})")
         assert opened.complaints == []
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -66,8 +67,9 @@ def test_model_that_takes_a_picture_is_refused(
     refused(host, graph, [model, clip, vae], words + r".*" + CAN_BE)
 
 
-def of_class(name: str, gguf: bool = False) -> Callable[[Host, Graph, Link], Link]:
-    return lambda host, graph, model: graph.add("ProbeOfClass", name=name, gguf=gguf)[0]
+def of_class(name: str, **more: Any) -> Callable[[Host, Graph, Link], Link]:
+    told = {"name": name, "gguf": False, **more}
+    return lambda host, graph, model: graph.add("ProbeOfClass", **told)[0]
 
 
 def fp8(host: Host, graph: Graph, model: Link) -> Link:
@@ -111,13 +113,15 @@ DISCRETE = r", which .*\nSupported: epsilon and v prediction at discrete timeste
             of_class("SVD_img2vid"),
             "is a SVD_img2vid that takes a picture beside the noise.*" + CAN_BE,
         ),
+        (of_class("SD15", latents="StableAudio1"), "is a SD15, which makes no pictures.*" + CAN_BE),
+        (of_class("SD15", latents="LatentFormat"), "is a SD15, which makes no pictures.*" + CAN_BE),
         (of_class("SD15", gguf=True), "Input 'model' holds GGUF weights.*" + CAN_BE),
         (fp8, r"Input 'model' holds quantized weights \(float8_e4m3fn\).*" + CAN_BE),
         (continuous("v_prediction"), SAMPLES + "V_PREDICTION" + DISCRETE),
         (continuous("edm"), SAMPLES + "EDM" + DISCRETE),
         (bypassed, r"Input 'model' carries injections \(bypass_lora\).*\n.*with Load LoRA"),
     ],
-    ids=["refiner", "video", "gguf", "fp8", "v edm", "edm", "bypass"],
+    ids=["refiner", "video", "sound", "no latents", "gguf", "fp8", "v edm", "edm", "bypass"],
 )
 def test_model_that_cannot_be_trained_is_refused(
     host: Host, made: Callable[[Host, Graph, Link], Link], words: str

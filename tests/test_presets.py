@@ -52,20 +52,33 @@ def problem_of(folder: Path, content: Any, name: str = "lora/Mine.json") -> str:
 # -- what ships -----------------------------------------------------------------------------------
 
 
+FLOW = {
+    "SD 3.5, Chroma, Anima": ("sd3", "chroma", "anima"),
+    "FLUX.1": ("flux",),
+    "FLUX.2 klein": ("flux2",),
+    "Z-Image": ("z_image",),
+    "Qwen-Image": ("qwen_image",),
+    "Krea 2": ("krea2",),
+}
+MODELS_OF = {"SD 1.5": ("sd15", "sd2"), "SDXL": ("sdxl",), **FLOW}
+
+
 def test_shipped_presets_are_all_read() -> None:
     assert PROBLEMS == []
     found = {(preset.method, preset.name) for presets in SHIPPED.values() for preset in presets}
     kinds = [f"{kind} ({model})" for kind in KINDS for model in ("SD 1.5", "SDXL")]
-    assert found == {(method, kind) for method in METHOD_CONFIGS for kind in kinds}
+    of_flow = {("lora", f"Subject ({model})") for model in FLOW}
+    assert found == {(method, kind) for method in METHOD_CONFIGS for kind in kinds} | of_flow
 
 
 @pytest.mark.parametrize("method", METHOD_CONFIGS)
 def test_shipped_presets_fit_their_models_and_leave_nothing_of_each_other(method: str) -> None:
     for preset in SHIPPED[method]:
-        assert preset.models == (("sdxl",) if "SDXL" in preset.name else ("sd15", "sd2"))
+        model = preset.name.partition(" (")[2].rstrip(")")
+        assert preset.models == MODELS_OF[model]
         values = run_config(method, preset.settings).training
-        record = ARCHITECTURES[preset.models[0]]
-        assert record.unusual(method, record.resolution_px or 0, values.learning_rate) == []
+        for record in (ARCHITECTURES[name] for name in preset.models):
+            assert record.unusual(method, record.resolution_px or 0, values.learning_rate) == []
     assert len({frozenset(preset.settings) - MEMORY for preset in SHIPPED[method]}) == 1
 
 

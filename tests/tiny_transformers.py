@@ -119,3 +119,53 @@ SD3: Recipe = {
     "arguments": {"clip_l": True, "clip_g": True, "t5": False},
     "sizes": {"clip_l": SHALLOW, "clip_g": SHALLOW}, "vae": "taesd",
 }  # fmt: skip
+
+
+# -- models that no record knows ----------------------------------------------------------
+
+LONGCAT: Recipe = {
+    "model": "LongCatImage",
+    "unet": {**FLUX["unet"], "guidance_embed": False, "vec_in_dim": None, "txt_ids_dims": [1, 2]},
+    "text": "longcat_image", "tokenizer": "LongCatImageTokenizer", "encoder": "te",
+    "sizes": {"qwen25_7b": llm(2)}, "vae": "taesd",
+}  # fmt: skip
+AURA_FLOW: Recipe = {
+    "model": "AuraFlow",
+    "unet": {
+        "in_channels": 4, "out_channels": 4, "patch_size": 2, "dim": WIDTH, "n_layers": 3,
+        "n_double_layers": 1, "n_heads": HEADS, "global_conddim": WIDTH, "cond_seq_dim": TEXT,
+        "max_seq": 256,
+    },
+    "text": "aura_t5", "tokenizer": "AuraT5Tokenizer", "encoder": "AuraT5Model",
+    "sizes": {"pile_t5xl": T5}, "vae": "taesd",
+}  # fmt: skip
+COSMOS: Recipe = {
+    "model": "CosmosT2IPredict2",
+    "unet": {
+        **ANIMA["unet"], "image_model": "cosmos_predict2", "crossattn_emb_channels": TEXT,
+    },
+    "text": "cosmos", "tokenizer": "CosmosT5Tokenizer", "encoder": "te",
+    "sizes": {"t5xxl": T5}, "vae": "wan",
+}  # fmt: skip
+OMNIGEN2: Recipe = {
+    "model": "Omnigen2",
+    "unet": {
+        "image_model": "omnigen2", "patch_size": 2, "in_channels": 16, "out_channels": None,
+        "hidden_size": WIDTH, "num_layers": 2, "num_refiner_layers": 1,
+        "num_attention_heads": HEADS, "num_kv_heads": 1, "multiple_of": 64,
+        "ffn_dim_multiplier": None, "norm_eps": 1e-5, "axes_dim_rope": [32, 48, 48],
+        "axes_lens": [1024, 256, 256], "text_feat_dim": TEXT, "timestep_scale": 1000.0,
+    },
+    "text": "omnigen2", "tokenizer": "Omnigen2Tokenizer", "encoder": "te",
+    "sizes": {"qwen25_3b": llm(2)}, "vae": "taesd",
+}  # fmt: skip
+KANDINSKY5: Recipe = {
+    "model": "Kandinsky5Image",
+    "unet": {
+        "image_model": "kandinsky5", "model_dim": WIDTH, "axes_dims": [32, 48, 48],
+        "rope_scale_factor": [1.0, 1.0, 1.0], "time_dim": 64, "ff_dim": 512,
+        "visual_embed_dim": 64, "num_text_blocks": 1, "num_visual_blocks": 2, "in_text_dim": TEXT,
+    },
+    "text": "kandinsky5", "tokenizer": "Kandinsky5TokenizerImage", "encoder": "te",
+    "sizes": {"qwen25_7b": llm(2), "clip_l": SHALLOW}, "vae": "taesd",
+}  # fmt: skip

@@ -34,7 +34,7 @@ from .prompts import caption_prompts
 from .settings.run import RunConfig
 from .settings.training import TrainingConfig
 from .settings.validation import BEST
-from .step import Job, losses_and_weights, predict, validation_loss
+from .step import Job, evaluating, losses_and_weights, predict, train_adapters, validation_loss
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def make_job(
     check_watched(config.validation, held_out is not None and not config.validation.held_out)
     trainable = METHODS[config.method](parts, config)
     for module in parts.modules.values():
-        module.train()
+        train_adapters(module)
         if config.training.gradient_checkpointing:
             checkpoint_blocks(module)
     instances = examples.captions[: examples.num_instances]
@@ -114,16 +114,15 @@ def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, tot
     Args:
         report: called after each sample with how many are done, of how many.
     """
-    job.parts.denoiser.eval()  # no dropout: a method that adds some has changed nothing else yet
-    examples = teach(
-        functools.partial(predict, job),
-        job.parts.objective,
-        job.examples,
-        job.config.objective,
-        job.config.training.seed,
-        report,
-    )
-    job.parts.denoiser.train()
+    with evaluating(job):  # without dropout, an adapter has changed nothing yet
+        examples = teach(
+            functools.partial(predict, job),
+            job.parts.objective,
+            job.examples,
+            job.config.objective,
+            job.config.training.seed,
+            report,
+        )
     return dataclasses.replace(job, examples=examples)
 
 

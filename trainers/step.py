@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .contracts import Parts, Size, Text, Trainable
 from .data.batches import by_shape
@@ -21,6 +21,8 @@ from .objective.losses import sample_losses
 from .objective.noise import draw_noise, generator_for
 from .objective.timesteps import draw_timesteps, even_timesteps
 from .settings.run import RunConfig
+
+ADAPTER_DROPOUT = "lora_dropout"  # peft's name
 
 
 @dataclass(frozen=True)
@@ -139,15 +141,30 @@ def predict(
 @contextmanager
 def evaluating(job: Job) -> Iterator[None]:
     """No gradients and no dropout inside; training goes on after it."""
-    training = [module for module in job.parts.modules.values() if module.training]
-    for module in training:
-        module.eval()
+    parts = [part for module in job.parts.modules.values() for part in _dropouts(module)]
+    dropping = [part for part in parts if part.training]
+    for part in dropping:
+        part.eval()
     try:
         with torch.no_grad():
             yield
     finally:
-        for module in training:
-            module.train()
+        for part in dropping:
+            part.train()
+
+
+def train_adapters(module: nn.Module) -> None:
+    """Let a base model's module compute as when it samples, but for the dropout of adapters.
+
+    Some have random layers of their own, which drop captions: PixArt in ComfyUI does.
+    """
+    module.eval()
+    for part in _dropouts(module):
+        part.train()
+
+
+def _dropouts(module: nn.Module) -> Iterator[nn.Module]:
+    return (part for name, part in module.named_modules() if ADAPTER_DROPOUT in name)
 
 
 def validation_loss(job: Job) -> float:

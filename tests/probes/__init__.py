@@ -122,6 +122,10 @@ def sampled_at(
     if isinstance(sampling, comfy.model_sampling.CONST):
         sigma = torch.full((1,), (timestep + 0.5) / 1000, device=noisy.device)
         return sigma, noisy, lambda denoised: (noisy - denoised) / sigma
+    if isinstance(sampling, comfy.model_sampling.COSMOS_RFLOW):
+        share = torch.full((1,), (timestep + 0.5) / 1000, device=noisy.device)
+        # It scales its input by 1 - share, and gives that less share times the output.
+        return share / (1 - share), noisy / (1 - share), lambda d: (noisy - d) / share
     sigma = sampling.sigmas[timestep][None].to(noisy.device)
     x = noisy * (sigma**2 + 1).sqrt()  # the host scales its input by 1 / sqrt(sigma^2 + 1)
     if isinstance(sampling, comfy.model_sampling.V_PREDICTION):
@@ -173,7 +177,7 @@ class Prediction(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, conditioning: Any, text: str) -> io.NodeOutput:
         noisy = noisy_latents(model)
-        theirs = {t: host_prediction(model, noisy, t, conditioning) for t in (10, 500, 990)}
+        theirs = {t: host_prediction(model, noisy, t, conditioning) for t in (100, 500, 990)}
         with parts_of(model, clip) as parts:
             encoded = parts.text.encode(text)
             ours = {t: predicted(parts, noisy, t, encoded) for t in theirs}

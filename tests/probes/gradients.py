@@ -172,7 +172,8 @@ def _plain_step(
     noise = torch.randn(1, *latents.shape, generator=random).to(parts.device)
     clean = latents[None].to(parts.device)
     sampling = model.get_model_object("model_sampling")
-    if isinstance(sampling, comfy.model_sampling.CONST):
+    flows = (comfy.model_sampling.CONST, comfy.model_sampling.COSMOS_RFLOW)
+    if isinstance(sampling, flows):
         timesteps = torch.sigmoid(torch.randn(1, generator=random))
         share = float(timesteps)
         noisy, target = (1 - share) * clean + share * noise, noise - clean

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import comfy.latent_formats
 import comfy.model_patcher
 import comfy.supported_models
 import torch
@@ -20,7 +21,8 @@ class GGMLTensor(torch.Tensor):
 class OfClass(io.ComfyNode):
     """A MODEL of one of the host's classes in comfy.supported_models, a few layers large.
 
-    With `gguf` the first of its weights is as a GGUF file has it.
+    With `gguf` the first of its weights is as a GGUF file has it. `latents` names another of the
+    host's latent formats than its own.
     """
 
     @classmethod
@@ -28,15 +30,21 @@ class OfClass(io.ComfyNode):
         return io.Schema(
             node_id="ProbeOfClass",
             category="tests",
-            inputs=[io.String.Input("name"), io.Boolean.Input("gguf", default=False)],
+            inputs=[
+                io.String.Input("name"),
+                io.Boolean.Input("gguf", default=False),
+                io.String.Input("latents", optional=True),
+            ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, name: str, gguf: bool) -> io.NodeOutput:
+    def execute(cls, name: str, gguf: bool, latents: str = "") -> io.NodeOutput:
         kind = getattr(comfy.supported_models, name)
         told = {key: value for key, value in kind.unet_config.items() if key in TOLD}
         model = kind({**SMALL, **told}).get_model({})
+        if latents:
+            model.latent_format = getattr(comfy.latent_formats, latents)()
         if gguf:
             with torch.inference_mode(False):
                 packed = torch.zeros(64, dtype=torch.uint8).as_subclass(GGMLTensor)

@@ -6,7 +6,7 @@ A recipe (JSON) names the classes and how small they are:
     unet        its configuration, as the host reads it off a checkpoint
     text        module of comfy.text_encoders
     tokenizer   class in it
-    encoder     function in it that gives the text encoders' class
+    encoder     the text encoders' class in it, or a function that gives it
     arguments   of that function
     sizes       by text encoder, what is other than in the published model
     vae         "taesd" (pictures, any number of channels) or "wan" (a video's one frame)
@@ -78,7 +78,9 @@ def model_of(told: dict[str, Any]) -> Any:
 
 def clip_of(told: dict[str, Any]) -> Any:
     module = importlib.import_module(f"comfy.text_encoders.{told['text']}")
-    encoder = getattr(module, told["encoder"])(**told.get("arguments", {}))
+    encoder = getattr(module, told["encoder"])
+    if not isinstance(encoder, type):
+        encoder = encoder(**told.get("arguments", {}))
     target = comfy.supported_models_base.ClipTarget(getattr(module, told["tokenizer"]), encoder)
     options = {f"{name}_model_config": sizes for name, sizes in told["sizes"].items()}
     folders = folder_paths.get_folder_paths("embeddings")

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_base
 import torch
 from torch import nn
@@ -35,6 +36,8 @@ def check_model(model: Any) -> Architecture:
     kind = type(base.model_config).__name__
     if isinstance(base, comfy.model_base.SDXLRefiner):
         raise _refused(f"is a {kind}, which goes on from another model's latents")
+    if not _makes_pictures(base.latent_format):
+        raise _refused(f"is a {kind}, which makes no pictures")
     check_weights("model", base.diffusion_model)
     if _wants_images(base):
         raise _refused(f"is a {kind} that takes a picture beside the noise (inpainting, image-"
@@ -119,6 +122,11 @@ def check_weights(socket: str, module: nn.Module) -> None:
 
 def _quantized(dtype: torch.dtype, socket: str) -> UnsupportedModelError:
     return _refused(f"holds quantized weights ({str(dtype).removeprefix('torch.')})", socket)
+
+
+def _makes_pictures(latents: Any) -> bool:
+    """Sound and shapes have latents of one dimension; what finds things in pictures has none."""
+    return latents.latent_dimensions > 1 and type(latents) is not comfy.latent_formats.LatentFormat
 
 
 def _wants_images(base: Any) -> bool:

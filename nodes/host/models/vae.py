@@ -15,13 +15,20 @@ from .twin import alias
 
 log = logging.getLogger(__name__)
 
+PICTURE_CHANNELS = (3, 4)
+
 
 def check_vae(vae: Any) -> None:
-    """Raise UnsupportedModelError if the host found no weights for `vae`."""
+    """Raise UnsupportedModelError if the host found no weights for `vae`, or it is for sound."""
     if vae is None or vae.first_stage_model is None:
         raise UnsupportedModelError(
             "Input 'vae' is empty: the checkpoint holds no VAE.\n"
             "Wire the vae of a checkpoint that has one, or of Load VAE."
+        )
+    if vae.output_channels not in PICTURE_CHANNELS:
+        raise UnsupportedModelError(
+            f"Input 'vae' gives {vae.output_channels} channels, so no pictures.\n"
+            "Wire the vae of the model that is trained."
         )
 
 
