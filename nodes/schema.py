@@ -23,6 +23,14 @@ METHOD_NAMES = {
     "textual_inversion": "Textual Inversion",
 }
 MULTILINE = {"prompt", "prompts"}
+# On nodes of their own, what one method or one choice alone asks for, and what is rarely touched:
+# a front end that can folds it away.
+FOLDED = (
+    "text_encoder_stop_step", "train_token", "token_learning_rate", "ema_on_cpu",
+    "rank_stabilized", "norm_control", "initialization", "lokr_factor",
+    "prior_samples", "logit_mean", "logit_std", "discrete_flow_shift", "keep_tokens",
+    "caption_tag_dropout_rate", "enable_wildcard", "caption_variants",
+)  # fmt: skip
 
 
 def trainer_inputs(method: str) -> list[io.Input]:
@@ -43,6 +51,8 @@ def shared_inputs(place: str) -> list[io.Input]:
             inputs |= found
             for setting in found if name == "own" else ():
                 methods.setdefault(setting, []).append(METHOD_NAMES[method])
+    for name in FOLDED:
+        inputs[name].advanced = True
     for name, having in methods.items():
         inputs[name].tooltip = f"{' and '.join(having)}: {inputs[name].tooltip}"
     return [inputs[name] for name in ON_OTHERS[place]]
