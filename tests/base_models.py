@@ -134,9 +134,10 @@ class DreamBooth(NamedTuple):
     """Train DreamBooth; a file of the denoiser alone, or of all where all is trained."""
 
     settings: Mapping[str, Any]
+    rate: float = 1e-4
 
     def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
-        settings = {"steps": 1, "learning_rate": 1e-4, **self.settings}
+        settings = {"steps": 1, "learning_rate": self.rate, **self.settings}
         model, clip, *_ = graph.dreambooth(*base, dataset, **settings)
         prefix = f"saved/{name}"
         if not self.settings:
@@ -180,11 +181,13 @@ METHODS: dict[str, Method] = {
     "lora": Lora({"targets": "all with convolutions"}),
     "dora": Lora({"variant": "dora", "targets": "attention and feed-forward"}),
     "lokr": Lora({"variant": "lokr", "targets": "all with convolutions"}),
-    "loha": Lora({"variant": "loha", "targets": "all with convolutions"}),
+    # A product of four starts slowly.
+    "loha": Lora({"variant": "loha", "targets": "all with convolutions", "learning_rate": 3e-2}),
     "oft": Lora({"variant": "oft", "targets": "all with convolutions"}),
     "pissa": Lora({"initialization": "pissa", "targets": "attention and feed-forward"}),
     "textlora": Lora(TEXT),
     "dreambooth": DreamBooth({}),
+    "fastdreambooth": DreamBooth({}, 1e-3),  # where a step of the usual rate is hardly seen
     "textdreambooth": DreamBooth({**TEXT, **SMALL, "text_encoder_learning_rate": 1e-4}),
     "inversion": Inversion(),
 }
@@ -193,7 +196,7 @@ METHODS: dict[str, Method] = {
 
 V = {"sampling": "v_prediction", "zsnr": False}
 ZSNR = {**V, "zsnr": True}
-ALL = tuple(METHODS)
+ALL = tuple(name for name in METHODS if name != "fastdreambooth")
 DENOISER = ("lora", "dora", "dreambooth")
 # The oldest host is spared what is slow: DreamBooth with text encoders, and most of what needs
 # CLIP-G, which takes seconds for each prompt. SDXL's relatives have its text encoders, so they add
@@ -212,6 +215,7 @@ KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_
 # Small transformers, which take seconds. The oldest host has no Krea 2.
 TRANSFORMER = ("lora", "dreambooth", "textlora", "inversion")
 OLD_TRANSFORMER = ("lora", "dreambooth")
+FAST = ("lora", "fastdreambooth")
 
 
 def transformer(
@@ -248,11 +252,11 @@ TRANSFORMERS = [
     # The host's `embedding:name` ends in an error where T5 only gives ids.
     transformer("anima", "anima", transformers.ANIMA, methods=TRANSFORMER[:-1]),
     transformer("sd3", "sd3", transformers.SD3),
+    transformer("auraflow", "generic", transformers.AURA_FLOW, methods=FAST, old_methods=FAST),
     *(
         transformer(name, "generic", recipe, unused, methods=OLD_TRANSFORMER)
         for name, recipe, unused in (
             ("longcat", transformers.LONGCAT, 0),
-            ("auraflow", transformers.AURA_FLOW, 0),
             ("cosmos", transformers.COSMOS, 0),
             ("omnigen2", transformers.OMNIGEN2, 8),
             ("kandinsky5", transformers.KANDINSKY5, 0),

@@ -106,7 +106,9 @@ def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str,
     sockets = {name: latents(host, f"{name}-sockets") for name in names}
     changed = {name: difference(sockets[name], before) for name in names}
     away = {name: difference(latents(host, f"{name}-file"), sockets[name]) for name in names}
-    assert all(changed[name] > 1e-3 for name in names), changed
+    assert all(changed[name] > 1e-2 for name in names), {
+        n: float(c) for n, c in changed.items() if c <= 1e-2
+    }
     assert all(away[name] < 1e-5 for name in names), away
     if "textlora" in names:
         assert as_trained["unused keys"] == 0

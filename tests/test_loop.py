@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tests import tiny
 from tests.plain_loop import plain_run
@@ -238,15 +238,6 @@ def test_gradient_checkpointing_computes_blocks_twice(checkpointing: bool) -> No
 
 
 # -- what the settings ask for ------------------------------------------------------------
-
-
-def test_only_adapters_drop_at_random() -> None:
-    base = tiny.parts()
-    base.denoiser.add_module("own", nn.Dropout(0.5))  # as some of the host's modules have
-    made = tiny.job(tiny.run_config("lora", dropout=0.5), base)
-    on = {name for name, module in made.parts.denoiser.named_modules() if module.training}
-    assert on
-    assert all("lora_dropout" in name for name in on)
 
 
 def test_caption_dropout_of_one_trains_the_empty_caption() -> None:

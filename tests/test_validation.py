@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests import tiny
 from tests.dataset_files import batch
@@ -123,6 +123,15 @@ def test_two_validations_of_the_same_model_are_the_same() -> None:
     dropouts = [m for n, m in made.parts.denoiser.named_modules() if n.endswith("lora_dropout")]
     assert dropouts
     assert all(dropout.training for dropout in dropouts)
+
+
+def test_only_adapters_drop_at_random() -> None:
+    base = tiny.parts()
+    base.denoiser.add_module("own", nn.Dropout(0.5))  # as some of the host's modules have
+    made = tiny.job(tiny.run_config("lora", dropout=0.5), base)
+    on = {name for name, module in made.parts.denoiser.named_modules() if module.training}
+    assert on
+    assert all("lora_dropout" in name for name in on)
 
 
 @pytest.mark.parametrize("method", ["lora", "dreambooth", "textual_inversion"])

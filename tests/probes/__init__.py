@@ -9,10 +9,8 @@ import contextlib
 import importlib
 import json
 import pathlib
-import shutil
 import sys
 import threading
-import types
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -133,6 +131,12 @@ def sampled_at(
     return sigma, x, lambda denoised: (x - denoised) / sigma
 
 
+def _least(model: Any) -> int:
+    """The least noise to compare at: a flow's output is a difference divided by its share."""
+    flows = (comfy.model_sampling.CONST, comfy.model_sampling.COSMOS_RFLOW)
+    return 100 if isinstance(model.get_model_object("model_sampling"), flows) else 10
+
+
 def predicted(parts: Any, noisy: torch.Tensor, timestep: int, text: Any) -> torch.Tensor:
     levels = torch.full((1,), (timestep + 0.5) / 1000, device=noisy.device)
     return parts.predict(noisy, parts.objective.timesteps(levels), [text], [size_of_picture()])
@@ -177,7 +181,9 @@ class Prediction(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any, clip: Any, conditioning: Any, text: str) -> io.NodeOutput:
         noisy = noisy_latents(model)
-        theirs = {t: host_prediction(model, noisy, t, conditioning) for t in (100, 500, 990)}
+        theirs = {
+            t: host_prediction(model, noisy, t, conditioning) for t in (_least(model), 500, 990)
+        }
         with parts_of(model, clip) as parts:
             encoded = parts.text.encode(text)
             ours = {t: predicted(parts, noisy, t, encoded) for t in theirs}
@@ -336,50 +342,6 @@ class Same(io.ComfyNode):
         })  # fmt: skip
 
 
-class Previewed(io.ComfyNode):
-    """From now on, the latents of all previews are kept in output/previewed.safetensors.
-
-    With `no_memory` there is none for any preview.
-    """
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return probe("ProbePreviewed", io.Boolean.Input("no_memory", default=False))
-
-    @classmethod
-    def execute(cls, no_memory: bool) -> io.NodeOutput:
-        previews, kept = pack("nodes.host.runs.previews"), {}
-        sample = pack("nodes.host.sampling").sample
-
-        def recording(*args: Any) -> torch.Tensor:
-            if no_memory:
-                raise torch.cuda.OutOfMemoryError("none left")
-            latents = sample(*args)
-            kept[f"{len(kept):04}"] = latents.contiguous()
-            path = pathlib.Path(folder_paths.get_output_directory()) / "previewed.safetensors"
-            safetensors.torch.save_file(kept, path)
-            return latents
-
-        previews.sample = recording
-        return shown({})
-
-
-class Disk(io.ComfyNode):
-    """From now on, the pack finds so much room on every disk; 0 is what there is."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return probe("ProbeDisk", io.Int.Input("free_bytes"))
-
-    @classmethod
-    def execute(cls, free_bytes: int) -> io.NodeOutput:
-        faked = types.SimpleNamespace(
-            disk_usage=lambda path: types.SimpleNamespace(free=free_bytes)
-        )
-        pack("nodes.host.runs.training").shutil = faked if free_bytes else shutil
-        return shown({})
-
-
 @PromptServer.instance.routes.get("/probes/memory")
 async def memory(request: web.Request) -> web.Response:
     """The most GPU memory that torch had since the last question, in tensors and in all; bytes."""
@@ -396,6 +358,7 @@ async def memory(request: web.Request) -> web.Response:
 
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .faults import Disk, Previewed
         from .gradients import Gradients, Step
         from .odd_models import OfClass
         from .saving import Tamper
