@@ -32,9 +32,12 @@ def make_room() -> None:
 
     Beside a GPU the host runs some models on the CPU, with patches worked into their weights.
     """
-    comfy.model_management.unload_all_models()  # of the GPUs
-    for device in {loaded.device for loaded in comfy.model_management.current_loaded_models}:
-        comfy.model_management.free_memory(1e30, device)
+    # As the host moves weights itself: quantized ones that were moved in another mode cannot be
+    # moved in this one ("Cannot set version_counter for inference tensor").
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()  # of the GPUs
+        for device in {loaded.device for loaded in comfy.model_management.current_loaded_models}:
+            comfy.model_management.free_memory(1e30, device)
     comfy.model_management.soft_empty_cache()
 
 

@@ -32,7 +32,8 @@ class Sampling:
 
 def conditioning(clip: Any, text: str) -> Any:
     """A prompt's CONDITIONING, as CLIP Text Encode makes it."""
-    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+    with torch.inference_mode():  # as the host loads text encoders; see make_room
+        return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def sample(

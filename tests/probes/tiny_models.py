@@ -9,6 +9,7 @@ A recipe (JSON) names the classes and how small they are:
     encoder     the text encoders' class in it, or a function that gives it
     arguments   of that function
     sizes       by text encoder, what is other than in the published model
+    quantized   whether the text encoders' layers are held in scaled fp8, as most people load them
     vae         "taesd" (pictures, any number of channels) or "wan" (a video's one frame)
 """
 
@@ -77,21 +78,44 @@ def model_of(told: dict[str, Any]) -> Any:
 
 
 def clip_of(told: dict[str, Any]) -> Any:
+    arguments = told.get("arguments", {})
+    clip = _clip(told, arguments)
+    fill(clip.cond_stage_model)
+    if told.get("quantized"):
+        weights = in_fp8(clip.cond_stage_model)
+        arguments = {**arguments, "llama_quantization_metadata": {"mixed_ops": True}}
+        clip = _clip(told, arguments, state_dict=weights)
+    return clip
+
+
+def _clip(told: dict[str, Any], arguments: dict[str, Any], **more: Any) -> Any:
     module = importlib.import_module(f"comfy.text_encoders.{told['text']}")
     encoder = getattr(module, told["encoder"])
     if not isinstance(encoder, type):
-        encoder = encoder(**told.get("arguments", {}))
+        encoder = encoder(**arguments)
     target = comfy.supported_models_base.ClipTarget(getattr(module, told["tokenizer"]), encoder)
     options = {f"{name}_model_config": sizes for name, sizes in told["sizes"].items()}
     folders = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.CLIP(target=target, embedding_directory=folders, model_options=options)
+    clip = comfy.sd.CLIP(target=target, embedding_directory=folders, model_options=options, **more)
     for name, encoder in clip.cond_stage_model.named_children():
         if hasattr(encoder.transformer, EYES):
             delattr(encoder.transformer, EYES)
         tokenizer = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}")
         tokenizer.embedding_size = encoder.transformer.get_input_embeddings().weight.shape[1]
-    fill(clip.cond_stage_model)
     return clip
+
+
+def in_fp8(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of `module` as a file of scaled fp8 has them."""
+    weights = dict(module.state_dict())
+    said = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
+    for name, layer in module.named_modules():
+        if isinstance(layer, torch.nn.Linear):
+            weight = weights[f"{name}.weight"].float()
+            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
+            weights[f"{name}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
+            weights |= {f"{name}.weight_scale": scale, f"{name}.comfy_quant": said}
+    return weights
 
 
 def vae_of(told: dict[str, Any]) -> Any:

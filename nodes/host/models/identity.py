@@ -47,11 +47,11 @@ def vae_fingerprint(vae: Any) -> str:
 
 def _prompt_weights(clip: Any, architecture: Architecture) -> dict[str, Tensor]:
     """Only what encodes prompts: the host leaves what a checkpoint lacks as memory had it."""
-    return {
-        name: weight
-        for name, weight in clip.cond_stage_model.named_parameters()
-        if not re.fullmatch(architecture.unset_weights, name)
-    }
+    module = clip.cond_stage_model
+    weights = dict(module.named_parameters())
+    if any("Quantized" in type(weight.data).__name__ for weight in weights.values()):
+        weights = module.state_dict()  # there the host takes them apart
+    return {n: w for n, w in weights.items() if not re.fullmatch(architecture.unset_weights, n)}
 
 
 _known: weakref.WeakKeyDictionary[nn.Module, str] = weakref.WeakKeyDictionary()

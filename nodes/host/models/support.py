@@ -52,14 +52,20 @@ def check_model(model: Any) -> Architecture:
     return record_of(model)
 
 
-def check_clip(clip: Any, model: Any) -> None:
-    """Raise UnsupportedModelError unless what `clip` gives fits `model`."""
+def check_clip(clip: Any, model: Any, trains: bool = False) -> None:
+    """Raise UnsupportedModelError unless what `clip` gives fits `model`.
+
+    Args:
+        trains: whether gradients go through it. If not, the host encodes texts with it as it
+            stands, quantized or not.
+    """
     if clip is None:
         raise UnsupportedModelError(
             "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
             "Wire the clip of a checkpoint that has one, or of Load CLIP."
         )
-    check_weights("clip", clip.cond_stage_model)
+    if trains:
+        check_weights("clip", clip.cond_stage_model)
     wanted = model.model.model_config.unet_config.get("context_dim")
     found = widths(clip)
     if isinstance(wanted, int) and found and sum(found.values()) != wanted:
@@ -113,7 +119,8 @@ def check_weights(socket: str, module: nn.Module) -> None:
             raise _refused("holds GGUF weights", socket)
         inner = f"{kind} {type(parameter).__name__}"
         if "Quantized" in inner or parameter.dtype not in PLAIN_DTYPES:
-            raise _quantized(parameter.dtype, socket)
+            held = getattr(parameter.data, "_qdata", parameter)  # it passes for what it was
+            raise _quantized(held.dtype, socket)
     for layer in module.modules():  # a host that streams narrows weights on their way to the GPU
         dtype = getattr(layer, "weight_comfy_model_dtype", None)
         if dtype is not None and dtype not in PLAIN_DTYPES:
@@ -144,7 +151,12 @@ def _wants_images(base: Any) -> bool:
 
 
 def _refused(what: str, socket: str = "model") -> UnsupportedModelError:
+    remedy = "Supported: text-to-image models in fp32, fp16 or bf16. Load a checkpoint of one."
+    if socket == "clip":
+        remedy = (
+            "Turn train_text_encoder off (a clip that only encodes captions may be quantized), or "
+            "load text encoders in fp32, fp16 or bf16; Textual Inversion always needs those."
+        )
     return UnsupportedModelError(
-        f"Input '{socket}' {what}, which cannot be trained here.\n"
-        "Supported: text-to-image models in fp32, fp16 or bf16. Load a checkpoint of one."
+        f"Input '{socket}' {what}, which cannot be trained here.\n{remedy}"
     )

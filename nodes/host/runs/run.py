@@ -92,7 +92,7 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     check_wiring(sockets, config)
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
-    base = _base(sockets, node)
+    base = _base(sockets, node, config.own.trains_text)
     if not sockets.without_base:
         check_objective(config.objective, objective_of(sockets.model))
         if config.method == "textual_inversion":
@@ -116,14 +116,14 @@ def needs_base(
     return run.kept_steps is None or not run.folder.has_result(run.kept_steps)
 
 
-def _base(sockets: Sockets, node: GraphNode) -> dict[str, str]:
+def _base(sockets: Sockets, node: GraphNode, trains_text: bool) -> dict[str, str]:
     """The architecture, and fingerprints of all that is wired in beside the pictures."""
     known = remembered(node)
     if known is not None and sockets.without_base:
         served_without_base(node)
         return known
     architecture = check_model(sockets.model)
-    check_clip(sockets.clip, sockets.model)
+    check_clip(sockets.clip, sockets.model, trains_text)
     check_vae(sockets.vae)
     base = known or {
         "architecture": architecture.name,
