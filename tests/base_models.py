@@ -54,7 +54,7 @@ class Row:
     def load(self, host: Host, graph: Graph) -> list[Link]:
         """MODEL, CLIP and VAE."""
         if self.recipe:
-            return graph.add("ProbeTiny", 3, recipe=json.dumps(self.recipe))
+            return graph.made(self.recipe)
         checkpoint = f"{self.checkpoint}.safetensors"
         host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
         model, clip, vae = graph.load(checkpoint)
@@ -136,11 +136,15 @@ class DreamBooth(NamedTuple):
     settings: Mapping[str, Any]
     rate: float = 1e-4
 
+    @property
+    def of_text(self) -> bool:
+        return "train_text_encoder" in self.settings
+
     def train(self, graph: Graph, base: list[Link], dataset: Link, name: str) -> Trained:
         settings = {"steps": 1, "learning_rate": self.rate, **self.settings}
         model, clip, *_ = graph.dreambooth(*base, dataset, **settings)
         prefix = f"saved/{name}"
-        if not self.settings:
+        if not self.of_text:
             graph.add("ModelSave", model=model, filename_prefix=prefix)
             return Trained(model, base[1])
         graph.add("CheckpointSave", model=model, clip=clip, vae=base[2], filename_prefix=prefix)
@@ -150,9 +154,9 @@ class DreamBooth(NamedTuple):
         saved = newest(host, "saved", name)
         offered = f"{host.base.name}-{row}-{saved.stem}"
         if row.recipe:
-            made = {"recipe": json.dumps(row.recipe), "file": f"saved/{saved.name}"}
-            return Trained(graph.add("ProbeTiny", 3, **made)[0], base[1])
-        if not self.settings:
+            model, clip, _ = graph.made(row.recipe, file=f"saved/{saved.name}")
+            return Trained(model, clip if self.of_text else base[1])
+        if not self.of_text:
             return Trained(row.sampled(graph, load_unet(host, graph, saved, offered)), base[1])
         file = host.add_model("checkpoints", saved, f"{offered}.safetensors")
         model, clip, _ = graph.load(file)
@@ -188,6 +192,7 @@ METHODS: dict[str, Method] = {
     "textlora": Lora(TEXT),
     "dreambooth": DreamBooth({}),
     "fastdreambooth": DreamBooth({}, 1e-3),  # where a step of the usual rate is hardly seen
+    "smalldreambooth": DreamBooth(SMALL, 1e-3),
     "textdreambooth": DreamBooth({**TEXT, **SMALL, "text_encoder_learning_rate": 1e-4}),
     "inversion": Inversion(),
 }
@@ -196,7 +201,8 @@ METHODS: dict[str, Method] = {
 
 V = {"sampling": "v_prediction", "zsnr": False}
 ZSNR = {**V, "zsnr": True}
-ALL = tuple(name for name in METHODS if name != "fastdreambooth")
+OF_TRANSFORMERS = ("fastdreambooth", "smalldreambooth")  # the others' text encoders cover it
+ALL = tuple(name for name in METHODS if name not in OF_TRANSFORMERS)
 DENOISER = ("lora", "dora", "dreambooth")
 # The oldest host is spared what is slow: DreamBooth with text encoders, and most of what needs
 # CLIP-G, which takes seconds for each prompt. SDXL's relatives have its text encoders, so they add
@@ -213,8 +219,9 @@ WITH_TEXT = (*DENOISER, "textlora")
 DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
 KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_koala")
 # Small transformers, which take seconds. The oldest host has no Krea 2.
-TRANSFORMER = ("lora", "dreambooth", "textlora", "inversion")
 OLD_TRANSFORMER = ("lora", "dreambooth")
+SLOW = (*OLD_TRANSFORMER, "textlora", "inversion")
+TRANSFORMER = (*SLOW, "smalldreambooth")
 FAST = ("lora", "fastdreambooth")
 
 
@@ -233,7 +240,7 @@ def transformer(
 
 
 TRANSFORMERS = [
-    transformer("flux", "flux", transformers.FLUX),
+    transformer("flux", "flux", transformers.FLUX, methods=(*TRANSFORMER, "textdreambooth")),
     transformer("klein", "flux2", transformers.KLEIN, unused=8),
     transformer("chroma", "chroma", transformers.CHROMA),
     transformer(
@@ -241,17 +248,21 @@ TRANSFORMERS = [
         "z_image",
         transformers.Z_IMAGE,
         unused=8,
-        methods=(*TRANSFORMER, "dora", *VARIANTS),
+        methods=(*TRANSFORMER, "textdreambooth", "dora", *VARIANTS),
         old_methods=(*OLD_TRANSFORMER, "dora", *VARIANTS),
     ),
     # The host's tokenizer of Qwen-Image takes no learned tokens.
     transformer(
-        "qwen-image", "qwen_image", transformers.QWEN_IMAGE, unused=4, methods=TRANSFORMER[:-1]
+        "qwen-image",
+        "qwen_image",
+        transformers.QWEN_IMAGE,
+        unused=4,
+        methods=(*SLOW[:-1], "smalldreambooth"),
     ),
     transformer("krea2", "krea2", transformers.KREA2, unused=8, old_methods=()),
     # The host's `embedding:name` ends in an error where T5 only gives ids.
-    transformer("anima", "anima", transformers.ANIMA, methods=TRANSFORMER[:-1]),
-    transformer("sd3", "sd3", transformers.SD3),
+    transformer("anima", "anima", transformers.ANIMA, methods=SLOW[:-1]),
+    transformer("sd3", "sd3", transformers.SD3, methods=SLOW),
     transformer("auraflow", "generic", transformers.AURA_FLOW, methods=FAST, old_methods=FAST),
     *(
         transformer(name, "generic", recipe, unused, methods=OLD_TRANSFORMER)

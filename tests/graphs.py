@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import itertools
+import json
+from collections.abc import Mapping
 from typing import Any
 
+import pytest
+
+from tests.tiny_transformers import CHROMA, QWEN_IMAGE
 from trainers.settings.run import ON_OTHERS, ON_TRAINER
 
 Link = list[Any]
@@ -30,6 +35,12 @@ SMALL_INVERSION = {
 }  # fmt: skip
 
 
+# What must hold whatever is trained: on a UNet, a transformer of flow matching, and one whose
+# latents have five dimensions. A recipe makes a small model; without one it is the thin SD1.5.
+BASES: dict[str, Mapping[str, Any]] = {"sd15": {}, "chroma": CHROMA, "qwen-image": QWEN_IMAGE}
+every_base = pytest.mark.parametrize("base", BASES)
+every_transformer = pytest.mark.parametrize("base", [name for name in BASES if BASES[name]])
+
 _blanks = itertools.count(1)
 
 
@@ -50,6 +61,14 @@ class Graph(dict[str, dict[str, Any]]):
     def load(self, checkpoint: str = "thin_sd15.safetensors") -> list[Link]:
         """MODEL, CLIP and VAE of a checkpoint."""
         return self.add("CheckpointLoaderSimple", 3, ckpt_name=checkpoint)
+
+    def made(self, recipe: Mapping[str, Any], **more: Any) -> list[Link]:
+        """MODEL, CLIP and VAE of a small model; see tests.tiny_transformers."""
+        return self.add("ProbeTiny", 3, recipe=json.dumps(recipe), **more)
+
+    def base(self, name: str) -> list[Link]:
+        """MODEL, CLIP and VAE of one of BASES."""
+        return self.made(BASES[name]) if BASES[name] else self.load()
 
     def dataset(self, folder: str, prompt: str = "a photo of sks dog", **settings: Any) -> Link:
         values = {"resolution": 64, **settings}

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from tests.conftest import _host
-from tests.graphs import Graph
+from tests.graphs import BASES, Graph
 from tests.host import Host, HostError
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures
 
@@ -27,9 +27,14 @@ SMALL = {
 }  # fmt: skip
 
 
-def asking(checkpoint: str = "thin_sd15.safetensors", lora: bool = False, **settings: Any) -> Graph:
+def asking(
+    checkpoint: str = "thin_sd15.safetensors",
+    lora: bool = False,
+    base: str = "sd15",
+    **settings: Any,
+) -> Graph:
     graph = Graph()
-    model, clip, vae = graph.load(checkpoint)
+    model, clip, vae = graph.load(checkpoint) if base == "sd15" else graph.base(base)
     if lora:
         model, clip = graph.train(model, clip, vae, graph.dataset("dog"))[:2]
     sockets = {"model": model, "clip": clip, "vae": vae}
@@ -168,8 +173,12 @@ def test_two_hosts_that_ask_at_once_leave_whole_pictures(
             assert picture.size == (64, 64)
 
 
-def test_class_images_train(any_host: Host) -> None:
-    host, graph = any_host, asking(count=3)
+@pytest.mark.parametrize(
+    ("place", "base"), [*(("host", base) for base in BASES), ("old_host", "sd15")]
+)
+def test_class_images_train(request: pytest.FixtureRequest, place: str, base: str) -> None:
+    host: Host = request.getfixturevalue(place)
+    graph = asking(base=base, count=3)
     class_dataset = [str(len(graph)), 0]
     graph_sockets = [["1", 0], ["1", 1], ["1", 2]]
     dataset = graph.dataset(pictures(host))

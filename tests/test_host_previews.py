@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.conftest import on_the_cpu
-from tests.graphs import Graph, Link
+from tests.graphs import BASES, Graph, Link
 from tests.host import Host
 from tests.test_host_store import METHODS, run_folders, training
 
@@ -22,8 +22,8 @@ def recorder(no_memory: bool = False) -> Graph:
     return graph
 
 
-def with_previews(host: Host, method: str, **settings: Any) -> tuple[Graph, list[Link]]:
-    graph, sockets = training(host, method, **settings)
+def with_previews(host: Host, method: str, base: str, **settings: Any) -> tuple[Graph, list[Link]]:
+    graph, sockets = training(host, method, base, **settings)
     preview = graph.add(
         "PersonalizePreview", prompts=f"{PROMPT}\na photo of a dog", every_steps=2, seed=1,
         width=64, height=64, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
@@ -32,8 +32,16 @@ def with_previews(host: Host, method: str, **settings: Any) -> tuple[Graph, list
     return graph, sockets
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, method: str) -> None:
+@pytest.mark.parametrize(
+    ("base", "method"),
+    [
+        *(("sd15", method) for method in METHODS),
+        *((base, "lora") for base in BASES if BASES[base]),
+    ],
+)
+def test_previews_are_what_sampling_gives_and_change_nothing(
+    fp32_host: Host, base: str, method: str
+) -> None:
     host = fp32_host  # by default the host rounds trained text encoders to fp16
     settings: dict[str, Any] = {
         "seed": 60,
@@ -44,9 +52,9 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
         del settings["train_text_encoder"]
     host.run(recorder())
     before = run_folders(host)
-    graph, sockets = with_previews(host, method, **settings)
+    graph, sockets = with_previews(host, method, base, **settings)
     model = sockets[0] if method != "invert" else ["1", 0]
-    graph.sample(model, sockets[0 if method == "invert" else 1], f"preview_{method}", PROMPT)
+    graph.sample(model, sockets[0 if method == "invert" else 1], f"preview_{base}_{method}", PROMPT)
     host.run(graph)
     (run,) = run_folders(host) - before
     story = host.get(f"/personalize/trainings/{run.name}")
@@ -56,7 +64,7 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
     ]
     names = sorted(path.name for path in (run / "previews").glob("*.png"))
     assert names == [f"step_{step:08}_{row}.png" for step in (2, 4) for row in (0, 1)]
-    (sampled,) = (host.base / "output").glob(f"preview_{method}_*")
+    (sampled,) = (host.base / "output").glob(f"preview_{base}_{method}_*")
     theirs = load_file(sampled)["latent_tensor"]
     previewed = load_file(host.base / "output" / "previewed.safetensors")
     assert len(previewed) == 4
@@ -66,7 +74,7 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
     if not on_the_cpu():
         return  # where two trainings of the same are not the same to the bit
     with_them = load_file(run / "result-00000004.safetensors")
-    plain, sockets = training(host, method, **settings, if_run_exists="start anew")
+    plain, sockets = training(host, method, base, **settings, if_run_exists="start anew")
     host.run(plain)
     tiny.assert_equal(with_them, load_file(run / "result-00000004.safetensors"))
 
@@ -74,7 +82,7 @@ def test_previews_are_what_sampling_gives_and_change_nothing(fp32_host: Host, me
 def test_preview_without_memory_is_skipped_and_told(host: Host) -> None:
     host.run(recorder(no_memory=True))
     before = run_folders(host)
-    graph, _ = with_previews(host, "lora", seed=61, steps=4)
+    graph, _ = with_previews(host, "lora", "sd15", seed=61, steps=4)
     host.run(graph)
     (run,) = run_folders(host) - before
     assert not list(run.glob("previews/*"))

@@ -17,7 +17,7 @@ from PIL import Image, ImageColor
 
 from tests.conftest import on_a_cpu
 from tests.events import Event
-from tests.graphs import Graph
+from tests.graphs import Graph, every_base
 from tests.host import Host, HostError
 from trainers.runs.plot import LOOKS
 
@@ -82,13 +82,14 @@ def test_memory_comes_back_over_ten_runs(new_host: Host) -> None:
 
 
 @on_a_cpu
-def test_pictures_of_their_own_are_watched_and_not_trained(host: Host) -> None:
+@every_base
+def test_pictures_of_their_own_are_watched_and_not_trained(host: Host, base: str) -> None:
     folder_of(host, "dog", (80, 72), (72, 80))
     folder_of(host, "others", (64, 64), (72, 72), (80, 80))
     runs = []
     for watched in (False, True):
         graph = Graph()
-        sockets = [*graph.load(), graph.dataset("dog")]
+        sockets = [*graph.base(base), graph.dataset("dog")]
         extra: dict[str, Any] = {}
         if watched:
             extra = {"validation_dataset": graph.dataset("others", prompt="a cat")}

@@ -16,9 +16,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.conftest import HOST_ARGUMENTS
+from tests.conftest import HOST_ARGUMENTS, on_the_cpu
 from tests.events import Event
-from tests.graphs import Graph, Link
+from tests.graphs import Graph, Link, every_base
 from tests.host import Host, HostError
 
 STEPS = 12
@@ -38,9 +38,11 @@ def pictures(host: Host, name: str = "store") -> str:
     return name
 
 
-def training(host: Host, method: str = "lora", **settings: Any) -> tuple[Graph, list[Link]]:
+def training(
+    host: Host, method: str = "lora", base: str = "sd15", **settings: Any
+) -> tuple[Graph, list[Link]]:
     graph = Graph()
-    sockets = [*graph.load(), graph.dataset(pictures(host))]
+    sockets = [*graph.base(base), graph.dataset(pictures(host))]
     train = {"lora": graph.train, "dreambooth": graph.dreambooth, "invert": graph.invert}[method]
     return graph, train(*sockets, **{"steps": STEPS, **settings})
 
@@ -99,9 +101,11 @@ def test_a_run_killed_five_times_ends_as_if_nothing_had_happened(
     assert [json.loads(line)["step"] for line in lines] == list(range(1, STEPS + 1))
 
 
-def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
+@every_base
+def test_cancelled_run_goes_on_where_it_was(host: Host, base: str) -> None:
     before = run_folders(host)
-    graph, sockets = training(host, seed=50)
+    asked: dict[str, Any] = {"base": base, "seed": 50, "dropout": 0.2, "caption_dropout": 0.3}
+    graph, sockets = training(host, **asked)
 
     said: list[str] = []
 
@@ -127,9 +131,13 @@ def test_cancelled_run_goes_on_where_it_was(host: Host) -> None:
     metrics = (run / "metrics.jsonl").read_text().splitlines()
     assert int(step) >= 4
     assert len(metrics) == STEPS
-    host.follow(training(host, seed=50, keep_states=3)[0], listen)
+    host.follow(training(host, **asked, keep_states=3)[0], listen)
     taken = f"trained before, {STEPS} steps: taken from disk, output/personalize/{run.name}"
     assert said[-1] == taken
+    if on_the_cpu():
+        went_on = load_file(run / f"result-{STEPS:08}.safetensors")
+        host.run(training(host, **asked, if_run_exists="start anew")[0])
+        tiny.assert_equal(went_on, load_file(run / f"result-{STEPS:08}.safetensors"))
 
 
 # -- a run that is there ------------------------------------------------------
@@ -241,12 +249,12 @@ def test_more_steps_go_on_from_fewer(host: Host) -> None:
     assert (run / "result-00000004.safetensors").exists()
 
 
-def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
+@every_base
+def test_stop_and_keep_hands_out_what_was_learned(host: Host, base: str) -> None:
     before = run_folders(host)
-    graph, sockets = training(host, seed=53, steps=5000)
-    graph.add(
-        "PersonalizeSaveLora", lora=sockets[2], filename_prefix="stopped", format="kohya fp32"
-    )
+    graph, sockets = training(host, base=base, seed=53, steps=5000)
+    prefix = f"stopped {base}"
+    graph.add("PersonalizeSaveLora", lora=sockets[2], filename_prefix=prefix, format="kohya fp32")
 
     at_work: set[tuple[str, str]] = set()
     said: list[str] = []
@@ -272,9 +280,9 @@ def test_stop_and_keep_hands_out_what_was_learned(host: Host) -> None:
     assert said[-1].endswith(f", output/personalize/{run.name}")
     assert (facts(run)["status"], asked) == ("stopped", "5000")
     assert 5 <= step < 5000
-    saved = next((host.base / "output").glob("stopped_*.safetensors"))
+    saved = next((host.base / "output").glob(f"{prefix}_*.safetensors"))
     tiny.assert_equal(load_file(saved), load_file(run / f"result-{step:08}.safetensors"))
-    again, sockets = training(host, seed=53, steps=5000, keep_states=3)
+    again, sockets = training(host, base=base, seed=53, steps=5000, keep_states=3)
     assert follow(host, again, sockets[0][0]) == []
 
 

@@ -46,6 +46,8 @@ def sample(
 ) -> Tensor:
     """Latents (B, C, h, w) of one picture a seed; each starts from noise of its own.
 
+    Of a model that makes videos too they are (B, C, 1, h, w).
+
     Args:
         conditionings: positive and negative.
         size: h and w, in latents.
@@ -55,10 +57,16 @@ def sample(
     positive, negative = conditionings
     latents: Tensor = comfy.sample.sample(
         model, noise, how.steps, how.cfg, how.sampler_name, how.scheduler, positive, negative,
-        empty.repeat(len(seeds), 1, 1, 1), denoise=1.0, seed=seeds[0], callback=on_step,
+        torch.zeros_like(noise), denoise=1.0, seed=seeds[0], callback=on_step,
         disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
     )  # fmt: skip
     return latents
+
+
+def decoded(vae: Any, latents: Tensor) -> Tensor:
+    """The pictures of latents, (B, H, W, 3) in 0..1."""
+    pixels: Tensor = vae.decode(latents)
+    return pixels.reshape(-1, *pixels.shape[-3:])  # a video of one frame each
 
 
 def picture_of(pixels: Tensor) -> Image.Image:

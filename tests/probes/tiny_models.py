@@ -39,7 +39,8 @@ EYES = "visual"
 class Tiny(io.ComfyNode):
     """A model by its recipe; the same recipe gives the same weights.
 
-    With `file` the denoiser's weights are those that a Save node wrote to output/.
+    With `file` the weights are those that a Save node wrote to output/: of the denoiser, and of
+    the text encoders if it holds them.
     """
 
     @classmethod
@@ -54,14 +55,19 @@ class Tiny(io.ComfyNode):
     @classmethod
     def execute(cls, recipe: str, file: str = "") -> io.NodeOutput:
         told = json.loads(recipe)
-        model = model_of(told)
+        model, clip = model_of(told), clip_of(told)
         if file:
             saved = os.path.join(folder_paths.get_output_directory(), file)
             weights = comfy.utils.load_torch_file(saved)
-            prefix = "model.diffusion_model."
-            found = {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
-            model.model.diffusion_model.load_state_dict(found)
-        return io.NodeOutput(model, clip_of(told), vae_of(told))
+            model.model.diffusion_model.load_state_dict(part(weights, "model.diffusion_model."))
+            if of_text := part(weights, "text_encoders."):
+                missing, _ = clip.cond_stage_model.load_state_dict(of_text, strict=False)
+                assert not missing, missing  # beyond them a file holds tokenizers
+        return io.NodeOutput(model, clip, vae_of(told))
+
+
+def part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
 
 
 def model_of(told: dict[str, Any]) -> Any:

@@ -13,7 +13,7 @@ from ..folders import runs_folder
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.support import check_clip, check_model
-from ..sampling import PictureProgress, Sampling, conditioning, picture_of, sample
+from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 
 # Settings that decide what a picture is.
 DECISIVE = ("prompt", "negative_prompt", "width", "height", "steps", "cfg")
@@ -76,6 +76,6 @@ def _make(
         # Another graph or host may be making the same ones.
         if todo := [seed for seed in batch if not folder.file(seed).exists()]:
             latents = sample(painter.model, how, conditionings, todo, size, progress)
-            for seed, pixels in zip(todo, painter.vae.decode(latents), strict=True):
+            for seed, pixels in zip(todo, decoded(painter.vae, latents), strict=True):
                 folder.write(seed, picture_of(pixels))
         progress.pictures_done += len(batch)

@@ -20,7 +20,7 @@ from ....trainers.settings.preview import CompareConfig
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..overview import image_of
-from ..sampling import PictureProgress, Sampling, conditioning, picture_of, sample
+from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 from ..status import running_node, show_text
 from .class_images import Painter
 from .rows import Row, adapter_rows, base_row, run_rows
@@ -191,7 +191,7 @@ def _sampled(
     stride_px = painter.vae.spacial_compression_encode()
     size = (config.height // stride_px, config.width // stride_px)
     latents = sample(model, how, conditionings, [config.seed], size, progress)
-    return picture_of(painter.vae.decode(latents)[0])
+    return picture_of(decoded(painter.vae, latents)[0])
 
 
 class _Prompts:

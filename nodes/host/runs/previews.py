@@ -23,7 +23,7 @@ from ....trainers.step import Job, evaluating
 from ..memory import make_room
 from ..models.text import conditioning_of
 from ..models.training_mode import training_mode
-from ..sampling import Sampling, conditioning, picture_of, sample
+from ..sampling import Sampling, conditioning, decoded, picture_of, sample
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class Previews:
         conditionings = (self._text(job, text), self._text(job, ""))
         model = _live(self._sockets.model, job)
         latents = sample(model, self._how, conditionings, [self._config.seed], size)
-        return picture_of(self._sockets.vae.decode(latents)[0])
+        return picture_of(decoded(self._sockets.vae, latents)[0])
 
     def _text(self, job: Job, text: str) -> Any:
         if job.encoded is not None:
