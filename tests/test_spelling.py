@@ -13,7 +13,7 @@ from torch import Tensor
 from tests import tiny
 from trainers.contracts import Parts
 from trainers.errors import AdapterError
-from trainers.methods.adapters.spelling import diffusers_spelling
+from trainers.methods.adapters.spelling import Place, diffusers_spelling
 from trainers.models.architectures import DENOISER
 from trainers.runs.files import save_tensors
 
@@ -25,6 +25,7 @@ UNET = {
     "lora_unet_input_blocks_1_1_proj_in": "down_blocks.0.attentions.0.proj_in",
     "lora_unet_down_blocks_0_resnets_0_conv1": "down_blocks.0.resnets.0.conv1",
 }
+PLACES = {name: [Place(f"unet.{theirs}")] for name, theirs in UNET.items()}
 # Written from diffusers' own files: StableDiffusionPipeline.save_lora_weights of its early loaders
 # for attention, and what its converter of kohya's files makes of all else.
 NAMES = {
@@ -66,7 +67,7 @@ def delta(tensors: dict[str, Tensor], up: str, down: str) -> Tensor:
 
 
 def test_names_are_those_of_the_format() -> None:
-    made = diffusers_spelling(lora((*UNET, *TEXT)), UNET)
+    made = diffusers_spelling(lora((*UNET, *TEXT)), PLACES)
     starts = (*NAMES["unet"], *NAMES["text"])
     ends = ("up.weight", "down.weight")
     assert set(made) == {f"{start}.{end}" for start in starts for end in ends}
@@ -75,7 +76,7 @@ def test_names_are_those_of_the_format() -> None:
 @pytest.mark.parametrize(("alpha", "scale"), [(1.0, 0.5), (4.0, 2.0), (None, 1.0)])
 def test_scale_is_worked_in(alpha: float | None, scale: float) -> None:
     given = lora(tuple(UNET), alpha=alpha)
-    made = diffusers_spelling(given, UNET)
+    made = diffusers_spelling(given, PLACES)
     for name, start in zip(UNET, NAMES["unet"], strict=True):
         before = scale * delta(given, f"{name}.lora_up.weight", f"{name}.lora_down.weight")
         torch.testing.assert_close(
@@ -88,7 +89,7 @@ def test_scale_is_worked_in(alpha: float | None, scale: float) -> None:
 def test_layers_of_a_module_get_one_rank() -> None:
     first, second = list(UNET)[:2]
     given = {**lora((first,), rank=1), **lora((second,), rank=3), **lora(TEXT[:1], rank=2)}
-    made = diffusers_spelling(given, UNET)
+    made = diffusers_spelling(given, PLACES)
     ranks = {key.split(".")[0]: len(t) for key, t in made.items() if key.endswith("down.weight")}
     assert ranks == {"unet": 3, "text_encoder": 2}
     start = NAMES["unet"][0]
@@ -101,13 +102,13 @@ def test_what_is_no_plain_lora_is_refused(ending: str) -> None:
     name = next(iter(UNET))
     given = {**lora((name,)), f"{name}.{ending}": torch.ones(2, 2)}
     with pytest.raises(AdapterError, match=rf"plain LoRAs alone.*{ending}"):
-        diffusers_spelling(given, UNET)
+        diffusers_spelling(given, PLACES)
 
 
 def test_layers_without_a_name_are_refused() -> None:
     given = lora((next(iter(UNET)), "lora_unet_middle_block_9_x", "lora_te2_text_projection"))
     with pytest.raises(AdapterError, match=r"no name for 2 of the LoRA's 3 layers.*lora_te2_text"):
-        diffusers_spelling(given, UNET)
+        diffusers_spelling(given, PLACES)
 
 
 @pytest.mark.parametrize("targets", ["attention", "all with convolutions"])
@@ -117,8 +118,8 @@ def test_diffusers_predicts_with_the_file_what_was_trained(tmp_path: Path, targe
         tiny.run_config(train_text_encoder=text, targets=targets, learning_rate=1e-2)
     )
     layers = [name for name, _ in tiny.parts().modules[DENOISER].named_modules()]
-    names = {f"lora_unet_{name}".replace(".", "_"): name for name in layers}
-    tensors = diffusers_spelling(ready.trainable.export(), names)
+    places = {f"lora_unet_{name}".replace(".", "_"): [Place(f"unet.{name}")] for name in layers}
+    tensors = diffusers_spelling(ready.trainable.export(), places)
     save_tensors(tmp_path / "a.safetensors", tensors, {"ss_network_dim": "2"}, torch.float32)
     loader, other = StableDiffusionLoraLoaderMixin, tiny.parts()
     before = predicted(other)

@@ -1,0 +1,103 @@
+"""LoRAs of transformers, trained in a real ComfyUI, in diffusers' pipelines."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+from diffusers.loaders import lora_pipeline
+from diffusers.utils import logging
+from torch import Tensor
+
+from tests.base_models import newest
+from tests.graphs import Graph
+from tests.host import Host
+from tests.pipelines import ROWS, Row, at_our_width
+from tests.test_host_lora import PROMPT, difference, pictures
+
+ALIKE = 1e-4
+
+
+@pytest.fixture
+def warnings_of_diffusers(caplog: pytest.LogCaptureFixture) -> Iterator[Any]:
+    """A function that gives what diffusers has warned of."""
+    logging.enable_propagation()
+    # Said of the text encoders, which are not there.
+    harmless = "No LoRA keys associated to NoneType"
+    yield lambda: [r.message for r in caplog.records if harmless not in r.getMessage()]
+    logging.disable_propagation()
+
+
+def trained(host: Host, row: Row) -> dict[str, Path]:
+    """A LoRA in each format; and what the host's module gives without one and with each."""
+    graph = Graph()
+    model, clip, vae = graph.add("ProbeTiny", 3, recipe=json.dumps(row.recipe))
+    dataset = graph.dataset(pictures(host), PROMPT)
+    said = graph.encode(clip, PROMPT)
+    graph.add("ProbeCalled", model=model, conditioning=said, name=f"{row}-base")
+    graph.add("ModelSave", model=model, filename_prefix=f"saved/{row}")
+    for name, targets in row.files.items():
+        # An alpha that is not the rank, whose part in it has to be in the numbers.
+        settings = {"steps": 1, "learning_rate": 1e-2, "alpha": 3.0, "targets": targets}
+        lora = graph.train(model, clip, vae, dataset, **settings)[2]
+        graph.add(
+            "PersonalizeSaveLora", lora=lora, filename_prefix=f"loras/{row}-{name}",
+            format=f"{name} fp32", model=model,
+        )  # fmt: skip
+    host.run(graph)
+    files = {name: newest(host, "loras", f"{row}-{name}") for name in row.files}
+    graph = Graph()
+    model, clip, _ = graph.add("ProbeTiny", 3, recipe=json.dumps(row.recipe))
+    said = graph.encode(clip, PROMPT)
+    for name, file in files.items():
+        with_lora = graph.add(
+            "LoraLoaderModelOnly", model=model, strength_model=1.0, lora_name=file.name
+        )[0]
+        graph.add("ProbeCalled", model=with_lora, conditioning=said, name=f"{row}-{name}")
+    host.run(graph)
+    return files
+
+
+def kept(host: Host, row: Row, name: str) -> dict[str, Tensor]:
+    return safetensors.torch.load_file(host.base / "output" / f"{row}-{name}.safetensors")
+
+
+def base_weights(host: Host, row: Row) -> dict[str, Tensor]:
+    saved = safetensors.torch.load_file(newest(host, "saved", row.name))
+    start = "model.diffusion_model."
+    return {k.removeprefix(start): w for k, w in saved.items() if k.startswith(start)}
+
+
+def outputs(tensors: dict[str, Tensor], *endings: str) -> int:
+    """How many outputs a LoRA's layers have in all."""
+    return sum(len(tensor) for key, tensor in tensors.items() if key.endswith(endings))
+
+
+@pytest.mark.parametrize("row", ROWS, ids=str)
+def test_diffusers_predicts_with_a_lora_as_the_host(
+    host: Host, row: Row, warnings_of_diffusers: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kohya = "_convert_kohya_flux_lora_to_diffusers"
+    monkeypatch.setattr(lora_pipeline, kohya, at_our_width(getattr(lora_pipeline, kohya)))
+    files = trained(host, row)
+    pipe = row.made(base_weights(host, row))
+    base = kept(host, row, "base")
+    with torch.no_grad():
+        plain = row.call(pipe.transformer, base)
+    assert difference(plain, base["output"]) < ALIKE
+    for name, file in files.items():
+        pipe.load_lora_weights(file.parent, weight_name=file.name)
+        loaded = outputs(pipe.transformer.state_dict(), ".lora_B.default_0.weight")
+        assert loaded == outputs(safetensors.torch.load_file(file), "lora_B.weight", "_up.weight")
+        theirs = kept(host, row, name)
+        with torch.no_grad():
+            ours = row.call(pipe.transformer, theirs)
+        assert difference(ours, theirs["output"]) < ALIKE, name
+        assert difference(ours, plain) > 1e-2, name
+        pipe.unload_lora_weights()
+    assert warnings_of_diffusers() == []
