@@ -23,7 +23,7 @@ from tests.tiny_transformers import HEADS, TEXT, WIDTH, Recipe
 # Numbers in diffusers' code where its functions take no width: those of FLUX.1, and of ours.
 PUBLISHED_WIDTH, PUBLISHED_MLP = 3072, 12288
 WIDTHS = {PUBLISHED_WIDTH: WIDTH, PUBLISHED_MLP: 4 * WIDTH}
-BLOCKS, ATTENTION_AND_FEED_FORWARD = "all with convolutions", "attention and feed-forward"
+ALL, BLOCKS = "all with convolutions", "attention and feed-forward"  # layers that train
 Weights = dict[str, Tensor]
 Arguments = Mapping[str, Tensor]  # of the host's module, by name
 
@@ -65,37 +65,37 @@ def places(latents: Tensor) -> Tensor:
     return torch.stack([torch.zeros_like(grid[0]), *grid], dim=-1).flatten(0, 1).float()
 
 
-def call_flux(module: Any, given: Arguments) -> Tensor:
+def call_flux(pipe: Any, given: Arguments) -> Tensor:
     latents, context = given["x"], given["context"]
     more = {}
     if "y" in given:  # Chroma has neither
         more = {"pooled_projections": given["y"], "guidance": given["guidance"]}
-    tokens = module(
+    tokens = pipe.transformer(
         packed(latents), encoder_hidden_states=context, timestep=given["timestep"],
         img_ids=places(latents), txt_ids=torch.zeros(context.shape[1], 3), **more,
     ).sample  # fmt: skip
     return unpacked(tokens, latents)
 
 
-def call_flux2(module: Any, given: Arguments) -> Tensor:
+def call_flux2(pipe: Any, given: Arguments) -> Tensor:
     latents, context = given["x"], given["context"]
     pipeline = diffusers.Flux2KleinPipeline
-    tokens = module(
+    tokens = pipe.transformer(
         latents.flatten(2).mT, encoder_hidden_states=context, timestep=given["timestep"],
         img_ids=pipeline._prepare_latent_ids(latents), txt_ids=pipeline._prepare_text_ids(context),
     ).sample  # fmt: skip
     return tokens.mT.reshape(latents.shape)
 
 
-def call_z_image(module: Any, given: Arguments) -> Tensor:
+def call_z_image(pipe: Any, given: Arguments) -> Tensor:
     latents = given["x"][0].unsqueeze(1)
-    (output,) = module([latents], 1 - given["timesteps"], list(given["context"])).sample
+    (output,) = pipe.transformer([latents], 1 - given["timesteps"], list(given["context"])).sample
     return -output.squeeze(1)[None]
 
 
-def call_qwen_image(module: Any, given: Arguments) -> Tensor:
+def call_qwen_image(pipe: Any, given: Arguments) -> Tensor:
     latents, context = given["x"], given["context"]
-    tokens = module(
+    tokens = pipe.transformer(
         packed(latents[:, :, 0]), encoder_hidden_states=context, timestep=given["timestep"],
         encoder_hidden_states_mask=torch.ones(context.shape[:2]),
         img_shapes=[[(1, *(size // 2 for size in latents.shape[-2:]))]],
@@ -103,21 +103,23 @@ def call_qwen_image(module: Any, given: Arguments) -> Tensor:
     return unpacked(tokens, latents)
 
 
-def call_krea2(module: Any, given: Arguments) -> Tensor:
+def call_krea2(pipe: Any, given: Arguments) -> Tensor:
     latents, context = given["x"], given["context"].unflatten(-1, (-1, TEXT))
     ids = torch.cat([torch.zeros(context.shape[1], 3), places(latents)])
-    tokens = module(packed(latents[:, :, 0]), context, given["timesteps"], ids).sample
+    tokens = pipe.transformer(packed(latents[:, :, 0]), context, given["timesteps"], ids).sample
     return unpacked(tokens, latents)
 
 
-def call_sd3(module: Any, given: Arguments) -> Tensor:
-    return module(given["x"], given["context"], given["y"], given["timesteps"]).sample
+def call_sd3(pipe: Any, given: Arguments) -> Tensor:
+    return pipe.transformer(given["x"], given["context"], given["y"], given["timesteps"]).sample
 
 
-def call_cosmos(module: Any, given: Arguments) -> Tensor:
-    latents = given["x"]
+def call_anima(pipe: Any, given: Arguments) -> Tensor:
+    """Text conditioner and transformer, which are one module in the host."""
+    latents, told = given["x"], given["hidden"]
+    context = pipe.text_conditioner(told, given["t5xxl_ids"][None])
     mask = torch.zeros(1, 1, *latents.shape[-2:])
-    return module(latents, given["timesteps"], given["context"], padding_mask=mask).sample
+    return pipe.transformer(latents, given["timesteps"], context, padding_mask=mask).sample
 
 
 # -- the models ---------------------------------------------------------------------------
@@ -154,10 +156,26 @@ def converted_chroma(weights: Weights) -> Weights:
     return at_our_width(convert)(scales(weights))
 
 
+CONDITIONER = "llm_adapter."
+
+
 def converted_anima(weights: Weights) -> Weights:
-    """The transformer's; the text conditioner is a module of its own in diffusers."""
-    own = {name: w for name, w in weights.items() if not name.startswith("llm_adapter.")}
+    own = {name: w for name, w in weights.items() if not name.startswith(CONDITIONER)}
     return single_file_utils.convert_cosmos_transformer_checkpoint_to_diffusers(own)
+
+
+def anima_conditioner(weights: Weights) -> dict[str, nn.Module]:
+    own = {k.removeprefix(CONDITIONER): w for k, w in weights.items() if k.startswith(CONDITIONER)}
+    with torch.device("meta"):
+        made = diffusers.AnimaTextConditioner()
+    made.load_state_dict(own, assign=True, strict=False)  # a buffer is in no file
+    made.rotary_emb = type(made.rotary_emb)(64)
+    return {"text_conditioner": made.eval()}
+
+
+def no_others(weights: Weights) -> dict[str, nn.Module]:
+    """For a pipeline that reads LoRAs of the transformer alone."""
+    return {}
 
 
 def by_diffusers(kind: str) -> Callable[[Weights], Weights]:
@@ -181,6 +199,7 @@ class Row:
         converted: the host's weights by the names of that class.
         call: what it predicts for the arguments that the host gave to its own module.
         adapted: changes what of the class is of a fixed size.
+        others: makes further parts of the pipeline that LoRAs are for, by name.
         files: the formats of Save LoRA that are read, with the layers that train for each.
     """
 
@@ -192,7 +211,8 @@ class Row:
     call: Callable[[Any, Arguments], Tensor]
     converted: Callable[[Weights], Weights] = dict
     adapted: Callable[[Any], None] = unchanged
-    files: Mapping[str, str] = field(default_factory=lambda: {"kohya": BLOCKS, "diffusers": BLOCKS})
+    others: Callable[[Weights], dict[str, nn.Module]] = no_others
+    files: Mapping[str, str] = field(default_factory=lambda: {"kohya": ALL, "diffusers": ALL})
 
     def __str__(self) -> str:
         return self.name
@@ -202,27 +222,32 @@ class Row:
         transformer: nn.Module = getattr(diffusers, self.transformer)(**self.settings)
         self.adapted(transformer)
         transformer.load_state_dict(self.converted(dict(weights)))
+        parts = {"transformer": transformer.eval(), **self.others(weights)}
         kind = getattr(diffusers, self.pipeline)
-        parts = dict.fromkeys(list(inspect.signature(kind.__init__).parameters)[1:])
-        known = {name: None for name in parts if name not in ("is_distilled", "patch_size")}
-        return kind(**{**known, "transformer": transformer.eval()})
+        if issubclass(kind, diffusers.ModularPipeline):
+            pipe = kind()
+            pipe.update_components(**parts)
+            return pipe
+        asked = inspect.signature(kind.__init__).parameters.values()
+        missing = [each.name for each in asked if each.default is inspect.Parameter.empty]
+        return kind(**{**dict.fromkeys(missing[1:]), **parts})
 
 
 SMALL = {"num_layers": 2, "num_attention_heads": HEADS}
 FLUX = {**SMALL, "num_single_layers": 2, "joint_attention_dim": TEXT}
 WIDE = 384  # where diffusers' feed-forward, 8/3 as wide, is as wide as the host's
-BOTH_SMALLER = {"kohya": ATTENTION_AND_FEED_FORWARD, "diffusers": ATTENTION_AND_FEED_FORWARD}
+OF_BLOCKS = {"kohya": BLOCKS, "diffusers": BLOCKS}
 ROWS = [
     Row(
         "flux", transformers.FLUX, "FluxPipeline", "FluxTransformer2DModel",
         {**FLUX, "guidance_embeds": True}, call_flux, converted_flux,
         # Of what is around the blocks, its loader drops layers in kohya's spelling.
-        files={**BOTH_SMALLER, "diffusers": BLOCKS},
+        files={"kohya": BLOCKS, "diffusers": ALL},
     ),
     Row(
         "klein", transformers.KLEIN, "Flux2KleinPipeline", "Flux2Transformer2DModel",
         {**FLUX, "joint_attention_dim": 3 * TEXT, "guidance_embeds": False}, call_flux2,
-        by_diffusers("flux2"), files=BOTH_SMALLER,
+        by_diffusers("flux2"), files=OF_BLOCKS,
     ),
     Row(
         "z-image",
@@ -241,7 +266,7 @@ ROWS = [
     Row(
         "chroma", transformers.CHROMA, "ChromaPipeline", "ChromaTransformer2DModel",
         {**FLUX, "approximator_hidden_dim": WIDTH, "approximator_layers": 2}, call_flux,
-        converted_chroma, long_chroma, files=BOTH_SMALLER,
+        converted_chroma, long_chroma, files=OF_BLOCKS,
     ),
     Row(
         "krea2", transformers.KREA2, "Krea2Pipeline", "Krea2Transformer2DModel",
@@ -259,6 +284,14 @@ ROWS = [
             "num_layers": 4, "num_attention_heads": 4, "caption_projection_dim": WIDTH,
             "pos_embed_max_size": 64, "qk_norm": "rms_norm",
         },
-        call_sd3, by_diffusers("sd3"), files={"diffusers": BLOCKS},
+        call_sd3, by_diffusers("sd3"), files={"diffusers": ALL},
+    ),
+    Row(
+        "anima", transformers.ANIMA, "AnimaModularPipeline", "CosmosTransformer3DModel",
+        {
+            **SMALL, "adaln_lora_dim": 64, "rope_scale": (1.0, 4.0, 4.0),
+            "extra_pos_embed_type": None,
+        },
+        call_anima, converted_anima, others=anima_conditioner,
     ),
 ]  # fmt: skip

@@ -12,13 +12,15 @@ import safetensors.torch
 import torch
 from diffusers.loaders import lora_pipeline
 from diffusers.utils import logging
-from torch import Tensor
+from torch import Tensor, nn
 
+from tests import tiny_transformers as transformers
 from tests.base_models import newest
 from tests.graphs import Graph
-from tests.host import Host
+from tests.host import Host, HostError
 from tests.pipelines import ROWS, Row, at_our_width
 from tests.test_host_lora import PROMPT, difference, pictures
+from tests.test_host_stack import add_lora
 
 ALIKE = 1e-4
 
@@ -41,12 +43,15 @@ def trained(host: Host, row: Row) -> dict[str, Path]:
     said = graph.encode(clip, PROMPT)
     graph.add("ProbeCalled", model=model, conditioning=said, name=f"{row}-base")
     graph.add("ModelSave", model=model, filename_prefix=f"saved/{row}")
+    # An alpha that is not the rank, whose part in it has to be in the numbers.
+    settings = {"steps": 1, "learning_rate": 1e-2, "alpha": 3.0}
+    loras = {
+        targets: graph.train(model, clip, vae, dataset, **settings, targets=targets)[2]
+        for targets in sorted({*row.files.values()})
+    }
     for name, targets in row.files.items():
-        # An alpha that is not the rank, whose part in it has to be in the numbers.
-        settings = {"steps": 1, "learning_rate": 1e-2, "alpha": 3.0, "targets": targets}
-        lora = graph.train(model, clip, vae, dataset, **settings)[2]
         graph.add(
-            "PersonalizeSaveLora", lora=lora, filename_prefix=f"loras/{row}-{name}",
+            "PersonalizeSaveLora", lora=loras[targets], filename_prefix=f"loras/{row}-{name}",
             format=f"{name} fp32", model=model,
         )  # fmt: skip
     host.run(graph)
@@ -80,7 +85,11 @@ def outputs(tensors: dict[str, Tensor], *endings: str) -> int:
 
 @pytest.mark.parametrize("row", ROWS, ids=str)
 def test_diffusers_predicts_with_a_lora_as_the_host(
-    host: Host, row: Row, warnings_of_diffusers: Any, monkeypatch: pytest.MonkeyPatch
+    host: Host,
+    row: Row,
+    warnings_of_diffusers: Any,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     kohya = "_convert_kohya_flux_lora_to_diffusers"
     monkeypatch.setattr(lora_pipeline, kohya, at_our_width(getattr(lora_pipeline, kohya)))
@@ -88,16 +97,46 @@ def test_diffusers_predicts_with_a_lora_as_the_host(
     pipe = row.made(base_weights(host, row))
     base = kept(host, row, "base")
     with torch.no_grad():
-        plain = row.call(pipe.transformer, base)
+        plain = row.call(pipe, base)
     assert difference(plain, base["output"]) < ALIKE
     for name, file in files.items():
+        caplog.clear()
         pipe.load_lora_weights(file.parent, weight_name=file.name)
-        loaded = outputs(pipe.transformer.state_dict(), ".lora_B.default_0.weight")
-        assert loaded == outputs(safetensors.torch.load_file(file), "lora_B.weight", "_up.weight")
+        loaded = sum(
+            outputs(part.state_dict(), ".lora_B.default_0.weight")
+            for part in pipe.components.values()
+            if isinstance(part, nn.Module)
+        )
+        tensors = safetensors.torch.load_file(file)
+        assert loaded == outputs(tensors, "lora_B.weight", "_up.weight")
         theirs = kept(host, row, name)
         with torch.no_grad():
-            ours = row.call(pipe.transformer, theirs)
+            ours = row.call(pipe, theirs)
         assert difference(ours, theirs["output"]) < ALIKE, name
         assert difference(ours, plain) > 1e-2, name
+        assert warnings_of_diffusers() == []
         pipe.unload_lora_weights()
-    assert warnings_of_diffusers() == []
+
+
+@pytest.mark.parametrize(
+    ("recipe", "layer", "words"),
+    [
+        (transformers.AURA_FLOW, "init_x_linear", "input 'model' is of a kind without names"),
+        (transformers.KLEIN, "final_layer.adaLN_modulation.1", "no name for 1 of the LoRA's 1"),
+    ],
+    ids=["no record", "read wrongly"],
+)
+def test_what_diffusers_does_not_read_is_refused(
+    host: Host, recipe: transformers.Recipe, layer: str, words: str
+) -> None:
+    name = f"diffusion_model.{layer}"
+    tensors = {f"{name}.lora_A.weight": torch.ones(1, 2), f"{name}.lora_B.weight": torch.ones(2, 1)}
+    graph = Graph()
+    lora = graph.add("ProbeLora", name=add_lora(host, tensors))[0]
+    model = graph.add("ProbeTiny", 3, recipe=json.dumps(recipe))[0]
+    graph.add(
+        "PersonalizeSaveLora", lora=lora, filename_prefix="loras/refused",
+        format="diffusers fp32", model=model,
+    )  # fmt: skip
+    with pytest.raises(HostError, match=words):
+        host.run(graph)
