@@ -51,7 +51,7 @@ class Choices:
     """What a LoRA's file is to hold beside the LoRA, and how.
 
     Attributes:
-        diffusers: diffusers' spelling instead of the LoRA's own.
+        diffusers: diffusers' spelling instead of that of the model's community.
         bundle: the learned token that the captions have.
         captions: captions, trigger phrase and the folder's name.
         thumbnail: a picture beside it, the last preview of its run.
