@@ -15,7 +15,7 @@ from .stack import NO_FILE, NUM_ROWS
 
 AUTO = "auto"
 THEMES = (AUTO, "dark", "light")
-# The words of saved graphs; "kohya" is the spelling that the LoRA has, of the model's community.
+# The words of saved graphs; "kohya" is the spelling of the model's community, whichever that is.
 KOHYA, DIFFUSERS = "kohya", "diffusers"
 FORMATS = tuple(
     f"{name} {dtype}" for name in (KOHYA, DIFFUSERS) for dtype in ("fp32", "fp16", "bf16")
@@ -49,9 +49,9 @@ class SaveLora(io.ComfyNode):
                     "format",
                     options=list(FORMATS),
                     tooltip=(
-                        "Spelling of the keys and type of the numbers. kohya is what ComfyUI, "
-                        "A1111 and Forge read, diffusers what its pipelines, peft and ComfyUI "
-                        "read (Stable Diffusion 1.5, 2 and XL, with model wired in; no DoRA). "
+                        "Spelling of the keys and type of the numbers. kohya is that of the "
+                        "model's community, which ComfyUI, A1111 and Forge read; diffusers what "
+                        "its pipelines, peft and ComfyUI read (with model wired in; no DoRA). "
                         "fp32 is exact; fp16 and bf16 make half the file."
                     ),
                 ),

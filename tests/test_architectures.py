@@ -14,6 +14,7 @@ from trainers.methods.lora import layer_name, prepare
 from trainers.models.architectures import (
     ANIMA,
     ARCHITECTURES,
+    CHROMA,
     DENOISER,
     FLUX,
     FLUX2,
@@ -233,6 +234,13 @@ TRANSFORMER_NAMES = [
         "transformer.encoder.block.0.layer.0.SelfAttention.q",
         "lora_te3_encoder_block_0_layer_0_SelfAttention_q",
     ),
+    (CHROMA, DENOISER, "double_blocks.0.txt_mlp.2", "lora_unet_double_blocks_0_txt_mlp_2"),
+    (
+        CHROMA,
+        "t5xxl",
+        "transformer.encoder.block.0.layer.0.SelfAttention.q",
+        "lora_te1_encoder_block_0_layer_0_SelfAttention_q",
+    ),
     (Z_IMAGE, DENOISER, "layers.0.attention.qkv", "diffusion_model.layers.0.attention.qkv"),
     (
         Z_IMAGE,
@@ -268,13 +276,20 @@ MODULATION = [
 OUTSIDE = ["img_in", "final_layer.linear", "double_stream_modulation_img.lin"]
 
 
-@pytest.mark.parametrize("record", [SD3, FLUX, FLUX2, Z_IMAGE, QWEN_IMAGE, KREA2, ANIMA])
+@pytest.mark.parametrize("record", [SD3, FLUX, FLUX2, CHROMA, Z_IMAGE, QWEN_IMAGE, KREA2, ANIMA])
 def test_layers_of_a_transformer(record: Architecture) -> None:
     module = module_of(*SINGLE, *DOUBLE, *FORWARD, *MODULATION, *OUTSIDE)
     found = [set(record.layers(DENOISER, module, choice)) for choice in LORA_TARGETS]
     assert found[0] == {*SINGLE, *DOUBLE}
     assert found[1] == {*SINGLE, *DOUBLE, *FORWARD}
     assert found[2] == {*SINGLE, *DOUBLE, *FORWARD, *MODULATION, *OUTSIDE}
+
+
+def test_layers_of_chroma_are_not_those_that_modulate() -> None:
+    modulating = "distilled_guidance_layer.layers.0.in_layer"
+    module = module_of(*SINGLE, *DOUBLE, *FORWARD, modulating)
+    found = [modulating in CHROMA.layers(DENOISER, module, choice) for choice in LORA_TARGETS]
+    assert found == [False, False, True]
 
 
 SD_NAMES = [

@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...trainers.errors import SaveError, SettingsError
-from ...trainers.methods.adapters.layers import shortened
-from ...trainers.methods.adapters.spelling import diffusers_spelling
+from ...trainers.methods.adapters.layers import ALPHA, shortened
+from ...trainers.methods.adapters.spelling import diffusers_spelling, published_spelling
 from ...trainers.methods.results import Adapter, Embedding, spelled
 from ...trainers.models.precision import DTYPES
 from ...trainers.runs.files import (
@@ -31,9 +31,10 @@ from ...trainers.runs.files import (
     save_tensors,
     whole_file,
 )
+from ...trainers.runs.foreign import said_architecture
 from ...trainers.runs.metadata import RANK_AND_ALPHA
 from .models.adapters.check import check_lora
-from .models.parts import diffusers_names
+from .models.adapters.names import diffusers_places, read_by_diffusers
 from .status import running_node, show_text, tell_of_files
 
 # What of a LoRA's metadata tells of the pictures; a title is the file's own name then.
@@ -50,7 +51,7 @@ class Choices:
     """What a LoRA's file is to hold beside the LoRA, and how.
 
     Attributes:
-        diffusers: diffusers' spelling instead of the LoRA's own.
+        diffusers: diffusers' spelling instead of that of the model's community.
         bundle: the learned token that the captions have.
         captions: captions, trigger phrase and the folder's name.
         thumbnail: a picture beside it, the last preview of its run.
@@ -86,12 +87,16 @@ def save_lora(
         SettingsError: it is to be bundled, and there is none, or more than one; or the choices do
             not go together.
     """
-    _check_choices(lora, choices, model)
+    places = diffusers_places(model) if choices.diffusers and model is not None else {}
+    _check_choices(lora, choices, model, bool(places))
     needs = lora.needs if isinstance(lora, Adapter) else ()
-    own = diffusers_spelling(lora, _unet_layers(model)) if choices.diffusers else dict(lora)
-    tensors = {**own, **(needs[0].bundled() if choices.bundle else {})}
     told = dict(lora.metadata) if isinstance(lora, Adapter) else {}
-    if choices.diffusers and told:
+    if choices.diffusers:
+        own = diffusers_spelling(lora, places)
+    else:
+        own = published_spelling(lora, said_architecture(told))
+    tensors = {**own, **(needs[0].bundled() if choices.bundle else {})}
+    if RANK_AND_ALPHA[0] in told and not any(key.endswith(ALPHA) for key in own):
         told |= dict.fromkeys(RANK_AND_ALPHA, told[RANK_AND_ALPHA[0]])  # the scale is worked in
     dataset = re.sub(r"[^\w.-]+", "_", told.get("modelspec.title", "personalize"))
     private = () if choices.captions else [n for n in OF_PICTURES if told.pop(n, None)]
@@ -113,7 +118,9 @@ def save_lora(
     return path
 
 
-def _check_choices(lora: Mapping[str, Tensor], choices: Choices, model: Any) -> None:
+def _check_choices(
+    lora: Mapping[str, Tensor], choices: Choices, model: Any, has_names: bool
+) -> None:
     needs = lora.needs if isinstance(lora, Adapter) else ()
     problems = []
     if choices.bundle and len(needs) != 1:
@@ -127,24 +134,15 @@ def _check_choices(lora: Mapping[str, Tensor], choices: Choices, model: Any) -> 
             "bundle_embedding is on, but diffusers reads no file with a token in it; allowed: off, "
             "with the token by Save Embedding, or a kohya format"
         )
-    if choices.diffusers and not (model is not None and diffusers_names(model)):
+    if choices.diffusers and not has_names:
         wired = "has no" if model is None else "is of a kind without"
         problems.append(
             f"format is diffusers, but input 'model' {wired} names of layers in that spelling; "
-            "allowed: with the Stable Diffusion 1.5, 2 or XL model that the LoRA was made for "
-            "wired in, or a kohya format"
+            f"allowed: with the model that the LoRA was made for wired in, a {read_by_diffusers()},"
+            " or a kohya format"
         )
     if problems:
         raise SettingsError(tuple(problems))
-
-
-def _unet_layers(model: Any) -> dict[str, str]:
-    """What diffusers calls the UNet's layers, by each name that a LoRA may have for them."""
-    named: dict[str, str] = {}
-    for ours, theirs in diffusers_names(model).items():
-        kohya = (f"lora_unet_{name}".replace(".", "_") for name in (ours, theirs))
-        named |= dict.fromkeys((*kohya, f"diffusion_model.{ours}"), theirs)
-    return named
 
 
 def _save_thumbnail(preview: Path, target: Path) -> None:

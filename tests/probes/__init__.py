@@ -358,6 +358,7 @@ async def memory(request: web.Request) -> web.Response:
 
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from .calls import Called
         from .faults import Disk, Previewed
         from .gradients import Gradients, Step
         from .odd_models import OfClass
@@ -366,7 +367,7 @@ class Probes(ComfyExtension):
         from .tiny_models import Tiny
 
         return [
-            *(Prediction, Trained, Gradients, Step, OfClass, Kept),
+            *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
         ]
 

@@ -20,6 +20,7 @@ from ..settings.lora import LORA_TARGETS
 
 DENOISER = "denoiser"
 KOHYA, DOTTED = "kohya", "dotted"
+UNET, TRANSFORMER, PUBLISHED = "unet", "transformer", "published"
 FAR = 20  # times the usual learning rate, or a part of it
 
 ADAPTABLE = (nn.Linear, nn.Conv2d)
@@ -63,6 +64,11 @@ class Architecture:
         modelspec: the architecture in file metadata (M).
         base_model_version: ss_base_model_version in file metadata (K).
         spelling: KOHYA or DOTTED: how a LoRA's file names layers.
+        published: what files in the DOTTED spelling call layers that the host calls otherwise or
+            has as one: regular expressions of its names, with theirs for equal parts of the layer.
+        diffusers: whose names diffusers' pipelines read LoRAs by: UNET and TRANSFORMER mean those
+            of their own modules, PUBLISHED what is in such files; "" means that none reads any.
+        unread: layers that they read under no name, or wrongly.
         diffusers_names: kohya's names are those of diffusers' modules, not of the published ones.
         text_prefixes: what the names of a text encoder's layers start with in kohya's spelling.
         targets: the denoiser's layers for each choice of LORA_TARGETS: a regular expression that
@@ -81,6 +87,9 @@ class Architecture:
     modelspec: str = ""
     base_model_version: str = ""
     spelling: str = DOTTED
+    published: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    diffusers: str = ""
+    unread: str = ""
     diffusers_names: bool = False
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
     targets: tuple[str, ...] = ANY_TARGETS
@@ -121,6 +130,7 @@ SD15 = Architecture(
     modelspec="stable-diffusion-v1",
     base_model_version="sd_v1",
     spelling=KOHYA,
+    diffusers=UNET,
     diffusers_names=True,
     text_prefixes={"clip_l": "lora_te"},
     # time_embed: what the layer choice had from the start; kohya has no key of its own for it
@@ -147,6 +157,7 @@ SDXL = Architecture(
     modelspec="stable-diffusion-xl-v1-base",
     base_model_version="sdxl_base_v1-0",
     spelling=KOHYA,
+    diffusers=UNET,
     text_prefixes={"clip_l": "lora_te1", "clip_g": "lora_te2"},
     targets=UNET_TARGETS,
     resolution_px=1024,
@@ -159,6 +170,7 @@ SD3 = Architecture(
     host_classes=("SD3",),
     modelspec="stable-diffusion-3",
     base_model_version="sd3",
+    diffusers=TRANSFORMER,
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4, "dreambooth": 1e-5},  # D train_dreambooth_lora_sd3.py; K sd3_train.py
@@ -170,6 +182,7 @@ FLUX = Architecture(
     modelspec="flux-1-dev",
     base_model_version="flux1",
     spelling=KOHYA,  # which diffusers reads too, unlike the dotted one
+    diffusers=TRANSFORMER,
     text_prefixes={"clip_l": "lora_te1", "t5xxl": "lora_te3"},
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
@@ -183,6 +196,9 @@ FLUX2 = Architecture(
     host_classes=("Flux2",),
     modelspec="Flux.2",
     base_model_version="flux2",
+    diffusers=PUBLISHED,
+    # diffusers takes its shift for the scale in LoRAs (0.42, _convert_non_diffusers_flux2_lora_...)
+    unread=r"final_layer\.adaLN_modulation\.1",
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4, "dreambooth": 1e-6},  # K docs/flux_2.md, rank 32
@@ -195,18 +211,30 @@ CHROMA = Architecture(
     host_classes=("Chroma",),
     modelspec="chroma",
     base_model_version="chroma",
-    targets=TRANSFORMER_TARGETS,
+    spelling=KOHYA,  # as for FLUX.1
+    diffusers=TRANSFORMER,
+    text_prefixes={"t5xxl": "lora_te1"},
+    # What the timestep modulates with is a module of its own here; K leaves it out.
+    targets=(ATTENTION, rf"(?!distilled_guidance_layer\.){UNMODULATED}", ".*"),
     resolution_px=1024,
     rates={"lora": 1e-4},  # A
     guidance=0.0,  # P: distilled away
     implementation="https://huggingface.co/lodestones/Chroma",
 )
+# As A and K write them, and diffusers: attention is three layers there.
+Z_IMAGE_NAMES = {
+    r"(.*\.attention)\.qkv": (r"\1.to_q", r"\1.to_k", r"\1.to_v"),
+    r"(.*\.attention)\.out": (r"\1.to_out.0",),
+    r"(x_embedder|final_layer)(.*)": (r"all_\1.2-1\2",),
+}
 Z_IMAGE = Architecture(
     name="z_image",
     title="Z-Image",
     host_classes=("ZImage",),
     modelspec="Z-Image",
     base_model_version="z_image",
+    published=Z_IMAGE_NAMES,
+    diffusers=PUBLISHED,
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4, "dreambooth": 1e-6},  # K docs/zimage.md, rank 32; A 1e-4
@@ -218,6 +246,7 @@ QWEN_IMAGE = Architecture(
     host_classes=("QwenImage",),
     modelspec="Qwen-Image",
     base_model_version="qwen_image",
+    diffusers=PUBLISHED,
     targets=TRANSFORMER_TARGETS,
     resolution_px=1328,  # P; K and A train at 1024
     rates={"lora": 5e-5, "dreambooth": 1e-6},  # K docs/qwen_image.md, rank 16; A 1e-4
@@ -229,6 +258,7 @@ KREA2 = Architecture(
     host_classes=("Krea2",),
     modelspec="Krea-2",
     base_model_version="krea2",
+    diffusers=PUBLISHED,
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4},  # K docs/krea2.md, rank 32; A
@@ -240,6 +270,7 @@ ANIMA = Architecture(
     host_classes=("Anima",),
     modelspec="anima-preview",
     base_model_version="anima",
+    diffusers=PUBLISHED,
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4},  # A
