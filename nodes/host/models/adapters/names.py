@@ -66,17 +66,17 @@ def _own_names(model: Any) -> Places:
             continue
         place = Place(theirs, rows[1:] if rows else None, swapped=turn is not None)
         places = found.setdefault(key.removeprefix(OWN).removesuffix(WEIGHT), [])
-        if not places or (rows and all(rows[1:] != other.rows for other in places)):
+        taken = [other.rows for other in places]
+        if not taken or (None not in (place.rows, *taken) and place.rows not in taken):
             places.append(place)
     return found
 
 
 def _published_names(model: Any, record: Architecture) -> Places:
     """Layers by the names of published files, which diffusers' loaders turn into its own."""
-    weights = model.model.diffusion_model.state_dict()
     layers = {
         key.removesuffix(WEIGHT): len(weight)
-        for key, weight in weights.items()
+        for key, weight in model.model.diffusion_model.named_parameters()
         if key.endswith(WEIGHT) and weight.ndim > 1
     }
     return {
