@@ -93,6 +93,16 @@ def warn_of_what_is_left_out(model: Any, clip: Any, architecture: Architecture) 
         log.warning("Personalize: input 'clip' carries hooks. Training works on it without.")
 
 
+def warn_of_dora(model: Any) -> None:
+    """Log what a DoRA is for that is trained on a MODEL with a LoRA before it."""
+    if model.patches:
+        log.warning(
+            "Personalize: input 'model' carries a LoRA or other patches. A DoRA's magnitudes are "
+            "those of the weights with it, so use the result on the model with it too; on the "
+            "model without, such as after a training adapter, other variants are exact."
+        )
+
+
 def _carried(model: Any) -> Iterator[str]:
     options = model.model_options
     yield from (f"the object patch '{key}'" for key in model.object_patches if _matters(key))
