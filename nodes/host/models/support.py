@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.latent_formats
+import comfy.lora
 import comfy.model_base
 import torch
 from torch import nn
 
 from ....trainers.errors import UnsupportedModelError
+from ....trainers.methods.lora import text_layer_name
 from ....trainers.models.architectures import GENERIC, Architecture, architecture_of
 from .objective import objective_of
-from .tokenizer import widths
+from .tokenizer import encoder_names, widths
 
 log = logging.getLogger(__name__)
 
@@ -73,6 +75,28 @@ def check_clip(clip: Any, model: Any, trains: bool = False) -> None:
         raise UnsupportedModelError(
             f"Input 'clip' gives encodings {sum(found.values())} wide ({listed}), but 'model' "
             f"takes {wanted}.\nWire model and clip from the same checkpoint."
+        )
+
+
+def check_text_names(clip: Any, architecture: Architecture, targets: str) -> None:
+    """Raise UnsupportedModelError unless a LoRA's file can name what trains of `clip`.
+
+    Args:
+        targets: one of LORA_TARGETS.
+    """
+    read = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    nameless = [
+        name
+        for name in encoder_names(clip)
+        for layers in [architecture.layers(name, getattr(clip.cond_stage_model, name), targets)]
+        if any(text_layer_name(architecture, name, layer) not in read for layer in layers)
+    ]
+    if nameless:
+        raise UnsupportedModelError(
+            f"Input 'clip' has {', '.join(nameless)}, for whose layers a LoRA's file for "
+            f"{architecture.title} has no names that ComfyUI reads.\nWire the text encoders that "
+            f"such models come with ({', '.join(architecture.text_prefixes)}), all of them in one "
+            "clip, or set train_text_encoder off."
         )
 
 

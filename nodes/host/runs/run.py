@@ -20,7 +20,7 @@ from ..folders import runs_folder
 from ..memory import device
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.objective import objective_of
-from ..models.support import check_clip, check_model
+from ..models.support import check_clip, check_model, check_text_names
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
@@ -94,6 +94,9 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     reporter.status("comparing with earlier runs")
     base = _base(sockets, node, config.own.trains_text)
     if not sockets.without_base:
+        if config.method == "lora" and config.own.train_text_encoder:
+            record = ARCHITECTURES[base["architecture"]]
+            check_text_names(sockets.clip, record, config.own.targets)
         check_objective(config.objective, objective_of(sockets.model))
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
