@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....trainers.data.captions import one_line
 from ....trainers.data.dataset import Dataset
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
@@ -54,7 +55,7 @@ class Run:
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset
-        of_classes = [picture.caption for picture in classes.pictures] if classes else []
+        of_classes = [one_line(picture.caption) for picture in classes.pictures] if classes else []
         prompts = self._prompts(self.sockets.dataset)
         return [*prompts, *of_classes, self.config.objective.class_prompt]
 
