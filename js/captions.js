@@ -32,7 +32,7 @@ const STYLE = `
 }
 .personalize-captions figcaption {
   max-height: 56px; overflow: hidden auto; margin-top: 2px; padding: 2px; border-radius: 3px;
-  overflow-wrap: anywhere; line-height: 14px; min-height: 14px; unicode-bidi: plaintext;
+  white-space: pre-line; overflow-wrap: anywhere; line-height: 14px; min-height: 14px; unicode-bidi: plaintext;
 }
 .personalize-captions figcaption.editable { cursor: text; }
 .personalize-captions figcaption.editable:is(:hover, :focus) {

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
 import torch
 from torch import nn
 
 from tests import tiny
+from tests.host import ROOT
 from trainers.contracts import Parts
 from trainers.methods.lora import layer_name, prepare
 from trainers.models.architectures import (
@@ -342,3 +344,14 @@ def test_generic_lora_has_the_names_of_its_matrices() -> None:
     alphas = [tensor for key, tensor in exported.items() if key.endswith(".alpha")]
     assert 3 * len(alphas) == len(exported)
     assert all(torch.equal(alpha, torch.tensor(3.0)) for alpha in alphas)
+
+
+def test_page_on_adding_a_model_shows_what_is_there() -> None:
+    page = (ROOT / "docs" / "models.md").read_text(encoding="utf-8")
+    (diff,) = re.findall(r"```diff\n(.*?)```", page, re.DOTALL)
+    for change in re.split(r"^--- .*\n", diff, flags=re.MULTILINE)[1:]:
+        header, *lines = change.splitlines()
+        added = [line[1:] for line in lines if line.startswith("+")]
+        source = (ROOT / header.removeprefix("+++ b/")).read_text(encoding="utf-8").splitlines()
+        assert [line for line in added if line not in source] == []
+        assert len(added) < 20

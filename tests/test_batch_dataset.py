@@ -40,7 +40,7 @@ def test_batch_picture_of_its_bucket_is_untouched() -> None:
 
 
 def test_batch_captions_win_over_the_prompt() -> None:
-    assert [p.caption for p in batch(captions=[" a\ndog "]).pictures] == ["a dog", "a dog"]
+    assert [p.caption for p in batch(captions=[" a\n  dog "]).pictures] == ["a\ndog"] * 2
     dataset = batch(captions=["a dog", ""])
     assert [picture.caption for picture in dataset.pictures] == ["a dog", "a photo of sks"]
     assert dataset.caption_source == "1 of 2 from the captions input, 1 from the prompt"

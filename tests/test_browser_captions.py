@@ -66,10 +66,10 @@ def test_caption_is_edited_in_its_place_and_kept(opened: Page, host: Host) -> No
     queued = len(host.get("/history"))
     choose(opened, "edited")
     assert captions(opened) == ["a dog on a beach", "the prompt: a photo of sks"]
-    edit(opened, 1, "a new caption", "Delete", "r", "Control+Enter")
+    edit(opened, 1, "tags, of it\na new caption", "Delete", "r", "Control+Enter")
     closed(opened)
     opened.until(f"() => document.querySelectorAll('{FIGURES} .faint').length === 0")
-    assert (folder / "b.txt").read_text() == "a new captionr\n"
+    assert (folder / "b.txt").read_text() == "tags, of it\na new captionr\n"
     edit(opened, 0, "by leaving")
     opened.tab.locator(f"{FIGURES} >> nth=1 >> img").click()
     closed(opened)
@@ -83,7 +83,7 @@ def test_caption_is_edited_in_its_place_and_kept(opened: Page, host: Host) -> No
     opened.open()
     opened.load(graph)
     opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
-    assert captions(opened) == ["by leaving", "a new captionr"]
+    assert captions(opened) == ["by leaving", "tags, of it\na new captionr"]
     edit(opened, 0, "", "Control+Enter")
     closed(opened)
     opened.until(f"() => document.querySelector('{FIGURES} .faint')")

@@ -59,10 +59,10 @@ def test_auto_says_what_it_found(tmp_path: Path) -> None:
     assert captions_of(folder, "prompt").source == "all 6 from the prompt"
 
 
-def test_text_is_one_clean_line(tmp_path: Path) -> None:
+def test_text_is_clean_and_keeps_its_lines(tmp_path: Path) -> None:
     raw = b"\xef\xbb\xbf  a dog,\r\n\r\n  on  a  beach \n"
     folder = folder_with(tmp_path, {"a.png": "", "a.TXT": raw})
-    assert captions_of(folder, "txt").texts == ("a dog, on a beach",)
+    assert captions_of(folder, "txt").texts == ("a dog,\non a beach",)
 
 
 def test_empty_file_counts_as_none(tmp_path: Path) -> None:

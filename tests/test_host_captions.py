@@ -78,7 +78,7 @@ def write(host: Host, **asked: Any) -> tuple[int, dict[str, Any]]:
 def test_captions_of_a_folder_are_listed(running: Host) -> None:
     dog(running)
     answer = read(running)
-    assert captions(answer) == {"a b#%?.png": None, "c.png": "a dog on a beach",
+    assert captions(answer) == {"a b#%?.png": None, "c.png": "a dog\non a beach",
                                 "10_sks dog/d.jpg": None}  # fmt: skip
     without, own, repeated = answer["pictures"]
     assert (own["source"], own["tokens"], own["editable"]) == (".txt files", 5, True)
@@ -98,7 +98,7 @@ def test_why_a_caption_is_not_editable(host: Host) -> None:
     other, own, _ = read(host)["pictures"]
     assert (own["caption"], own["editable"], other["editable"]) == ("from metadata", False, True)
     assert "metadata.jsonl has a line for it" in own["why"]
-    assert read(host, captions="txt")["pictures"][1]["caption"] == "a dog on a beach"
+    assert read(host, captions="txt")["pictures"][1]["caption"] == "a dog\non a beach"
     for choice in ("caption", "metadata.jsonl", "file name", "prompt"):
         assert not any(one["editable"] for one in read(host, captions=choice)["pictures"])
     assert write(host, caption="new")[0] == 400
@@ -109,7 +109,7 @@ def test_problems_are_told_and_the_rest_is_read(host: Host) -> None:
     folder = dog(host)
     (folder / "a b#%?.txt").write_bytes(b"\xff\xfe")
     answer = read(host)
-    assert captions(answer)["c.png"] == "a dog on a beach"
+    assert captions(answer)["c.png"] == "a dog\non a beach"
     assert answer["problems"] == ["Not UTF-8 text: a b#%?.txt.\nSave them again as UTF-8."]
 
 
@@ -161,6 +161,10 @@ def test_caption_is_written_beside_its_picture(running: Host) -> None:
     assert (folder / "a b#%?.txt").read_bytes() == b"a dog\n"
     status, answer = write(running, picture="10_sks dog/d.jpg", caption="sks", was=None)
     assert (folder / "10_sks dog" / "d.txt").read_bytes() == b"sks\n"
+    lines = {"caption": " tags, of it\n\na  dog ", "was": "a dog\non a beach"}
+    status, answer = write(running, picture="c.png", **lines)
+    assert (status, captions(answer)["c.png"]) == (200, "tags, of it\na dog")
+    assert (folder / "c.txt").read_bytes() == b"tags, of it\na dog\n"
     assert not list(folder.rglob("*.part"))
 
 
@@ -183,7 +187,7 @@ def test_file_that_is_there_is_written_whatever_its_case(host: Host) -> None:
 
 def test_empty_caption_deletes_the_file(host: Host) -> None:
     folder = dog(host)
-    status, answer = write(host, caption=" \n", was="a dog on a beach")
+    status, answer = write(host, caption=" \n", was="a dog\non a beach")
     assert (status, captions(answer)["c.png"]) == (200, None)
     assert not (folder / "c.txt").exists()
     assert write(host, caption="", was=None)[0] == 200, "there is none to delete"
@@ -192,7 +196,7 @@ def test_empty_caption_deletes_the_file(host: Host) -> None:
 def test_caption_that_was_changed_elsewhere_is_not_overwritten(host: Host) -> None:
     folder = dog(host)
     (folder / "c.txt").write_text("by another tab")
-    status, answer = write(host, caption="mine", was="a dog on a beach")
+    status, answer = write(host, caption="mine", was="a dog\non a beach")
     assert (status, answer["caption"]) == (409, "by another tab")
     assert "changed elsewhere" in answer["error"]
     assert (folder / "c.txt").read_text() == "by another tab"

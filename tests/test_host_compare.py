@@ -148,6 +148,19 @@ def test_cells_are_what_the_stock_nodes_give(any_host: Host, checkpoint: Path) -
         path.unlink()
 
 
+def test_cells_of_a_model_of_videos_are_pictures(host: Host) -> None:
+    graph = Graph()
+    base = graph.base("qwen-image")
+    lora = graph.train(*base, graph.dataset(pictures(host)), steps=1, learning_rate=1e-2)[2]
+    stock(graph, base, SMALL["prompts"], "video stock")
+    ours = compare(graph, base, lora, strengths="1")
+    save(graph, ours[1], "video ours")
+    host.run(graph)
+    (theirs,) = saved(host, "video stock")
+    first, second = saved(host, "video ours")
+    assert first == theirs != second
+
+
 def test_only_what_is_missing_is_made(any_host: Host, checkpoint: Path) -> None:
     host, tensors = any_host, lora_tensors(checkpoint, 22)
     name = add_lora(host, tensors)

@@ -106,3 +106,25 @@ def test_dropped_captions_are_empty_ones(host: Host, base: str) -> None:
     })  # fmt: skip
     assert found["dropped"] == [about(loss) for loss in found["empty"]]
     assert found["dropped"][0] != about(found["plain"][0])
+
+
+def test_of_several_lines_one_is_trained(host: Host) -> None:
+    first, second = "1girl, solo", "a photo of sks dog"
+    captions = {
+        "first": first, "second": second, "joined": f"{first} {second}",
+        "lines": f"{first}\n{second}",
+    }  # fmt: skip
+    runs: dict[str, tuple[Settings, Settings]] = {}
+    for name, caption in captions.items():
+        folder = folder_of(host, f"of {name}", (64, 64))
+        (folder / "0.txt").write_text(caption)
+        runs[name] = {}, {"folder": folder.name}
+    wildcard = {"enable_wildcard": True}
+    runs["wildcard"] = wildcard, {"folder": "of lines"}
+    runs["with class images"] = wildcard, {"folder": "of lines", "classes": "of lines"}
+    found = losses(host, "chroma", runs)
+    assert found["lines"] == [about(loss) for loss in found["joined"]]
+    either = found["first"][0], found["second"][0]
+    assert any(found["wildcard"][0] == about(loss) for loss in either)
+    assert either[0] != about(either[1])
+    assert len(found["with class images"]) == 2

@@ -15,6 +15,7 @@ from tests.events import Event
 from tests.graphs import Graph, Link
 from tests.host import Host, HostError
 from tests.test_host_lora import pictures
+from tests.tiny_transformers import CHROMA, FLUX, SD3
 
 Loaded = list[Link]  # MODEL, CLIP and VAE
 FIRST = "model.diffusion_model.input_blocks.0.0.weight"
@@ -146,4 +147,17 @@ def test_clip_of_another_model_is_refused(
     model, _, vae = graph.load(f"{of_model}.safetensors")
     _, clip, _ = graph.load(f"{of_clip}.safetensors")
     words = rf"Input 'clip' gives encodings {words}\.\nWire model and clip from the same checkpoint"
+    refused(host, graph, [model, clip, vae], words)
+
+
+@pytest.mark.parametrize(
+    ("clip_of", "named"), [(CHROMA, "t5xxl"), (SD3, "clip_g")], ids=["T5 alone", "SD3's"]
+)
+def test_text_encoder_that_a_file_cannot_name_is_refused(
+    host: Host, clip_of: dict[str, Any], named: str
+) -> None:
+    graph = Graph()
+    model, _, vae = graph.made(FLUX)
+    clip = graph.made(clip_of)[1]
+    words = rf"Input 'clip' has {named}, .* FLUX\.1 has no names .*\n.*\(clip_l, t5xxl\), all of"
     refused(host, graph, [model, clip, vae], words)

@@ -30,9 +30,15 @@ def folder_of(host: Host, name: str, *sizes: tuple[int, int]) -> Path:
     return folder
 
 
-def training(folder: str = "dog", dataset: dict[str, Any] | None = None, **settings: Any) -> Graph:
+def training(
+    folder: str = "dog",
+    dataset: dict[str, Any] | None = None,
+    base: str = "sd15",
+    **settings: Any,
+) -> Graph:
     graph = Graph()
-    model, clip, vae = graph.load(settings.pop("checkpoint", "thin_sd15.safetensors"))
+    checkpoint = settings.pop("checkpoint", "")
+    model, clip, vae = graph.load(checkpoint) if checkpoint else graph.base(base)
     graph.train(model, clip, vae, graph.dataset(folder, **(dataset or {})), **settings)
     return graph
 
@@ -129,6 +135,15 @@ def test_plot_without_a_page_is_dark_unless_the_graph_says_light(host: Host) -> 
         ({"steps": 0}, "steps"),
         pytest.param({"precision": "fp16"}, "fp16 is not possible on a CPU", marks=on_a_cpu),
         ({"warmup_steps": 5}, "constant_with_warmup"),
+        ({"timestep_min": 500, "timestep_max": 400}, "timestep_min is 500, above timestep_max 400"),
+        (
+            {"timestep_sampling": "uniform", "discrete_flow_shift": 3.0},
+            "discrete_flow_shift is 3, but timestep_sampling 'uniform' has none",
+        ),
+        ({"timestep_sampling": "uniform", "logit_mean": 1.0}, "timestep_sampling 'uniform' has"),
+        ({"logit_mean": 1.0}, r"'auto' is uniform for this model \(epsilon prediction\)"),
+        ({"timestep_sampling": "shift"}, r"this model \(epsilon prediction\) has none"),
+        ({"base": "chroma", "min_snr_gamma": 5.0}, "for which min-SNR is not defined"),
     ],
 )
 def test_bad_settings_are_named(host: Host, settings: dict[str, Any], words: str) -> None:

@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.dataset_files import batch
 from trainers.errors import SettingsError
 from trainers.prompts import caption_prompts
+from trainers.runs.folder import fingerprint_of, run_facts
 from trainers.settings.objective import ObjectiveConfig
 
 TAGS = "sks dog, 1girl, solo, red hair, smile, outdoors"
@@ -61,6 +63,28 @@ def test_wildcards_take_one_of_several() -> None:
     assert texts[-1] == "a red dog, {alone}"
     assert len(counts) == 6
     assert all(25 < count < 80 for count in counts.values())
+
+
+def test_one_of_several_lines_is_taken() -> None:
+    caption = "1girl, solo\na {red|blue} dog\na photo"
+    texts = drawn(caption, enable_wildcard=True, caption_variants=300)
+    counts = Counter(texts[:-1])
+    assert texts[-1] == "1girl, solo"
+    assert set(counts) == {"1girl, solo", "a red dog", "a blue dog", "a photo"}
+    assert all(70 < counts[line] < 130 for line in ("1girl, solo", "a photo"))
+    assert drawn(caption) == ("1girl, solo a {red|blue} dog a photo",)
+
+
+def test_doubled_braces_are_braces() -> None:
+    assert drawn("a {{red|blue}} dog", enable_wildcard=True) == ("a {red|blue} dog",)
+
+
+def test_lines_count_only_where_one_of_them_is_taken() -> None:
+    whole, parted = (batch(captions=[text]) for text in ("a dog, on a beach", "a dog,\non a beach"))
+    for wildcard in (False, True):
+        config = tiny.run_config("lora", enable_wildcard=wildcard)
+        prints = {fingerprint_of(run_facts(config, "sd15", {}, one)) for one in (whole, parted)}
+        assert len(prints) == 1 + wildcard
 
 
 def test_draws_go_by_seed_and_caption() -> None:

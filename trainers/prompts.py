@@ -1,10 +1,13 @@
 """What trains a caption: the text itself, or several that are drawn from it.
 
-    {a|b}                      one of them, at random          (kohya's enable_wildcard)
+    several lines              one of them, at random          (kohya's enable_wildcard)
+    {a|b}                      one of them, at random          (the same; {{ and }} are braces)
     caption_prefix             in front of everything, such as a trigger word
     shuffle_caption            the tags, which commas divide, in another order
     keep_tokens                so many tags in front stay where they are, and are never left out
     caption_tag_dropout_rate   the share of the other tags that is left out
+
+Without enable_wildcard the lines are joined.
 
 Frozen text encoders encode every text once, before training, so there are `caption_variants` of
 each caption and not a new one for each sample. Draws depend on the seed and the caption alone.
@@ -13,7 +16,7 @@ each caption and not a new one for each sample. Draws depend on the seed and the
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
@@ -21,7 +24,9 @@ from .objective.noise import generator_for
 from .settings.objective import ObjectiveConfig
 
 COMMA = ", "
-WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+LINE_END = "\n"
+WILDCARD = re.compile(r"\{\{|\}\}|\{([^{}]*\|[^{}]*)\}")
+Choose = Callable[[Sequence[str]], str]
 
 
 def caption_prompts(
@@ -32,27 +37,39 @@ def caption_prompts(
 
 
 def _variants(caption: str, settings: ObjectiveConfig, seed: int) -> tuple[str, ...]:
-    plain = _told(WILDCARD.sub(_first, caption) if settings.enable_wildcard else caption, settings)
-    has_wildcard = settings.enable_wildcard and WILDCARD.search(caption)
-    if not (settings.shuffle_caption or settings.caption_tag_dropout_rate or has_wildcard):
+    choices = []
+
+    def first(options: Sequence[str]) -> str:
+        choices.append(options)
+        return options[0]
+
+    plain = _told(_line(caption, settings, first), settings)
+    if not (settings.shuffle_caption or settings.caption_tag_dropout_rate or choices):
         return (plain,)
     generator = generator_for(seed, "caption", caption)
     drawn = (_drawn(caption, settings, generator) for _ in range(settings.caption_variants - 1))
     return (*drawn, plain)
 
 
-def _first(found: re.Match[str]) -> str:
-    return found[1].split("|")[0].strip()
+def _line(caption: str, settings: ObjectiveConfig, choose: Choose) -> str:
+    """A caption as one line, its wildcards chosen; `choose` is asked only where it can."""
+    if not settings.enable_wildcard:
+        return caption.replace(LINE_END, " ")
+
+    def put(found: re.Match[str]) -> str:
+        braces, options = found[0], found[1]
+        return braces[0] if options is None else choose(options.split("|")).strip()
+
+    lines = caption.split(LINE_END)
+    return WILDCARD.sub(put, choose(lines) if len(lines) > 1 else caption)
 
 
 def _drawn(caption: str, settings: ObjectiveConfig, generator: torch.Generator) -> str:
-    def choose(found: re.Match[str]) -> str:
-        options = found[1].split("|")
-        return options[int(torch.randint(len(options), (), generator=generator))].strip()
+    def choose(options: Sequence[str]) -> str:
+        return options[int(torch.randint(len(options), (), generator=generator))]
 
-    if settings.enable_wildcard:
-        caption = WILDCARD.sub(choose, caption)
-    tags = [tag for tag in map(str.strip, caption.split(",")) if tag]
+    line = _line(caption, settings, choose)
+    tags = [tag for tag in map(str.strip, line.split(",")) if tag]
     kept, others = tags[: settings.keep_tokens], tags[settings.keep_tokens :]
     if settings.shuffle_caption:
         others = [others[place] for place in torch.randperm(len(others), generator=generator)]

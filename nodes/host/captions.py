@@ -31,7 +31,7 @@ import folder_paths
 import server
 from aiohttp import web
 
-from ...trainers.data.captions import one_line, own_captions
+from ...trainers.data.captions import clean_lines, own_captions
 from ...trainers.data.listing import METADATA_NAME, Listing, PictureFile, list_folder
 from ...trainers.errors import DatasetError, PersonalizeError
 from ...trainers.runs.files import write_whole
@@ -177,9 +177,9 @@ def _choice(asked: Any) -> str:
 def _encoded(caption: str) -> bytes:
     if len(caption) > MOST_CHARACTERS:
         raise DatasetError(_too_long(f"{len(caption):,} characters"))
-    line = one_line(caption)
+    text = clean_lines(caption)
     try:
-        return f"{line}\n".encode() if line else b""
+        return f"{text}\n".encode() if text else b""
     except UnicodeEncodeError as error:
         raise DatasetError("The caption has half a character.\nType it again.") from error
 

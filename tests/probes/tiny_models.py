@@ -11,6 +11,7 @@ A recipe (JSON) names the classes and how small they are:
     sizes       by text encoder, what is other than in the published model
     quantized   whether the text encoders' layers are held in scaled fp8, as most people load them
     vae         "taesd" (pictures, any number of channels) or "wan" (a video's one frame)
+    seed        of the denoiser's weights, 0 where it is left out: others are a sibling's
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def model_of(told: dict[str, Any]) -> Any:
     offload = comfy.model_management.unet_offload_device()
     model = config.get_model({}, "", device=offload)
     model.diffusion_model.to(torch.float32)
-    fill(model.diffusion_model)
+    fill(model.diffusion_model, told.get("seed", 0))
     model.eval()
     device = comfy.model_management.get_torch_device()
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -137,9 +138,9 @@ def vae_of(told: dict[str, Any]) -> Any:
     return comfy.sd.VAE(sd=module.state_dict(), metadata={"tae_latent_channels": channels})
 
 
-def fill(module: torch.nn.Module) -> None:
+def fill(module: torch.nn.Module, seed: int = 0) -> None:
     """Seeded weights in the scale of trained ones; norms pass on what they get."""
-    random = torch.Generator().manual_seed(0)
+    random = torch.Generator().manual_seed(seed)
     tables = ((n, b) for n, b in module.named_buffers() if n.endswith("pos_embed"))  # of files
     with torch.no_grad():
         for name, parameter in (*module.named_parameters(), *tables):

@@ -49,8 +49,8 @@ def find_captions(listing: Listing, config: DatasetConfig) -> Captions:
     - "prompt": the prompt, even an empty one.
     - any other choice: only that source, and every picture must have it.
 
-    White space is reduced to single blanks, so a caption is one line; an empty file or line counts
-    as none.
+    White space is reduced to single blanks and empty lines are left out. A caption of several
+    lines keeps them, for enable_wildcard; see trainers.prompts. An empty file counts as none.
 
     Raises:
         DatasetError: files are not UTF-8, a line of metadata.jsonl cannot be used, or the chosen
@@ -140,6 +140,11 @@ def in_words(origins: list[str]) -> str:
     return ", ".join([f"{count} of {len(origins)} {rest}", *parts[1:]])
 
 
+def clean_lines(text: str) -> str:
+    """The text without empty lines, each line as `one_line` has it."""
+    return "\n".join(filter(None, map(one_line, text.splitlines())))
+
+
 def one_line(text: str) -> str:
     """The text with every run of white space, line ends too, as one blank."""
     return " ".join(text.split())
@@ -186,8 +191,7 @@ def _read_text(picture: PictureFile, suffix: str, not_utf8: list[str]) -> str:
     path = picture.beside.get(suffix)
     if path is None:
         return ""
-    text = _decoded(path, not_utf8)
-    return one_line(text)
+    return clean_lines(_decoded(path, not_utf8))
 
 
 def _decoded(path: Path, not_utf8: list[str]) -> str:
@@ -230,7 +234,7 @@ def _parse_line(line: str) -> tuple[tuple[str, str], str]:
     if not isinstance(text, str):
         return nothing, f"has a {key} that is no text"
     name = str(PurePosixPath(entry["file_name"].replace("\\", "/")))
-    return (name, one_line(text)), ""
+    return (name, clean_lines(text)), ""
 
 
 def _raise_missing(listing: Listing, texts: list[str], source: str) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import DatasetError
 from ..settings.dataset import STEP_PX, DatasetConfig
 from .buckets import bucket_of, size_problem
-from .captions import find_captions, in_words, one_line
+from .captions import clean_lines, find_captions, in_words, one_line
 from .listing import PICTURE_SUFFIXES, Listing, list_folder, named, raise_listed
 from .masks import check_mask_files, mask_sources, raise_masks
 from .pictures import LARGEST_PX, READ_ERRORS, Picture, TensorSource, inspect
@@ -69,10 +69,13 @@ class Dataset:
         with self._reading(self.pictures[index]) as picture:
             return picture.source.mask(picture.bucket_px)
 
-    def fingerprint(self) -> str:
+    def fingerprint(self, by_lines: bool = True) -> str:
         """A hash of all that training sees: pictures, masks, captions, sizes, repeats, order.
 
         Names and places of files do not count, their bytes do.
+
+        Args:
+            by_lines: whether it matters where the lines of a caption end.
 
         Raises:
             DatasetError: a file is gone since the dataset was made.
@@ -80,9 +83,8 @@ class Dataset:
         digest = hashlib.sha256()
         for picture, own in zip(self.pictures, self.digests(), strict=True):
             digest.update(own)
-            digest.update(
-                json.dumps([picture.caption, picture.bucket_px, picture.repeats]).encode()
-            )
+            caption = picture.caption if by_lines else one_line(picture.caption)
+            digest.update(json.dumps([caption, picture.bucket_px, picture.repeats]).encode())
         return digest.hexdigest()
 
     def digests(self) -> Iterator[bytes]:
@@ -171,7 +173,8 @@ def batch_dataset(
     """
     name = "batch"
     _raise_unusable_tensors(name, images)
-    own = [one_line(text) for text in _one_each(name, "captions", captions or [""], len(images))]
+    given_texts = _one_each(name, "captions", captions or [""], len(images))
+    own = [clean_lines(text) for text in given_texts]
     prompt = one_line(config.prompt)
     texts = [text or prompt for text in own]
     given: list[Tensor | None] = [None] * len(images)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..contracts import Size
 from ..errors import DatasetError
 from .buckets import crop_box
+from .captions import one_line
 from .dataset import Dataset, Picture
 
 # (1, H, W, 3) in 0..1 -> (1, C, ...), scaled for the denoiser.
@@ -76,7 +77,7 @@ class Examples:
         return Examples(
             self.latents + images.latents,
             self.masks + images.masks,
-            self.captions + images.captions,
+            self.captions + tuple(map(one_line, images.captions)),
             self.sizes + images.sizes,
             self.repeats + images.repeats,
             num_class=len(images.latents),

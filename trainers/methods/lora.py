@@ -82,14 +82,21 @@ def layer_name(parts: Naming, module_name: str, layer: str) -> str:
     own, for every model it knows.
     """
     architecture = parts.architecture
+    if module_name != DENOISER:
+        return text_layer_name(architecture, module_name, layer)
     if architecture.spelling != KOHYA:
-        start = "diffusion_model" if module_name == DENOISER else f"text_encoders.{module_name}"
-        return f"{start}.{layer}"
-    if module_name == DENOISER:
-        named = parts.diffusers_names[layer] if architecture.diffusers_names else layer
-        return f"lora_unet_{named}".replace(".", "_")
-    prefix = architecture.text_prefixes[module_name]
-    return f"{prefix}_{layer.removeprefix('transformer.')}".replace(".", "_")
+        return f"diffusion_model.{layer}"
+    named = parts.diffusers_names[layer] if architecture.diffusers_names else layer
+    return f"lora_unet_{named}".replace(".", "_")
+
+
+def text_layer_name(architecture: Architecture, encoder: str, layer: str) -> str:
+    """The same of a text encoder's layer; nothing where such files have no name for it."""
+    if architecture.spelling != KOHYA:
+        return f"text_encoders.{encoder}.{layer}"
+    prefix = architecture.text_prefixes.get(encoder, "")
+    named = f"{prefix}_{layer.removeprefix('transformer.')}".replace(".", "_")
+    return named if prefix else ""
 
 
 def _tensors(parts: Parts, module_name: str) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from ..data.captions import one_line
 from ..data.dataset import Dataset
 from ..settings.run import RunConfig
 from .files import save_error, save_tensors, whole_file, write_whole
@@ -57,14 +58,17 @@ def run_facts(
     Args:
         base: fingerprints of all that is wired in beside the pictures, and what it computes in.
     """
+    by_lines = config.objective.enable_wildcard
     return {
         "format": FORMAT,
         **config.as_dict(),
         "architecture": architecture,
         "base_model": dict(base),
-        "dataset": _listing(dataset),
-        "class_dataset": _listing(class_dataset) if class_dataset else None,
-        "validation_dataset": _listing(validation_dataset) if validation_dataset else None,
+        "dataset": _listing(dataset, by_lines),
+        "class_dataset": _listing(class_dataset, False) if class_dataset else None,
+        "validation_dataset": (
+            _listing(validation_dataset, by_lines) if validation_dataset else None
+        ),
         # Patch releases change no numbers; those of torch and peft between them may.
         "made_with": {name: _release(version) for name, version in _versions().items()},
     }
@@ -87,13 +91,17 @@ def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def _listing(dataset: Dataset) -> dict[str, Any]:
+def _listing(dataset: Dataset, by_lines: bool) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "resolution_px": dataset.resolution_px,
-        "fingerprint": dataset.fingerprint(),
+        "fingerprint": dataset.fingerprint(by_lines),
         "pictures": [
-            {"name": p.name, "caption": p.caption, "bucket_px": p.bucket_px}
+            {
+                "name": p.name,
+                "caption": p.caption if by_lines else one_line(p.caption),
+                "bucket_px": p.bucket_px,
+            }
             for p in dataset.pictures
         ],
     }

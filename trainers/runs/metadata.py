@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
+from ..data.captions import one_line
 from ..data.dataset import Dataset
 from ..errors import AdapterError
 from ..methods.results import Embedding
@@ -65,7 +66,7 @@ def model_metadata(
     Args:
         prediction: "epsilon", "v" or "flow".
     """
-    counts = collections.Counter(picture.caption for picture in dataset.pictures)
+    counts = collections.Counter(one_line(picture.caption) for picture in dataset.pictures)
     training, version = config.training, architecture.base_model_version
     return {
         **({"ss_base_model_version": version} if version else {}),

@@ -113,7 +113,10 @@ class ObjectiveConfig(Settings):
         source="K",
     )  # fmt: skip
     enable_wildcard: bool = setting(
-        False, "In captions, {a|b} is one of them at random. Off: it is text.", source="K",
+        False,
+        "In captions, {a|b} is one of them at random, and so is one of several lines. Off: braces "
+        "are text, lines are joined.",
+        source="K",
     )  # fmt: skip
     caption_variants: int = setting(
         10, "How many texts are drawn of each caption, if any of the five above draws.",

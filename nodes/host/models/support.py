@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from typing import Any
 
 import comfy.latent_formats
+import comfy.lora
 import comfy.model_base
 import torch
 from torch import nn
 
 from ....trainers.errors import UnsupportedModelError
+from ....trainers.methods.lora import text_layer_name
 from ....trainers.models.architectures import GENERIC, Architecture, architecture_of
 from .objective import objective_of
-from .tokenizer import widths
+from .tokenizer import encoder_names, widths
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +78,28 @@ def check_clip(clip: Any, model: Any, trains: bool = False) -> None:
         )
 
 
+def check_text_names(clip: Any, architecture: Architecture, targets: str) -> None:
+    """Raise UnsupportedModelError unless a LoRA's file can name what trains of `clip`.
+
+    Args:
+        targets: one of LORA_TARGETS.
+    """
+    read = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
+    nameless = [
+        name
+        for name in encoder_names(clip)
+        for layers in [architecture.layers(name, getattr(clip.cond_stage_model, name), targets)]
+        if any(text_layer_name(architecture, name, layer) not in read for layer in layers)
+    ]
+    if nameless:
+        raise UnsupportedModelError(
+            f"Input 'clip' has {', '.join(nameless)}, for whose layers a LoRA's file for "
+            f"{architecture.title} has no names that ComfyUI reads.\nWire the text encoders that "
+            f"such models come with ({', '.join(architecture.text_prefixes)}), all of them in one "
+            "clip, or set train_text_encoder off."
+        )
+
+
 def warn_of_what_is_left_out(model: Any, clip: Any, architecture: Architecture) -> None:
     """Log what a MODEL and CLIP carry that training leaves out."""
     if architecture is GENERIC:
@@ -91,6 +115,16 @@ def warn_of_what_is_left_out(model: Any, clip: Any, architecture: Architecture) 
         )
     if getattr(clip, "apply_hooks_to_conds", None) or clip.patcher.forced_hooks:
         log.warning("Personalize: input 'clip' carries hooks. Training works on it without.")
+
+
+def warn_of_dora(model: Any) -> None:
+    """Log what a DoRA is for that is trained on a MODEL with a LoRA before it."""
+    if model.patches:
+        log.warning(
+            "Personalize: input 'model' carries a LoRA or other patches. A DoRA's magnitudes are "
+            "those of the weights with it, so use the result on the model with it too; on the "
+            "model without, such as after a training adapter, other variants are exact."
+        )
 
 
 def _carried(model: Any) -> Iterator[str]:

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....trainers.data.captions import one_line
 from ....trainers.data.dataset import Dataset
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
@@ -20,7 +21,7 @@ from ..folders import runs_folder
 from ..memory import device
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.objective import objective_of
-from ..models.support import check_clip, check_model
+from ..models.support import check_clip, check_model, check_text_names
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
@@ -54,7 +55,7 @@ class Run:
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset
-        of_classes = [picture.caption for picture in classes.pictures] if classes else []
+        of_classes = [one_line(picture.caption) for picture in classes.pictures] if classes else []
         prompts = self._prompts(self.sockets.dataset)
         return [*prompts, *of_classes, self.config.objective.class_prompt]
 
@@ -94,6 +95,9 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     reporter.status("comparing with earlier runs")
     base = _base(sockets, node, config.own.trains_text)
     if not sockets.without_base:
+        if config.method == "lora" and config.own.train_text_encoder:
+            record = ARCHITECTURES[base["architecture"]]
+            check_text_names(sockets.clip, record, config.own.targets)
         check_objective(config.objective, objective_of(sockets.model))
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)

@@ -43,7 +43,7 @@ from ....trainers.step import Job
 from ..folders import runs_folder
 from ..memory import Interrupt, device, make_room, training_session
 from ..models.parts import parts_of
-from ..models.support import warn_of_what_is_left_out
+from ..models.support import warn_of_dora, warn_of_what_is_left_out
 from ..models.text import encode_captions
 from ..models.tokenizer import embeddings_of
 from ..models.twin import Placement
@@ -206,6 +206,8 @@ def _job(run: Run) -> Job:
     make_room()  # the VAE has done its part
     reporter.status("preparing the model")
     warn_of_what_is_left_out(sockets.model, sockets.clip, run.architecture)
+    if run.config.method == "lora" and run.config.own.variant == "dora":
+        warn_of_dora(sockets.model)
     _note_what_is_unusual(run)
     parts, encoded = _parts(run)
     return make_job(parts, examples, encoded, run.config, watched)

@@ -13,7 +13,7 @@ from torch import Tensor
 from .....trainers.errors import AdapterError
 from .....trainers.methods.adapters.extract import Difference
 from .....trainers.methods.adapters.layers import DOTTED_ENDINGS, KOHYA_ENDINGS, shortened
-from .....trainers.methods.lora import layer_name
+from .....trainers.methods.lora import layer_name, text_layer_name
 from .....trainers.models.architectures import DENOISER, KOHYA, Architecture
 from ...status import counted
 from ..parts import diffusers_names
@@ -130,5 +130,4 @@ def _kohya(naming: _Naming, layer: str, of_denoiser: bool) -> str:
         known = not naming.architecture.diffusers_names or inner in naming.diffusers_names
         return layer_name(naming, DENOISER, inner) if known else ""
     encoder, _, inner = layer.partition(".")
-    known = encoder in naming.architecture.text_prefixes
-    return layer_name(naming, encoder, inner) if known else ""
+    return text_layer_name(naming.architecture, encoder, inner)
