@@ -39,20 +39,6 @@ HIDREAM_TEXT: TextSide = {
     "text": "hidream", "tokenizer": "HiDreamTokenizer", "encoder": "hidream_clip",
     "sizes": {"clip_l": SHALLOW, "clip_g": SHALLOW, "t5xxl": T5, "llama": llm(2)},
 }  # fmt: skip
-HIDREAM_O1 = {
-    "image_model": "hidream_o1",
-    "text_config_overrides": {
-        "hidden_size": 128, "intermediate_size": 128, "num_hidden_layers": 2,
-        "num_attention_heads": 2, "num_key_value_heads": 1,
-    },
-    "vision_config_overrides": {
-        "hidden_size": 64, "num_heads": 2, "intermediate_size": 64, "depth": 1,
-        "deepstack_visual_indexes": [0],
-    },
-}  # fmt: skip
-HIDREAM_O1_TEXT: TextSide = {
-    "text": "hidream_o1", "tokenizer": "HiDreamO1Tokenizer", "encoder": "HiDreamO1TE", "sizes": {},
-}  # fmt: skip
 HUNYUAN = {
     "image_model": "hunyuan_video", "in_channels": 16, "out_channels": 16,
     "patch_size": [1, 2, 2], "vec_in_dim": 768, "axes_dim": [16, 56, 56], "meanflow": False,
@@ -137,7 +123,7 @@ PICTURES: dict[str, Recipe] = {
         "PiD", {**PIXELDIT, "image_model": "pid", "lq_hidden_dim": 64}, PIXELDIT_TEXT, "pixels"
     ),
     "HiDream I1": model("HiDream", HIDREAM, HIDREAM_TEXT),
-    "HiDream O1": model("HiDreamO1", HIDREAM_O1, HIDREAM_O1_TEXT, "pixels"),
+    "HiDream O1": tiny.HIDREAM_O1,
     "OmniGen2": tiny.OMNIGEN2,
     "Boogu": model(
         "Boogu",
@@ -158,16 +144,7 @@ PICTURES: dict[str, Recipe] = {
         qwen("mage_flow", "MageFlowTokenizer", "qwen3vl_4b"),
     ),
     "Qwen-Image": tiny.QWEN_IMAGE,
-    "JoyImage": model(
-        "JoyImage",
-        {
-            "image_model": "joyimage", "in_channels": 16, "hidden_size": WIDTH,
-            "patch_size": [1, 2, 2], "num_layers": 2, "num_attention_heads": HEADS,
-            "text_dim": TEXT,
-        },
-        qwen("joyimage", "JoyImageTokenizer", "qwen3vl_8b"),
-        "wan",
-    ),
+    "JoyImage": tiny.JOY_IMAGE,
     "Ideogram 4": model(
         "Ideogram4",
         {

@@ -37,10 +37,6 @@ WANS: dict[str, Recipe] = {
     "WanDancer": wan("WAN22_WanDancer", model_type="wandancer", in_dim=36),
 }
 
-LTX = {
-    "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 64, "num_attention_heads": HEADS,
-    "cross_attention_dim": 128, "caption_channels": TEXT,
-}  # fmt: skip
 MOCHI = {
     "image_model": "mochi_preview", "depth": 2, "patch_size": 2, "num_heads": HEADS,
     "hidden_size_x": WIDTH, "hidden_size_y": 128, "mlp_ratio_x": 4.0, "mlp_ratio_y": 4.0,
@@ -74,7 +70,7 @@ MINIMAX = {
     "ffn_hidden_size": 128, "text_dim": TEXT, "time_embed_hidden_size": 64, "time_embed_dim": 64,
 }  # fmt: skip
 LTX_AV = {
-    **LTX, "image_model": "ltxav", "audio_cross_attention_dim": 128,
+    **tiny.LTX["unet"], "image_model": "ltxav", "audio_cross_attention_dim": 128,
     "audio_attention_head_dim": 64, "audio_num_attention_heads": HEADS,
 }  # fmt: skip
 SEEDVR = {
@@ -92,7 +88,7 @@ VIDEOS: dict[str, Recipe] = {
     "HunyuanVideo 1.5 upscaler": refused(
         "HunyuanVideo15_SR_Distilled", {**HUNYUAN15, "in_channels": 98}
     ),
-    "LTX-Video": model("LTXV", LTX, t5("lt", "LTXVT5Tokenizer", "ltxv_te"), "averages"),
+    "LTX-Video": tiny.LTX,
     "LTX-2": model("LTXAV", LTX_AV, standing_in(), "averages"),
     "MiniMax H3": model("MiniMaxH3", MINIMAX, standing_in(), "averages"),
     "Mochi": model("GenmoMochi", MOCHI, t5("genmo", "MochiT5Tokenizer", "mochi_te"), "averages"),
