@@ -9,7 +9,7 @@ from tests.scanned.recipes import (
 from tests.tiny_transformers import HEADS, SHALLOW, T5, TEXT, WIDTH, Recipe, llm
 
 PIXART = {
-    "image_model": "pixart_alpha", "num_heads": HEADS, "patch_size": 2, "hidden_size": 128,
+    "image_model": "pixart_alpha", "num_heads": HEADS, "patch_size": 2, "hidden_size": 144,
     "in_channels": 4, "depth": 2, "model_max_length": 120, "input_size": 128, "pe_interpolation": 2,
     "micro_condition": True, "caption_channels": TEXT,
 }  # fmt: skip

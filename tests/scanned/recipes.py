@@ -54,12 +54,12 @@ HYDIT_BERT = {
 }  # fmt: skip
 LLAMA: TextSide = {
     "text": "hunyuan_video", "tokenizer": "HunyuanVideoTokenizer",
-    "encoder": "hunyuan_video_clip", "sizes": {"clip_l": SHALLOW, "llama": llm(3)},
+    "encoder": "hunyuan_video_clip", "sizes": {"clip_l": SHALLOW, "llama": llm(4)},
 }  # fmt: skip
 BYT5 = {"byt5_small": {**T5, "d_model": 1472}}  # as wide as the denoiser takes it
 HUNYUAN_IMAGE: TextSide = {
     "text": "hunyuan_image", "tokenizer": "HunyuanImageTokenizer", "encoder": "te",
-    "sizes": {"qwen25_7b": llm(3), **BYT5},
+    "sizes": {"qwen25_7b": llm(4), **BYT5},
 }  # fmt: skip
 
 

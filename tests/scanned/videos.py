@@ -39,7 +39,7 @@ WANS: dict[str, Recipe] = {
 
 MOCHI = {
     "image_model": "mochi_preview", "depth": 2, "patch_size": 2, "num_heads": HEADS,
-    "hidden_size_x": WIDTH, "hidden_size_y": 128, "mlp_ratio_x": 4.0, "mlp_ratio_y": 4.0,
+    "hidden_size_x": WIDTH, "hidden_size_y": 128, "mlp_ratio_x": 48.0, "mlp_ratio_y": 4.0,
     "learn_sigma": False, "in_channels": 12, "qk_norm": True, "qkv_bias": False, "out_bias": True,
     "attn_drop": 0.0, "patch_embed_bias": True, "posenc_preserve_area": True,
     "timestep_mlp_bias": True, "attend_to_padding": False, "timestep_scale": 1000.0,
@@ -74,7 +74,7 @@ LTX_AV = {
     "audio_attention_head_dim": 64, "audio_num_attention_heads": HEADS,
 }  # fmt: skip
 SEEDVR = {
-    "image_model": "seedvr2", "norm_eps": 1e-5, "num_layers": 1, "mm_layers": 1, "vid_dim": 128,
+    "image_model": "seedvr2", "norm_eps": 1e-5, "num_layers": 2, "mm_layers": 2, "vid_dim": 128,
     "txt_in_dim": TEXT, "heads": 1, "mlp_type": "swiglu", "vid_out_norm": True,
 }  # fmt: skip
 VIDEOS: dict[str, Recipe] = {
