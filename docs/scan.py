@@ -13,7 +13,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +30,7 @@ STEPS = 2  # what a module keeps of one shows in the next
 NAME = "scanned"  # of the files
 TRACE_LINES = 9  # of the error where a training fails
 ROUNDING = 1e-4
+SLOPE = 0.05  # where the loss is nearly flat, rounding shows
 PREDICTIONS = {
     "EPS": "noise", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow", "FLOW_COSMOS": "flow",
     "V_PREDICTION_EDM": "v, at EDM's noise levels", "EDM": "EDM's mixture",
@@ -61,7 +62,7 @@ def scan(host: Host, only: str) -> Iterator[Tried]:
             host.delete_large_files(0)
     made = {recipe["model"] for recipe in MODELS.values()}
     for kind in sorted(set(known) - made) if not only else ():
-        yield Tried("", kind, "", "no recipe yet", "", "", record_of(kind))
+        yield Tried("", kind, "", "no recipe yet", "", "", "")
 
 
 def tried(host: Host, name: str, recipe: Mapping[str, Any]) -> Tried:
@@ -73,15 +74,17 @@ def tried(host: Host, name: str, recipe: Mapping[str, Any]) -> Tried:
         log_from = len(host.log())
         measured = found(host.run(trained(host, recipe)))
         measured |= found(host.run(loaded(host, recipe)))
-        why = wrong(measured, host.log()[log_from:])
         tried_with = parts_of(recipe)
+        why = wrong(measured, host.log()[log_from:])
         result = "fails" if why else result
+        why = why or recipe.get("note", "")
     except HostError as error:
         result = "refused" if error.kind.endswith("UnsupportedModelError") else "fails"
         why = said(error)
         if result == "fails":
             print("\n".join(str(error).splitlines()[-TRACE_LINES:]))
-    return Tried(name, kind, predicts, result, why, tried_with, record_of(kind))
+    record = record_of(kind) if result == "trains" else ""
+    return Tried(name, kind, predicts, result, why, tried_with, record)
 
 
 def made(recipe: Mapping[str, Any]) -> tuple[Graph, list[Any]]:
@@ -110,7 +113,9 @@ def loaded(host: Host, recipe: Mapping[str, Any]) -> Graph:
     )  # fmt: skip
     said = graph.encode(base[1], PROMPT)
     graph.add("ProbeLoaded", base=base[0], trained=model, loaded=from_file, conditioning=said)
-    graph.add("ProbePrediction", model=base[0], clip=base[1], conditioning=said, text=PROMPT)
+    sockets = {"model": base[0], "clip": base[1], "text": PROMPT}
+    graph.add("ProbePrediction", conditioning=said, **sockets)
+    graph.add("ProbeGradients", of_text_encoders=False, **sockets)
     return graph
 
 
@@ -148,6 +153,10 @@ def wrong(measured: Mapping[str, Any], log: str) -> str:
         f"the pack predicts otherwise than ComfyUI, by {measured['prediction']:.0e}":
             measured["prediction"] < ROUNDING,
         f"a batch is not its samples, by {measured['batch']:.0e}": measured["batch"] < ROUNDING,
+        f"gradients are off the slope of the loss by {measured['numeric']:.0e}":
+            measured["numeric"] < SLOPE,
+        f"gradient_checkpointing changes gradients by {measured['difference']:.0e}":
+            measured["difference"] < ROUNDING,
         f"{measured['moved']} of {measured['adapters']} adapters learned":
             measured["moved"] > 0.5 * measured["adapters"],
     }  # fmt: skip
@@ -161,32 +170,38 @@ def said(error: HostError) -> str:
 
 
 def parts_of(recipe: Mapping[str, Any]) -> str:
-    """Which parts are ComfyUI's own and which stand in."""
-    text = "a T5 for its text encoder" if recipe.get("stands_in") else "its text encoder"
-    if "vocabulary" in recipe:
-        text += " with a vocabulary of letters"
-    return text
+    """Whether the text encoder is the model's own."""
+    if recipe.get("stands_in"):
+        return "a T5 in its place"
+    return "its own, with letters for words" if "vocabulary" in recipe else "its own"
 
 
 def record_of(kind: str) -> str:
     record = architecture_of(kind)
-    return "" if record is GENERIC else record.name
+    return "none" if record is GENERIC else record.name
 
 
-def table(rows: list[Tried]) -> str:
+def table(rows: Iterable[Tried]) -> str:
     """The rows as Markdown."""
-    lines = ["| model | ComfyUI's class | predicts | | why | tried with | record |",
-             "|---|---|---|---|---|---|---|"]  # fmt: skip
-    lines += [f"| {' | '.join(row)} |".replace("|  |", "| |") for row in rows]
-    return "\n".join(lines) + "\n"
+    head = "| model | ComfyUI's class | predicts | | why, or how | text encoder | record |"
+    lines = [head, "|---|---|---|---|---|---|---|", *(f"| {' | '.join(row)} |" for row in rows)]
+    return "\n".join(lines).replace("|  |", "| |") + "\n"
+
+
+def rows_of(page: str) -> list[Tried]:
+    """The rows of the page's table."""
+    lines = page.split(START)[1].split(END)[0].strip().splitlines()[2:]
+    return [Tried(*(cell.strip() for cell in line.split("|")[1:-1])) for line in lines]
 
 
 def write(rows: list[Tried]) -> None:
-    """Puts the table between the page's marks."""
+    """Puts rows into the page's table, in place of those of the same models."""
     page = PAGE.read_text(encoding="utf-8")
+    known = {row.name or row.kind: row for row in (*rows_of(page), *rows)}
+    ordered = [known.pop(name) for name in MODELS if name in known]
     before, rest = page.split(START)
-    PAGE.write_text(before + START + "\n" + table(rows) + "\n" + END + rest.split(END)[1],
-                    encoding="utf-8")  # fmt: skip
+    written = f"{before}{START}\n{table((*ordered, *known.values()))}\n{END}{rest.split(END)[1]}"
+    PAGE.write_text(written, encoding="utf-8")
 
 
 def main() -> None:

@@ -133,8 +133,19 @@ DISCRETE = r", which .*\nSupported: epsilon and v prediction at discrete timeste
         (bypassed, r"Input 'model' carries injections \(bypass_lora\).*\n.*with Load LoRA"),
     ],
     ids=[
-        "refiner", "video", "sound", "no latents", "music", "shapes", "film", "decoder", "gguf",
-        "fp8", "v edm", "edm", "bypass",
+        "refiner",
+        "video",
+        "sound",
+        "no latents",
+        "music",
+        "shapes",
+        "film",
+        "decoder",
+        "gguf",
+        "fp8",
+        "v edm",
+        "edm",
+        "bypass",
     ],  # fmt: skip
 )
 def test_model_that_cannot_be_trained_is_refused(

@@ -42,4 +42,6 @@ class Averages:
         """(B, H, W, 3) in 0..1 to (B, C, [1, ...] H / factor, W / factor)."""
         means = torch.nn.functional.avg_pool2d(pixels.movedim(-1, 1) * 2 - 1, self._factor)
         repeated = means.repeat(1, self._channels // 3 + 1, 1, 1)[:, : self._channels]
-        return repeated.reshape(*repeated.shape[:2], *[1] * (self._dimensions - 2), *means.shape[2:])
+        return repeated.reshape(
+            *repeated.shape[:2], *[1] * (self._dimensions - 2), *means.shape[2:]
+        )

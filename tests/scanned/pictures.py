@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from tests import tiny_transformers as tiny
 from tests.scanned.recipes import (
-    GEMMA2, HUNYUAN_IMAGE, HYDIT_BERT, LETTERS, TextSide, model, qwen, refused, standing_in, t5,
-)  # fmt: skip
+    GEMMA2,
+    HUNYUAN_IMAGE,
+    HYDIT_BERT,
+    LETTERS,
+    TextSide,
+    model,
+    qwen,
+    refused,
+    standing_in,
+    t5,
+)
 from tests.tiny_transformers import HEADS, SHALLOW, T5, TEXT, WIDTH, Recipe, llm
 
 PIXART = {
@@ -123,7 +132,7 @@ PICTURES: dict[str, Recipe] = {
         "PiD", {**PIXELDIT, "image_model": "pid", "lq_hidden_dim": 64}, PIXELDIT_TEXT, "pixels"
     ),
     "HiDream I1": model("HiDream", HIDREAM, HIDREAM_TEXT),
-    "HiDream O1": tiny.HIDREAM_O1,
+    "HiDream O1": {**tiny.HIDREAM_O1, "note": "see below"},
     "OmniGen2": tiny.OMNIGEN2,
     "Boogu": model(
         "Boogu",

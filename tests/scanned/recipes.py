@@ -63,7 +63,9 @@ HUNYUAN_IMAGE: TextSide = {
 }  # fmt: skip
 
 
-def model(kind: str, unet: dict[str, Any], text: TextSide, vae: str = "taesd", **others: Any) -> Recipe:
+def model(
+    kind: str, unet: dict[str, Any], text: TextSide, vae: str = "taesd", **others: Any
+) -> Recipe:
     """A recipe as tests.probes.tiny_models reads it."""
     return {"model": kind, "unet": unet, **text, "vae": vae, **others}
 

@@ -23,6 +23,7 @@ VIDEO = {
     "use_spatial_context": True, "merge_strategy": "learned_with_images",
     "video_kernel_size": [3, 1, 1],
 }  # fmt: skip
+UNCLIP = "by text alone, without the picture that it may be given"
 ADM = {"num_classes": "sequential", "adm_in_channels": 64}
 UNETS: dict[str, Recipe] = {
     "Stable Diffusion 1.5": model("SD15", UNET, CLIP_L),
@@ -34,10 +35,10 @@ UNETS: dict[str, Recipe] = {
     ),
     "Stable Diffusion 2": model("SD20", UNET2, CLIP_H),
     "Stable unCLIP 2.1 (ViT-L)": model(
-        "SD21UnclipL", {**UNET2, **ADM, "adm_in_channels": 1536}, CLIP_H
+        "SD21UnclipL", {**UNET2, **ADM, "adm_in_channels": 1536}, CLIP_H, note=UNCLIP
     ),
     "Stable unCLIP 2.1 (ViT-H)": model(
-        "SD21UnclipH", {**UNET2, **ADM, "adm_in_channels": 2048}, CLIP_H
+        "SD21UnclipH", {**UNET2, **ADM, "adm_in_channels": 2048}, CLIP_H, note=UNCLIP
     ),
     "Stable Diffusion x4 upscaler": refused(
         "SD_X4Upscaler",

@@ -25,7 +25,10 @@ WANS: dict[str, Recipe] = {
     "Wan 2.1 causal, text to video": wan("WAN21_CausalAR_T2V"),
     "Wan 2.1 and 2.2, image to video": wan("WAN21_I2V", model_type="i2v", in_dim=36),
     "Wan 2.1 Fun Control": wan("WAN21_FunControl2V", model_type="i2v", in_dim=48),
-    "Wan 2.1 VACE": wan("WAN21_Vace", model_type="vace", vace_layers=1, vace_in_dim=96),
+    "Wan 2.1 VACE": {
+        **wan("WAN21_Vace", model_type="vace", vace_layers=1, vace_in_dim=96),
+        "note": "by text alone, without control videos",
+    },
     "Wan 2.1 camera": wan("WAN21_Camera", model_type="camera", in_dim=32),
     "Wan 2.2 camera": wan("WAN22_Camera", model_type="camera_2.2", in_dim=36),
     "Wan 2.2, sound to video": wan("WAN22_S2V", model_type="s2v", audio_inject_layers=[0]),
@@ -81,9 +84,7 @@ VIDEOS: dict[str, Recipe] = {
     **WANS,
     "HunyuanVideo": model("HunyuanVideo", HUNYUAN, LLAMA, "wan"),
     "HunyuanVideo, image to video": refused("HunyuanVideoI2V", {**HUNYUAN, "in_channels": 33}),
-    "SkyReels, image to video": refused(
-        "HunyuanVideoSkyreelsI2V", {**HUNYUAN, "in_channels": 32}
-    ),
+    "SkyReels, image to video": refused("HunyuanVideoSkyreelsI2V", {**HUNYUAN, "in_channels": 32}),
     "HunyuanVideo 1.5": refused("HunyuanVideo15", HUNYUAN15),
     "HunyuanVideo 1.5 upscaler": refused(
         "HunyuanVideo15_SR_Distilled", {**HUNYUAN15, "in_channels": 98}

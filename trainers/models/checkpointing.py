@@ -122,5 +122,6 @@ def guard_adapters(module: nn.Module) -> None:
 
 def _own_changed(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     x = args[0] if args else None
-    changed = isinstance(x, Tensor) and torch.is_grad_enabled() and x._version > 0
-    return (x.clone(), *args[1:]) if changed else None
+    if not (isinstance(x, Tensor) and torch.is_grad_enabled() and x._version):
+        return None
+    return (x.clone(), *args[1:])
