@@ -70,7 +70,8 @@ def tried(host: Host, name: str, recipe: Mapping[str, Any]) -> Tried:
     kind = recipe["model"]
     predicts, tried_with, result = "", "", "trains"
     try:
-        predicts = PREDICTIONS[found(host.run(made(recipe)[0]))["predicts"]]
+        predicts = found(host.run(made(recipe)[0]))["predicts"]
+        predicts = PREDICTIONS.get(predicts, predicts)
         log_from = len(host.log())
         measured = found(host.run(trained(host, recipe)))
         measured |= found(host.run(loaded(host, recipe)))
@@ -194,13 +195,14 @@ def rows_of(page: str) -> list[Tried]:
     return [Tried(*(cell.strip() for cell in line.split("|")[1:-1])) for line in lines]
 
 
-def write(rows: list[Tried]) -> None:
-    """Puts rows into the page's table, in place of those of the same models."""
+def write(rows: list[Tried], all_of_them: bool) -> None:
+    """Puts rows into the page's table, in place of all or of those of the same models."""
     page = PAGE.read_text(encoding="utf-8")
-    known = {row.name or row.kind: row for row in (*rows_of(page), *rows)}
+    before = [] if all_of_them else rows_of(page)
+    known = {row.name or row.kind: row for row in (*before, *rows)}
     ordered = [known.pop(name) for name in MODELS if name in known]
-    before, rest = page.split(START)
-    written = f"{before}{START}\n{table((*ordered, *known.values()))}\n{END}{rest.split(END)[1]}"
+    head, rest = page.split(START)
+    written = f"{head}{START}\n{table((*ordered, *known.values()))}\n{END}{rest.split(END)[1]}"
     PAGE.write_text(written, encoding="utf-8")
 
 
@@ -217,7 +219,7 @@ def main() -> None:
             rows.append(row)
             print(f"{time.strftime('%X')} {' | '.join(row)}", flush=True)
     if asked.write:
-        write(rows)
+        write(rows, all_of_them=not asked.only)
     else:
         print(table(rows))
 
