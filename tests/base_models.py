@@ -218,7 +218,7 @@ SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", ("lora", "dreambooth"), ("lora",), "th
 WITH_TEXT = (*DENOISER, "textlora")
 DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
 KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_koala")
-# Small transformers, which take seconds. The oldest host has no Krea 2.
+# Small transformers, which take seconds. The oldest host lacks the newest.
 OLD_TRANSFORMER = ("lora", "dreambooth")
 SLOW = (*OLD_TRANSFORMER, "textlora", "inversion")
 TRANSFORMER = (*SLOW, "smalldreambooth")
@@ -272,6 +272,13 @@ TRANSFORMERS = [
             ("omnigen2", transformers.OMNIGEN2, 8),
             ("kandinsky5", transformers.KANDINSKY5, 0),
         )
+    ),
+    transformer("ltx", "generic", transformers.LTX, methods=FAST, old_methods=FAST),
+    transformer("joyimage", "generic", transformers.JOY_IMAGE, 2, methods=FAST, old_methods=()),
+    # The host keeps what it made of a prompt over what weights become: a DreamBooth's result shows
+    # all of itself where the base has not sampled.
+    transformer(
+        "hidream-o1", "generic", transformers.HIDREAM_O1, 4, methods=("lora",), old_methods=()
     ),
 ]
 ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

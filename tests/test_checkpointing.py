@@ -10,6 +10,7 @@ from tests import tiny
 from trainers.models.checkpointing import (
     blocks,
     checkpoint_blocks,
+    guard_adapters,
     guard_norms,
     inside_checkpoint,
 )
@@ -129,6 +130,45 @@ def test_checkpointed_blocks_that_are_not_in_place_have_the_same_bits(training: 
     checkpoint_blocks(ours)
     pairs = zip(gradients(ours), gradients(expected), strict=True)
     assert all(torch.equal(*pair) for pair in pairs)
+
+
+class Reader(Block):
+    """A block with a layer that reads the stream itself, after something was added to it."""
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__(in_place)
+        self.direct = nn.Linear(WIDTH, WIDTH)
+
+    def forward(self, x: Tensor, context: Tensor) -> Tensor:
+        x = super().forward(x, context)
+        if self.in_place:
+            x += self.direct(x)
+            return x
+        return x + self.direct(x)  # type: ignore[no-any-return]
+
+
+def readers(in_place: bool) -> Transformer:
+    made = transformer(in_place)
+    made.blocks = nn.ModuleList(Reader(in_place) for _ in range(3))
+    generator = torch.Generator().manual_seed(3)
+    for parameter in made.blocks.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator) / 4
+    return made.eval()
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_layers_that_train_may_read_a_stream_that_changes(checkpointed: bool) -> None:
+    ours = readers(in_place=True)
+    guard_norms(ours)
+    for name, parameter in ours.named_parameters():
+        parameter.requires_grad_("direct" in name)
+    guard_adapters(ours)
+    if checkpointed:
+        checkpoint_blocks(ours)
+    for gradient, expected in zip(
+        gradients(ours, "direct"), gradients(readers(in_place=False), "direct"), strict=True
+    ):
+        assert (gradient - expected).abs().max() <= 1e-6 * expected.abs().max()
 
 
 def test_in_place_blocks_need_their_norms_guarded() -> None:

@@ -132,7 +132,8 @@ def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, r
     assert measured.pop("batch") < 1e-5
     assert measured.pop("architecture") == row.architecture
     assert measured.pop("objective") == row.objective
-    assert len(measured) > 1  # the denoiser and each text encoder
+    # The denoiser and each text encoder; some have none, but read the words themselves.
+    assert len(measured) > (row.recipe.get("sizes") != {})
     for shared, total in measured.values():
         assert shared == (total if on_the_cpu() else 0)
 

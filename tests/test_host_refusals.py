@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from tests.conftest import model_file
 from tests.events import Event
 from tests.graphs import Graph, Link
 from tests.host import Host, HostError
+from tests.scanned import MODELS
 from tests.test_host_lora import pictures
 from tests.tiny_transformers import CHROMA, FLUX, SD3
 
@@ -73,6 +75,11 @@ def of_class(name: str, **more: Any) -> Callable[[Host, Graph, Link], Link]:
     return lambda host, graph, model: graph.add("ProbeOfClass", **told)[0]
 
 
+def small(name: str) -> Callable[[Host, Graph, Link], Link]:
+    told = json.dumps(MODELS[name])
+    return lambda host, graph, model: graph.add("ProbeTiny", 3, recipe=told)[0]
+
+
 def fp8(host: Host, graph: Graph, model: Link) -> Link:
     file = host.add_model("diffusion_models", model_file("thin_sd15"), "thin_sd15.safetensors")
     return graph.add("UNETLoader", unet_name=file, weight_dtype="fp8_e4m3fn")[0]
@@ -116,13 +123,31 @@ DISCRETE = r", which .*\nSupported: epsilon and v prediction at discrete timeste
         ),
         (of_class("SD15", latents="StableAudio1"), "is a SD15, which makes no pictures.*" + CAN_BE),
         (of_class("SD15", latents="LatentFormat"), "is a SD15, which makes no pictures.*" + CAN_BE),
+        (small("ACE-Step"), "is a ACEStep, which makes no pictures.*" + CAN_BE),
+        (small("TripoSplat"), "is a TripoSplat, which makes no pictures.*" + CAN_BE),
+        (small("LTX-2"), "is a LTXAV, which makes or follows sound.*" + CAN_BE),
+        (small("PiD (decoder of pixels)"), "is a PiD that takes a picture beside.*" + CAN_BE),
         (of_class("SD15", gguf=True), "Input 'model' holds GGUF weights.*" + CAN_BE),
         (fp8, r"Input 'model' holds quantized weights \(float8_e4m3fn\).*" + CAN_BE),
         (continuous("v_prediction"), SAMPLES + "V_PREDICTION" + DISCRETE),
         (continuous("edm"), SAMPLES + "EDM" + DISCRETE),
         (bypassed, r"Input 'model' carries injections \(bypass_lora\).*\n.*with Load LoRA"),
     ],
-    ids=["refiner", "video", "sound", "no latents", "gguf", "fp8", "v edm", "edm", "bypass"],
+    ids=[
+        "refiner",
+        "video",
+        "sound",
+        "no latents",
+        "music",
+        "shapes",
+        "film",
+        "decoder",
+        "gguf",
+        "fp8",
+        "v edm",
+        "edm",
+        "bypass",
+    ],  # fmt: skip
 )
 def test_model_that_cannot_be_trained_is_refused(
     host: Host, made: Callable[[Host, Graph, Link], Link], words: str

@@ -169,3 +169,37 @@ KANDINSKY5: Recipe = {
     "text": "kandinsky5", "tokenizer": "Kandinsky5TokenizerImage", "encoder": "te",
     "sizes": {"qwen25_7b": llm(2), "clip_l": SHALLOW}, "vae": "taesd",
 }  # fmt: skip
+JOY_IMAGE: Recipe = {
+    "model": "JoyImage",
+    "unet": {
+        "image_model": "joyimage", "in_channels": 16, "hidden_size": WIDTH,
+        "patch_size": [1, 2, 2], "num_layers": 2, "num_attention_heads": HEADS, "text_dim": TEXT,
+    },
+    "text": "joyimage", "tokenizer": "JoyImageTokenizer", "encoder": "te",
+    "sizes": {"qwen3vl_8b": llm(2)}, "vae": "wan",
+}  # fmt: skip
+HIDREAM_O1: Recipe = {  # a language model that draws pixels; its text encoder only gives ids
+    "model": "HiDreamO1",
+    "unet": {
+        "image_model": "hidream_o1",
+        "text_config_overrides": {
+            "hidden_size": TEXT, "intermediate_size": 128, "num_hidden_layers": 2,
+            "num_attention_heads": 2, "num_key_value_heads": 1,
+        },
+        "vision_config_overrides": {
+            "hidden_size": 64, "num_heads": 2, "intermediate_size": 64, "depth": 1,
+            "deepstack_visual_indexes": [0],
+        },
+    },
+    "text": "hidream_o1", "tokenizer": "HiDreamO1Tokenizer", "encoder": "HiDreamO1TE", "sizes": {},
+    "vae": "pixels",
+}  # fmt: skip
+LTX: Recipe = {
+    "model": "LTXV",
+    "unet": {
+        "image_model": "ltxv", "num_layers": 2, "attention_head_dim": 64,
+        "num_attention_heads": HEADS, "cross_attention_dim": 128, "caption_channels": TEXT,
+    },
+    "text": "lt", "tokenizer": "LTXVT5Tokenizer", "encoder": "ltxv_te", "sizes": {"t5xxl": T5},
+    "vae": "averages",
+}  # fmt: skip

@@ -25,7 +25,7 @@ from .data.prior import teach
 from .data.validation import check_watched, held_out_places
 from .errors import NonFiniteLossError
 from .methods import METHODS
-from .models.checkpointing import checkpoint_blocks
+from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.precision import gradient_scaler
 from .objective.losses import batch_loss
 from .objective.timesteps import check_objective
@@ -92,6 +92,7 @@ def make_job(
     trainable = METHODS[config.method](parts, config)
     for module in parts.modules.values():
         train_adapters(module)
+        guard_adapters(module)
         if config.training.gradient_checkpointing:
             checkpoint_blocks(module)
     instances = examples.captions[: examples.num_instances]

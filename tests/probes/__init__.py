@@ -70,6 +70,7 @@ def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
         )
 
 
+LARGE = ("PixArt",)  # it divides by how often 64 goes into the side
 SIZE = (640, 480, 12, 34, 64, 64)  # of a picture whose latents are 8 x 8
 
 
@@ -79,7 +80,9 @@ def size_of_picture() -> Any:
 
 def noisy_latents(model: Any) -> torch.Tensor:
     latents = model.model.latent_format
-    shape = (1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), 8, 8)
+    pixels = getattr(latents, "spacial_downscale_ratio", 8) == 1
+    side = 64 if pixels or type(model.model).__name__ in LARGE else 8
+    shape = (1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), side, side)
     noisy = torch.randn(shape, generator=torch.Generator().manual_seed(0))
     return noisy.to(comfy.model_management.get_torch_device())
 
@@ -363,12 +366,14 @@ class Probes(ComfyExtension):
         from .gradients import Gradients, Step
         from .odd_models import OfClass
         from .saving import Tamper
+        from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
         from .tiny_models import Tiny
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
+            *(Kind, Learned, Loaded),
         ]
 
 

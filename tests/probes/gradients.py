@@ -66,9 +66,9 @@ def gradients(
         for parameter in trainable.parameters:
             noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
             parameter.add_(0.02 * noise)
-        if checkpointed:
-            for module in parts.modules.values():
-                assert checkpointing.checkpoint_blocks(module)
+        for module in parts.modules.values():
+            checkpointing.guard_adapters(module)
+            assert not checkpointed or checkpointing.checkpoint_blocks(module)
         noisy = noisy_latents(model)
 
         def loss() -> torch.Tensor:
@@ -140,7 +140,7 @@ class Step(io.ComfyNode):
         return shown({
             "loss": abs(loss - plain_loss) / plain_loss,
             "moved": max(
-                float((a - b).norm() / (b - was).norm())
+                float((a - b).norm() / (b - was).norm().clamp(min=1e-9))  # some have no gradient
                 for was, a, b in zip(start, ours, plain, strict=True)
             ),
         })  # fmt: skip
@@ -167,6 +167,8 @@ def _plain_step(
     parts: Any, config: Any, latents: Any, text: str, said: dict[str, Any], model: Any
 ) -> Result:
     parameters = pack("trainers.methods").METHODS["lora"](parts, config).parameters
+    for module in parts.modules.values():
+        pack("trainers.models.checkpointing").guard_adapters(module)
     start = _filled(parameters)
     random = pack("trainers.objective.noise").generator_for(config.training.seed, 0, 0)
     noise = torch.randn(1, *latents.shape, generator=random).to(parts.device)
@@ -176,6 +178,7 @@ def _plain_step(
     if isinstance(sampling, flows):
         timesteps = torch.sigmoid(torch.randn(1, generator=random))
         share = float(timesteps)
+        noise = getattr(sampling, "noise_scale", 1.0) * noise
         noisy, target = (1 - share) * clean + share * noise, noise - clean
     else:
         timesteps = torch.randint(0, 1000, (1,), generator=random)

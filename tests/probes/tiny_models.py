@@ -4,13 +4,17 @@ A recipe (JSON) names the classes and how small they are:
 
     model       class of comfy.supported_models
     unet        its configuration, as the host reads it off a checkpoint
-    text        module of comfy.text_encoders
+    state       of what a class reads off a checkpoint beside that: shapes by name
+    meta        if true, a module without weights, for the pack to refuse
+    text        module of comfy.text_encoders, or of comfy behind a dot
     tokenizer   class in it
     encoder     the text encoders' class in it, or a function that gives it
     arguments   of that function
+    vocabulary  where the tokenizer looks for its vocabulary, if the host has none for it
     sizes       by text encoder, what is other than in the published model
     quantized   whether the text encoders' layers are held in scaled fp8, as most people load them
-    vae         "taesd" (pictures, any number of channels) or "wan" (a video's one frame)
+    vae         "taesd" (pictures, any number of channels), "wan" (a video's one frame), "pixels"
+                or "averages" (see stand_ins)
     seed        of the denoiser's weights, 0 where it is left out: others are a sibling's
 """
 
@@ -32,6 +36,8 @@ import comfy.utils
 import folder_paths
 import torch
 from comfy_api.latest import io
+
+from .stand_ins import Averages, vocabulary
 
 # The parts of text encoders that look at pictures, which are large and not asked.
 EYES = "visual"
@@ -73,11 +79,15 @@ def part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 def model_of(told: dict[str, Any]) -> Any:
     config = getattr(comfy.supported_models, told["model"])(dict(told["unet"]))
+    config.unet_config |= told["unet"]  # the class has sizes of its own
     config.set_inference_dtype(torch.float32, None)
     offload = comfy.model_management.unet_offload_device()
-    model = config.get_model({}, "", device=offload)
+    state = {name: torch.zeros(shape) for name, shape in told.get("state", {}).items()}
+    meta = told.get("meta", False)
+    model = config.get_model(state, "", device="meta" if meta else offload)
     model.diffusion_model.to(torch.float32)
-    fill(model.diffusion_model, told.get("seed", 0))
+    if not meta:
+        fill(model.diffusion_model, told.get("seed", 0))
     model.eval()
     device = comfy.model_management.get_torch_device()
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -96,19 +106,28 @@ def clip_of(told: dict[str, Any]) -> Any:
 
 
 def _clip(told: dict[str, Any], arguments: dict[str, Any], **more: Any) -> Any:
-    module = importlib.import_module(f"comfy.text_encoders.{told['text']}")
+    module = importlib.import_module(f".{told['text']}", "comfy.text_encoders")
     encoder = getattr(module, told["encoder"])
     if not isinstance(encoder, type):
         encoder = encoder(**arguments)
     target = comfy.supported_models_base.ClipTarget(getattr(module, told["tokenizer"]), encoder)
     options = {f"{name}_model_config": sizes for name, sizes in told["sizes"].items()}
     folders = folder_paths.get_folder_paths("embeddings")
-    clip = comfy.sd.CLIP(target=target, embedding_directory=folders, model_options=options, **more)
+    data = {told["vocabulary"]: vocabulary()} if "vocabulary" in told else {}
+    clip = comfy.sd.CLIP(
+        target=target,
+        embedding_directory=folders,
+        tokenizer_data=data,
+        model_options=options,
+        **more,
+    )
     for name, encoder in clip.cond_stage_model.named_children():
         if hasattr(encoder.transformer, EYES):
             delattr(encoder.transformer, EYES)
-        tokenizer = getattr(clip.tokenizer, name, None) or getattr(clip.tokenizer, f"clip_{name}")
-        tokenizer.embedding_size = encoder.transformer.get_input_embeddings().weight.shape[1]
+        for spelling in (name, f"clip_{name}"):
+            if tokenizer := getattr(clip.tokenizer, spelling, None):
+                table = encoder.transformer.get_input_embeddings().weight
+                tokenizer.embedding_size = table.shape[1]
     return clip
 
 
@@ -126,7 +145,12 @@ def in_fp8(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def vae_of(told: dict[str, Any]) -> Any:
-    channels = getattr(comfy.supported_models, told["model"]).latent_format.latent_channels
+    latents = getattr(comfy.supported_models, told["model"]).latent_format
+    channels = latents.latent_channels
+    if told["vae"] == "averages":
+        return Averages(latents)
+    if told["vae"] == "pixels":
+        return comfy.sd.VAE(sd={"pixel_space_vae": torch.tensor(1.0)})
     if told["vae"] == "wan":
         module = comfy.ldm.wan.vae.WanVAE(
             dim=8, z_dim=16, dim_mult=[1, 2, 4, 4], num_res_blocks=2, attn_scales=[],

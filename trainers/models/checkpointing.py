@@ -104,3 +104,24 @@ def _own_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | Non
         return None
     saves = x.requires_grad or any(p.requires_grad for p in layer.parameters(recurse=False))
     return (x.clone(), *args[1:]) if saves else None
+
+
+def guard_adapters(module: nn.Module) -> None:
+    """The same for each layer that trains, where it is given a tensor that was changed before.
+
+    A transformer that has added to its residual stream will do so again. Such a layer reads the
+    stream without a norm, as the queries of LTX-Video's cross-attention do.
+    """
+    for layer in module.modules():
+        own = [*layer.parameters(recurse=False)]
+        for child in layer.children():  # an adapter's numbers in a dict of parameters
+            own += child.parameters() if isinstance(child, nn.ParameterDict) else []
+        if any(parameter.requires_grad for parameter in own):
+            layer.register_forward_pre_hook(_own_changed)
+
+
+def _own_changed(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    x = args[0] if args else None
+    if not (isinstance(x, Tensor) and torch.is_grad_enabled() and x._version):
+        return None
+    return (x.clone(), *args[1:])

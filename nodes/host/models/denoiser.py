@@ -76,11 +76,19 @@ class HostDenoiser:
                 "optimized_attention_override": plain_attention,
                 "cond_or_uncond": [0] * len(group),
             }
+            self._forget()  # what previews left
             output = self._model.apply_model(
                 noisy[group], timesteps[group], transformer_options=options, **told
             )
+            self._forget()
             predicted |= dict(zip(group, output, strict=True))
         return torch.stack([predicted[place] for place in range(len(noisy))])
+
+    def _forget(self) -> None:
+        """A module that keeps what it made of a prompt would reuse it with other weights."""
+        forget = getattr(self._model.diffusion_model, "clear_kv_cache", None)
+        if forget is not None:
+            forget()
 
     def _conditions(self, noisy: Tensor, text: Text, size: Size) -> Conditions:
         # A clip that pools nothing says so, and older hosts ask.

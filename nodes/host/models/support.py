@@ -20,6 +20,9 @@ from .tokenizer import encoder_names, widths
 
 log = logging.getLogger(__name__)
 
+# Classes of the host's models whose latents and channels do not tell.
+SHAPES = ("TripoSplat",)  # makes them as pictures' latents are made
+RESTORERS = ("PiD", "SeedVR2")  # ask for a picture when they run
 PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -38,8 +41,10 @@ def check_model(model: Any) -> Architecture:
     kind = type(base.model_config).__name__
     if isinstance(base, comfy.model_base.SDXLRefiner):
         raise _refused(f"is a {kind}, which goes on from another model's latents")
-    if not _makes_pictures(base.latent_format):
+    if not _makes_pictures(base):
         raise _refused(f"is a {kind}, which makes no pictures")
+    if _has_sound(base.diffusion_model):
+        raise _refused(f"is a {kind}, which makes or follows sound")
     check_weights("model", base.diffusion_model)
     if _wants_images(base):
         raise _refused(f"is a {kind} that takes a picture beside the noise (inpainting, image-"
@@ -165,13 +170,26 @@ def _quantized(dtype: torch.dtype, socket: str) -> UnsupportedModelError:
     return _refused(f"holds quantized weights ({str(dtype).removeprefix('torch.')})", socket)
 
 
-def _makes_pictures(latents: Any) -> bool:
+def _makes_pictures(base: Any) -> bool:
     """Sound and shapes have latents of one dimension; what finds things in pictures has none."""
+    latents = base.latent_format
+    if "audio_model" in base.model_config.unet_config or _is_one_of(base, SHAPES):
+        return False
     return latents.latent_dimensions > 1 and type(latents) is not comfy.latent_formats.LatentFormat
 
 
+def _has_sound(module: nn.Module) -> bool:
+    return any("audio" in name or "music" in name for name, _ in module.named_modules())
+
+
+def _is_one_of(base: Any, names: tuple[str, ...]) -> bool:
+    return any(kind.__name__ in names for kind in type(base).__mro__)
+
+
 def _wants_images(base: Any) -> bool:
-    """Whether the module takes channels beside the latents' own."""
+    """Whether the module takes channels beside the latents' own, or a picture by another way."""
+    if _is_one_of(base, RESTORERS):
+        return True
     latents, config = base.latent_format, base.model_config.unet_config
     if "num_res_blocks" in config and config["in_channels"] > latents.latent_channels:
         return True  # a UNet; some host classes join the picture elsewhere than in concat_cond

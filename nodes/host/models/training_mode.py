@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import comfy.ldm.common_dit
 import comfy.model_management
 import comfy.ops
 import comfy.quant_ops
+import torch
+from torch import Tensor
 
-
-class DifferentiableKernels:
-    """The host's kernels, but for rotary embeddings, which are those in plain torch."""
-
-    def __init__(self, kernels: Any, plain: Any) -> None:
-        self._kernels, self._plain = kernels, plain
-
-    def __getattr__(self, name: str) -> Any:
-        source = self._plain if "rope" in name and hasattr(self._plain, name) else self._kernels
-        return getattr(source, name)
+SHIFTS = ("comfy.ldm.pixeldit.model", "comfy.ldm.pixeldit.modules")  # they scale a tensor by itself
 
 
 @contextmanager
@@ -27,32 +22,76 @@ def training_mode(training: bool = True) -> Iterator[None]:
     """Inside, modules take operations that have a backward pass; afterwards all is as it was.
 
     Most of them ask the host's `in_training`, as for its own trainer. A few forget to, and call
-    kernels that autograd knows nothing of; those are replaced by their equals in torch.
+    kernels that autograd knows nothing of, or change in place what it has kept; those are replaced
+    by their equals in torch.
 
     Args:
         training: False, within a training, while the host samples: modules take its fused ways.
     """
-    management: Any = comfy.model_management
-    before = getattr(management, "in_training", False)
-    kernels = getattr(comfy.quant_ops, "ck", None)
-    management.in_training = training
-    # Each layer of the host asks whether Cancel was pressed. In the middle of a step that would
-    # leave weights half updated; trainings ask between two steps.
-    every_op = getattr(comfy.ops, "run_every_op", None)
-    if training and every_op is not None:
-        comfy.ops.run_every_op = _nothing
-    if training and hasattr(kernels, "backends"):
-        from comfy_kitchen.backends import eager
+    with ExitStack() as replaced:
+        replace = replaced.enter_context
+        replace(_with(comfy.model_management, in_training=training))
+        if training:
+            # Each layer of the host asks whether Cancel was pressed. In the middle of a step that
+            # would leave weights half updated; trainings ask between two steps.
+            replace(_with(comfy.ops, run_every_op=_nothing))
+            replace(_plain_kernels())
+            norm = comfy.ldm.common_dit.rms_norm
+            replace(_with(comfy.ldm.common_dit, rms_norm=_of_a_copy(norm)))
+            for name in SHIFTS:
+                replace(_with(_module(name), apply_adaln_=_shifted))
+        yield
 
-        comfy.quant_ops.ck = DifferentiableKernels(kernels, eager)
+
+@contextmanager
+def _with(owner: Any, **values: Any) -> Iterator[None]:
+    """What `owner` has of these names is another inside; None has nothing."""
+    before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
     try:
+        for name in before:
+            setattr(owner, name, values[name])
         yield
     finally:
-        management.in_training = before
-        if every_op is not None:
-            comfy.ops.run_every_op = every_op
-        if kernels is not None:
-            comfy.quant_ops.ck = kernels
+        for name, value in before.items():
+            setattr(owner, name, value)
+
+
+@contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """The host's kernels of rotary embeddings are those in plain torch."""
+    kernels = getattr(comfy.quant_ops, "ck", None)
+    if not hasattr(kernels, "backends"):
+        yield
+        return
+    from comfy_kitchen.backends import eager
+
+    # In the package itself, since a module may have it from there.
+    names = [name for name in vars(kernels) if "rope" in name and hasattr(eager, name)]
+    with _with(kernels, **{name: getattr(eager, name) for name in names}):
+        yield
+
+
+def _module(name: str) -> Any:
+    """A module of the host; None where it has none of that name."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError:
+        return None
+
+
+def _of_a_copy(norm: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """The same of an input that nobody changes afterwards; see guard_norms."""
+
+    def guarded(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        own = x.clone() if x.requires_grad and torch.is_grad_enabled() else x
+        return norm(own, *args, **kwargs)
+
+    return guarded
+
+
+def _shifted(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """What the host's function of that kind gives, in a tensor of its own."""
+    return torch.addcmul(x, x, scale).add_(shift)
 
 
 def _nothing() -> None:
