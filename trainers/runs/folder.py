@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
 from .files import save_error, save_tensors, whole_file, write_whole
 from .story import read_metrics
@@ -93,10 +93,21 @@ def _listing(dataset: Dataset) -> dict[str, Any]:
         "resolution_px": dataset.resolution_px,
         "fingerprint": dataset.fingerprint(),
         "pictures": [
-            {"name": p.name, "caption": p.caption, "bucket_px": p.bucket_px}
+            {"name": p.name, "caption": p.caption, "bucket_px": p.bucket_px, **_controls(p)}
             for p in dataset.pictures
         ],
     }
+
+
+def _controls(picture: Picture) -> dict[str, Any]:
+    """Nothing where there are none: such runs are the same as before there were any."""
+    if not picture.controls:
+        return {}
+    listed = [
+        {"name": c.name, "size_px": c.size_px, "hash": c.source.digest().hex()}
+        for c in picture.controls
+    ]
+    return {"controls": listed}
 
 
 def _versions() -> dict[str, str]:
