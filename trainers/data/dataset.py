@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from ..settings.dataset import STEP_PX, DatasetConfig
-from .beside.controls import control_files, raise_small
+from .beside.controls import control_files, given_control, raise_small
 from .beside.masks import check_mask_files, mask_sources, raise_masks
 from .buckets import bucket_of, control_size, size_problem
 from .captions import find_captions, in_words, one_line
@@ -226,7 +226,7 @@ def batch_dataset(
             bucket_px=bucket_of(*size, config), has_mask=mask is not None,
             source=TensorSource(image, mask),
             controls=tuple(
-                _given_control(number, control[place], size, bucket_of(*size, config))
+                given_control(number, control[place], size, bucket_of(*size, config))
                 for number, control in enumerate(controls, start=1)
             ),
         )
@@ -334,13 +334,6 @@ def _raise_unusable_controls(
         _raise_unusable_tensors(name, given, which)
         sizes = {f"no. {i}": (one.shape[1], one.shape[0]) for i, one in enumerate(given, start=1)}
         raise_small(name, sizes)
-
-
-def _given_control(
-    number: int, control: Tensor, picture_px: tuple[int, int], bucket_px: tuple[int, int]
-) -> Control:
-    size_px = control_size((control.shape[1], control.shape[0]), picture_px, bucket_px)
-    return Control(f"control image {number}", size_px, TensorSource(control))
 
 
 def _one_each(name: str, what: str, given: Sequence[Item], num_images: int) -> list[Item]:

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from torch import Tensor
+
 from ...errors import DatasetError
 from ...settings.dataset import STEP_PX
+from ..buckets import control_size
 from ..listing import Listing, list_folder, named, raise_listed
+from ..pictures import Control, TensorSource
 
 Numbered = Mapping[int, tuple[Path, ...]]  # one file for each number is right
 REMEDY = (
@@ -67,6 +71,14 @@ def raise_small(name: str, sizes_px: Mapping[str, tuple[int, int]]) -> None:
         name, small, len(sizes_px), f"have a side under {STEP_PX} pixels",
         "Replace them with larger ones.", noun="control images",
     )  # fmt: skip
+
+
+def given_control(
+    number: int, control: Tensor, picture_px: tuple[int, int], bucket_px: tuple[int, int]
+) -> Control:
+    """A control image that is in memory already, (h, w, C) in 0..1; see control_size."""
+    size_px = control_size((control.shape[1], control.shape[0]), picture_px, bucket_px)
+    return Control(f"control image {number}", size_px, TensorSource(control))
 
 
 def _raise_two_places(listing: Listing, folders: Sequence[Path]) -> None:
