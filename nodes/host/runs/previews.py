@@ -53,7 +53,8 @@ class Previews:
         self._size = config.height // stride_px, config.width // stride_px  # in latents
         self._controls = [self._shown(line) for line in range(len(config.lines))]
         prompts = [prompt for line in range(len(config.lines)) for prompt in self._prompts(line)]
-        self._texts = {prompt: self._conditioning(prompt) for prompt in prompts}
+        with torch.no_grad():  # the weights of the host's own modules take no part in autograd
+            self._texts = {prompt: self._conditioning(prompt) for prompt in prompts}
         make_room()
 
     def _shown(self, line: int) -> Controls | None:
