@@ -29,8 +29,12 @@ def image(host: Host, graph: Graph, size: tuple[int, int], count: int = 1) -> Li
     return loaded if count == 1 else graph.add("RepeatImageBatch", image=loaded, amount=count)[0]
 
 
-def tiny_base(graph: Graph, recipe: transformers.Recipe) -> list[Link]:
-    return graph.add("ProbeTiny", 3, recipe=json.dumps(recipe))
+def with_preview(graph: Graph, shown: Link) -> Link:
+    return graph.add(
+        "PersonalizePreview", prompts=f"{PROMPT}\n{EDITED}", every_steps=1, seed=1, width=64,
+        height=64, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
+        control_images=shown,
+    )[0]  # fmt: skip
 
 
 # The dataset nodes
@@ -80,11 +84,7 @@ def test_previews_show_an_edit(host: Host, row: Row) -> None:
     host.run(recorder)
     base = row.load(host, graph)
     shown = image(host, graph, (64, 64))
-    preview = graph.add(
-        "PersonalizePreview", prompts=f"{PROMPT}\n{EDITED}", every_steps=1, seed=1, width=64,
-        height=64, steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
-        control_images=shown,
-    )[0]  # fmt: skip
+    preview = with_preview(graph, shown)
     dataset = graph.dataset(pairs(host), PROMPT)
     trained = graph.train(*base, dataset, steps=1, learning_rate=1e-2, seed=70, preview=preview)
     latent = graph.add("VAEEncode", pixels=shown, vae=base[2])[0]
@@ -156,7 +156,7 @@ def test_model_that_takes_none_is_refused(
     host: Host, recipe: transformers.Recipe | None, kind: str
 ) -> None:
     runs, graph = run_folders(host), Graph()
-    base = graph.load() if recipe is None else tiny_base(graph, recipe)
+    base = graph.load() if recipe is None else graph.made(recipe)
     graph.train(*base, graph.dataset(pairs(host)))
     assert (
         f"Input 'dataset' ('pairs') has control images, but input 'model' is a {kind}, which takes "
@@ -182,8 +182,7 @@ def test_counts_that_do_not_go_together_are_refused(host: Host) -> None:
         return refusal(host, graph)
 
     def preview(graph: Graph) -> Link:
-        shown = image(host, graph, (64, 64), 3)
-        return graph.add("PersonalizePreview", prompts="a\nb", control_images=shown)[0]
+        return with_preview(graph, image(host, graph, (64, 64), 3))
 
     assert "has 4 control images with each picture; Qwen-Image takes at most 3" in said("four")
     pictures(host)
