@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -99,6 +100,19 @@ def thumbnail(file: PictureFile, config: DatasetConfig) -> Image.Image:
     cut = small.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)
     mask = source_of(file, config, transparent).mask(size)
     return _dimmed(torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255), mask)
+
+
+def inset(path: Path) -> Image.Image:
+    """A control image, small and whole.
+
+    Raises:
+        READ_ERRORS: it cannot be decoded.
+    """
+    with opened(path) as image:
+        image.draft("RGB", (2 * INSET_PX, 2 * INSET_PX))
+        small = to_rgb(upright(image))
+    small.thumbnail((INSET_PX, INSET_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return small
 
 
 def _counts(dataset: Dataset, most_sizes: int | None = MOST_SIZES) -> str:
