@@ -314,19 +314,20 @@ TRANSFORMERS = [
         )
     ),
 ]
-# Edit models, with control images: the same modules, told of more.
+# Edit models, with control images: the same modules, told of more. The oldest host tells the
+# modules in the same way, so two of them are enough there.
 EDITS = [
     dataclasses.replace(
-        transformer(name, architecture, recipe, unused, ("lora",), ("lora",)), encoder=encoder
+        transformer(name, architecture, recipe, unused, old_methods, ("lora",)), encoder=encoder
     )
-    for name, architecture, recipe, unused, encoder in (
-        ("kontext", "flux", transformers.FLUX, 0, ""),
-        ("klein-edit", "flux2", transformers.KLEIN, 8, ""),
+    for name, architecture, recipe, unused, old_methods, encoder in (
+        ("kontext", "flux", transformers.FLUX, 0, ("lora",), ""),
+        ("klein-edit", "flux2", transformers.KLEIN, 8, (), ""),
         (
-            "qwen-image-edit", "qwen_image", transformers.QWEN_IMAGE_EDIT, 4,
+            "qwen-image-edit", "qwen_image", transformers.QWEN_IMAGE_EDIT, 4, ("lora",),
             "TextEncodeQwenImageEditPlus",
         ),
-        ("omnigen2-edit", "generic", transformers.OMNIGEN2, 0, ""),
+        ("omnigen2-edit", "generic", transformers.OMNIGEN2, 0, (), ""),
     )
 ]  # fmt: skip
 ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

@@ -76,7 +76,7 @@ def hosts_of(place: str, row: Row, request: pytest.FixtureRequest) -> tuple[Host
     """A host, and what is trained there; the test is skipped where that is nothing."""
     names = row.methods if place == "host" else row.old_methods
     if not names:
-        pytest.skip("the oldest ComfyUI does not have it")
+        pytest.skip("not tried in the oldest ComfyUI")
     host: Host = request.getfixturevalue(place)
     return host, names
 

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....trainers.contracts import Prompt, Rows, Text
+from ....trainers.contracts import Controls, Prompt, Rows, Text
 from ....trainers.errors import DatasetError
 from ..memory import check_interrupt
 from .tokenizer import encoder_names, knowing, literal, plain_tokenizer, token_key
@@ -104,9 +104,8 @@ def _encoded(clip: Any, prompt: Prompt, control_encoder: str) -> dict[str, Tenso
     return as_text({"cond": cond, **others})
 
 
-def conditioning_with(clip: Any, prompt: Prompt, control_encoder: str) -> Any:
+def conditioning_with(clip: Any, prompt: tuple[str, Controls], control_encoder: str) -> Any:
     """The CONDITIONING of a caption with control images, by the host's own node for such."""
-    assert not isinstance(prompt, str)
     caption, controls = prompt
     images = {f"image{place}": image for place, image in enumerate(controls.pixels(), start=1)}
     return host_node(control_encoder).execute(clip, caption, **images).args[0]
