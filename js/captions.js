@@ -16,7 +16,8 @@ const MESSAGE_PX = 60;
 const PAUSE_MS = 200; // after which a change counts as made
 // What a thumbnail is drawn by, and what else the list depends on.
 const SHAPE = ["resolution", "masks", "buckets", "max_aspect_ratio", "upscale"];
-const WATCHED = ["folder", "captions", "prompt", ...SHAPE];
+const LISTED = ["folder", "captions", "control_folder"]; // what the server is asked for
+const WATCHED = [...LISTED, "prompt", ...SHAPE];
 
 const STYLE = `
 .personalize-captions { position: relative; color: var(--input-text, #ddd); font: 11px sans-serif; }
@@ -29,6 +30,13 @@ const STYLE = `
 .personalize-captions img {
   display: block; width: 100%; height: 104px; object-fit: contain;
   background: var(--comfy-input-bg, #222); border-radius: 4px;
+}
+.personalize-captions figure > div {
+  position: absolute; top: 66px; right: 2px; display: flex; gap: 2px; pointer-events: none;
+}
+.personalize-captions figure > div img {
+  width: auto; height: 36px; max-width: 48px; border-radius: 2px; pointer-events: auto;
+  outline: 1px solid var(--border-color, #4e4e4e);
 }
 .personalize-captions figcaption {
   max-height: 56px; overflow: hidden auto; margin-top: 2px; padding: 2px; border-radius: 3px;
@@ -74,18 +82,15 @@ class Cell {
       onclick: () => this.edit(),
       onkeydown: ({ key }) => key === "Enter" && setTimeout(() => this.edit()),
     });
-    this.element = make("figure", {}, this.image, this.caption);
+    this.controls = make("div"); // control images, in the corner of the picture
+    this.element = make("figure", {}, this.image, this.controls, this.caption);
   }
 
   show(picture) {
     this.picture = picture;
-    const { name, stamp, caption, tokens, editable, why, words } = picture;
-    const settings = JSON.stringify(this.body.values(SHAPE));
-    const { folder } = this.body.values(["folder"]);
-    const asked = new URLSearchParams({ folder, picture: name, stamp, settings });
-    const address = api.apiURL(`${THUMBNAIL}?${asked}`);
-    if (this.image.getAttribute("src") !== address) this.image.src = address;
-    this.image.alt = this.image.title = name;
+    const { name, caption, tokens, editable, why, words } = picture;
+    this.draw(this.image, name, {});
+    this.showControls(picture);
     const instead = this.body.prompt();
     const spare = instead ? `the prompt: ${instead}` : words ? `the folder: ${words}` : "no caption";
     this.caption.textContent = caption ?? spare;
@@ -96,10 +101,32 @@ class Cell {
     if (tokens > WINDOW_TOKENS) this.element.append(badge(tokens));
   }
 
+  // One of the server's small pictures, in an image.
+  draw(image, title, more) {
+    const { name, stamp } = this.picture;
+    const settings = JSON.stringify(this.body.values(SHAPE));
+    const { folder } = this.body.values(["folder"]);
+    const asked = new URLSearchParams({ folder, picture: name, stamp, settings, ...more });
+    const address = api.apiURL(`${THUMBNAIL}?${asked}`);
+    if (image.getAttribute("src") !== address) image.src = address;
+    image.alt = image.title = title;
+  }
+
+  showControls({ controls = [] }) {
+    if (controls.length !== this.controls.childElementCount) {
+      const images = controls.map(() => make("img", { loading: "lazy", draggable: false }));
+      this.controls.replaceChildren(...images);
+    }
+    const folders = this.body.values(["control_folder"]);
+    controls.forEach((name, control) => {
+      this.draw(this.controls.children[control], `control image: ${name}`, { control, ...folders });
+    });
+  }
+
   edit() {
     if (!this.picture.editable || this.editor) return;
     this.was = this.picture.caption;
-    this.asked = this.body.values(["folder", "captions"]);
+    this.asked = this.body.values(LISTED);
     this.editor = make("textarea", {
       value: this.was ?? "",
       placeholder: this.caption.textContent,
@@ -212,7 +239,7 @@ class Body {
   }
 
   async read() {
-    const asked = this.values(["folder", "captions"]);
+    const asked = this.values(LISTED);
     const mine = (this.last = {});
     const answer = await ask(`${CAPTIONS}?${new URLSearchParams(asked)}`).catch((error) => ({
       pictures: [],

@@ -10,18 +10,25 @@ from ..trainers.data.listing import folder_state
 from ..trainers.errors import DatasetError
 from ..trainers.settings.dataset import DatasetConfig
 from ..trainers.settings.field import from_values
-from .host.folders import NO_FOLDER, dataset_folder, dataset_folders, folder_problem
+from .host.folders import (
+    NO_FOLDER,
+    dataset_folder,
+    dataset_folders,
+    folder_names,
+    folder_problem,
+)
 from .schema import inputs_of
 from .sockets import PersonalizeDataset
 
 CATEGORY = "personalize/dataset"
 ALIASES = [
     "dataset", "instance images", "training data", "captions", "dreambooth", "train lora",
-    "textual inversion", "finetune", "kohya",
+    "textual inversion", "finetune", "kohya", "control images", "edit model", "image pairs",
 ]  # fmt: skip
+CONTROL_INPUTS = ("control_images", "control_images_2", "control_images_3")
 # Where captions and masks of a batch come from is said by wires.
 BATCH_SETTINGS = ("prompt", "resolution", "buckets", "max_aspect_ratio", "upscale")
-OUTPUT_HELP = "Pictures, captions and masks, ready for a training node."
+OUTPUT_HELP = "Pictures, captions, masks and control images, ready for a training node."
 
 
 class FolderDataset(io.ComfyNode):
@@ -47,29 +54,48 @@ class FolderDataset(io.ComfyNode):
                     "below, to make one; one made by hand shows up after pressing R.",
                 ),
                 *inputs_of(DatasetConfig).values(),
+                io.String.Input(
+                    "control_folder",
+                    optional=True,
+                    advanced=True,
+                    default="",
+                    tooltip="For edit models: a folder in ComfyUI's input folder with one control "
+                    "image for each picture, of the same name; several folders with commas "
+                    "between for several control images. Or put name.control.png (or "
+                    "name.control1.png, name.control2.png) beside name.png, and leave this empty.",
+                ),
             ],
             outputs=[PersonalizeDataset.Output(display_name="dataset", tooltip=OUTPUT_HELP)],
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        if folder is None:  # wired: known only when it runs
-            return True
-        return folder_problem(str(folder)) or True
+    def validate_inputs(
+        cls, folder: str | None = None, control_folder: str | None = ""
+    ) -> bool | str:
+        # None is wired: known only when it runs.
+        names = [] if folder is None else [str(folder)]
+        names += folder_names(control_folder or "")
+        return next(filter(None, map(folder_problem, names)), None) or True
 
     @classmethod
-    def fingerprint_inputs(cls, folder: str | None = None, **settings: Any) -> str | float:
-        if folder is None:
+    def fingerprint_inputs(
+        cls, folder: str | None = None, control_folder: str | None = "", **settings: Any
+    ) -> str | float:
+        if folder is None or control_folder is None:
             return float("nan")
-        return folder_state(dataset_folder(str(folder)))
+        names = [str(folder), *folder_names(control_folder)]
+        return " ".join(folder_state(dataset_folder(name)) for name in names)
 
     @classmethod
-    def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
+    def execute(cls, folder: str, control_folder: str = "", **settings: Any) -> io.NodeOutput:
         from ..trainers.data.dataset import folder_dataset
         from .host.overview import reading_progress, show_dataset
 
         config = from_values(DatasetConfig, settings)
-        dataset = folder_dataset(dataset_folder(folder), config, reading_progress())
+        controls = [dataset_folder(name) for name in folder_names(control_folder)]
+        dataset = folder_dataset(
+            dataset_folder(folder), config, reading_progress(), control_folders=controls
+        )
         return io.NodeOutput(dataset, ui=show_dataset(dataset, has_body=True))
 
 
@@ -103,6 +129,17 @@ class ImageDataset(io.ComfyNode):
                     "Image's mask is white where a picture is transparent: invert it first.",
                 ),
                 *inputs_of(DatasetConfig, only=BATCH_SETTINGS).values(),
+                *(
+                    io.Image.Input(
+                        name,
+                        optional=True,
+                        tooltip=f"For edit models: {which} control image of each picture, what it "
+                        "is to be made from: as many as images, in the same order.",
+                    )
+                    for name, which in zip(
+                        CONTROL_INPUTS, ("the", "a second", "a third"), strict=True
+                    )
+                ),
             ],
             outputs=[PersonalizeDataset.Output(display_name="dataset", tooltip=OUTPUT_HELP)],
         )
@@ -118,10 +155,12 @@ class ImageDataset(io.ComfyNode):
         from ..trainers.data.dataset import batch_dataset
         from .host.overview import show_dataset
 
+        given = [settings.pop(name, None) for name in CONTROL_INPUTS]
+        controls = [[image for batch in batches for image in batch] for batches in given if batches]
         config = from_values(DatasetConfig, {n: _single(n, v) for n, v in settings.items()})
         flat_images = [image for batch in images for image in batch]
         flat_masks = [mask for batch in masks or [] for mask in _as_batch(batch)]
-        dataset = batch_dataset(flat_images, captions, flat_masks or None, config)
+        dataset = batch_dataset(flat_images, captions, flat_masks or None, config, controls)
         return io.NodeOutput(dataset, ui=show_dataset(dataset))
 
 

@@ -35,6 +35,13 @@ class PreviewSettings(io.ComfyNode):
                     "scheduler", options=SCHEDULERS, default="normal", tooltip="As in KSampler."
                 ),
                 seed,
+                io.Image.Input(
+                    "control_images",
+                    optional=True,
+                    tooltip="For edit models: what the pictures are made from. As many as each "
+                    "picture of the dataset has, for all prompts; or a batch with as many for each "
+                    "prompt, in the order of the prompts.",
+                ),
             ],
             outputs=[
                 PersonalizePreview.Output(
@@ -44,5 +51,6 @@ class PreviewSettings(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(PreviewConfig(**values))
+    def execute(cls, control_images: Any = None, **values: Any) -> io.NodeOutput:
+        shown = () if control_images is None else tuple(control_images)
+        return io.NodeOutput(PreviewConfig(**values, control_images=shown))

@@ -5,17 +5,21 @@ A new model is a new row.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from PIL import Image
+
 from tests import tiny_transformers as transformers
 from tests.conftest import model_file
+from tests.dataset_files import noise
 from tests.graphs import Graph, Link
 from tests.host import Host
-from tests.test_host_lora import PROMPT
+from tests.test_host_lora import PROMPT, pictures
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Row:
         old_methods: those in the oldest host.
         sampling: settings of the stock node that changes what it predicts.
         objective: what it predicts then.
+        encoder: the host's node that shows control images to the text encoder; empty where it does
+            not look at them. None: the model is not tried with any.
         unused: adapters' tensors that no gradient reaches: those of a text encoder's last layer,
             where the model takes what the last but one gives, and of what a last block makes of
             the text, which nobody reads.
@@ -46,6 +52,7 @@ class Row:
     recipe: Mapping[str, Any] = field(default_factory=dict)
     sampling: Mapping[str, Any] = field(default_factory=dict)
     objective: str = "epsilon"
+    encoder: str | None = None
     unused: int = 8
 
     def __str__(self) -> str:
@@ -62,11 +69,44 @@ class Row:
             model = load_unet(host, graph, model_file(self.unet, "fp16"), self.unet)
         return [self.sampled(graph, model), clip, vae]
 
+    def pictures(self, host: Host) -> str:
+        """A folder to train on."""
+        return pictures(host) if self.encoder is None else pairs(host)
+
+    def shown(self, host: Host, graph: Graph, base: list[Link]) -> dict[str, Link]:
+        """What a probe is given of a control image: nothing where there is none."""
+        if self.encoder is None:
+            return {}
+        image = graph.add("LoadImage", 2, image=f"{pairs(host)}/0.control.png")[0]
+        return {"image": image, "vae": base[2]}
+
+    def encode(self, host: Host, graph: Graph, base: list[Link], clip: Link, text: str) -> Link:
+        """The conditioning of a prompt, with a control image where there is one."""
+        shown = self.shown(host, graph, base)
+        if not shown:
+            return graph.encode(clip, text)
+        said = graph.encode(clip, text)
+        if self.encoder:
+            said = graph.add(self.encoder, clip=clip, prompt=text, image1=shown["image"])[0]
+        latent = graph.add("VAEEncode", pixels=shown["image"], vae=shown["vae"])[0]
+        return graph.add("ReferenceLatent", conditioning=said, latent=latent)[0]
+
     def sampled(self, graph: Graph, model: Link) -> Link:
         """`model` behind the node that changes what it predicts, if there is one."""
         if not self.sampling:
             return model
         return graph.add("ModelSamplingDiscrete", model=model, **self.sampling)[0]
+
+
+def pairs(host: Host) -> str:
+    """A folder of pictures with control images, which have a shape of their own."""
+    folder = host.base / "input" / "pairs"
+    if not folder.exists():
+        folder.mkdir()
+        for number, colour in enumerate(("red", "teal", "gold")):
+            Image.new("RGB", (80, 72), colour).save(folder / f"{number}.png")
+            noise(96, 64).save(folder / f"{number}.control.png")
+    return folder.name
 
 
 def load_unet(host: Host, graph: Graph, path: Path, name: str) -> Link:
@@ -281,4 +321,20 @@ TRANSFORMERS = [
         "hidream-o1", "generic", transformers.HIDREAM_O1, 4, methods=("lora",), old_methods=()
     ),
 ]
+# Edit models, with control images: the same modules, told of more. The oldest host tells the
+# modules in the same way, so two of them are enough there.
+EDITS = [
+    dataclasses.replace(
+        transformer(name, architecture, recipe, unused, old_methods, ("lora",)), encoder=encoder
+    )
+    for name, architecture, recipe, unused, old_methods, encoder in (
+        ("kontext", "flux", transformers.FLUX, 0, ("lora",), ""),
+        ("klein-edit", "flux2", transformers.KLEIN, 8, (), ""),
+        (
+            "qwen-image-edit", "qwen_image", transformers.QWEN_IMAGE_EDIT, 4, ("lora",),
+            "TextEncodeQwenImageEditPlus",
+        ),
+        ("omnigen2-edit", "generic", transformers.OMNIGEN2, 0, (), ""),
+    )
+]  # fmt: skip
 ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

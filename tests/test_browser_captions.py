@@ -178,3 +178,28 @@ def test_names_are_not_taken_for_markup_in_errors(opened: Page, host: Host) -> N
     spans = "[...document.querySelectorAll('.comfy-markdown-content, span')]"
     opened.until(f"(told) => {spans}.some((one) => one.innerText.startsWith(told))", told)
     opened.forgive(404)  # pictures that cannot be read have no thumbnails
+
+
+def test_control_images_stand_in_the_corner_of_their_picture(opened: Page, host: Host) -> None:
+    folder, before = dog(host, "edited"), host.base / "input" / "unedited"
+    save(before / "a.png", (128, 64))
+    save(before / "b.png")
+    choose(opened, "edited")
+    insets = f"[...document.querySelectorAll('{FIGURES} > div img')]"
+    assert opened.run(f"() => {insets}.length") == 0
+    opened.run(
+        """() => {
+          const node = app.graph._nodes[0];
+          const widget = node.widgets.find((one) => one.name === "control_folder");
+          widget.value = "unedited";
+          widget.callback("unedited");
+        }"""
+    )
+    opened.until(f"() => {insets}.filter((one) => one.naturalWidth === 69).length === 2")
+    assert opened.run(f"() => {insets}.map((one) => one.title)") == [
+        "control image: a.png", "control image: b.png"
+    ]  # fmt: skip
+    edit(opened, 0, "make it red", "Control+Enter")
+    closed(opened)
+    assert (folder / "a.txt").read_text() == "make it red\n"
+    assert opened.run(f"() => {insets}.length") == 2

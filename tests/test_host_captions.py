@@ -327,3 +327,38 @@ def test_uploads_stay_in_the_input_folder(host: Host, folder: str) -> None:
     assert upload(Origin="http://evil.example") == 403
     inside = host.base / "input"
     assert not [path for path in host.base.rglob("up.txt") if inside not in path.parents]
+
+
+def test_control_images_are_shown_and_what_is_wrong_with_them(running: Host) -> None:
+    folder = dog(running)
+    before = running.base / "input" / "routes" / "before"
+    for name in ("a b#%?.png", "c.jpg", "10_sks dog/d.png"):
+        save(before / name, (300, 150), (0, 0, 255))
+    asked = {"control_folder": "routes/before"}
+    answer = read(running, **asked)
+    named = {one["name"]: one["controls"] for one in answer["pictures"]}
+    assert named == {
+        "a b#%?.png": ["a b#%?.png"], "c.png": ["c.jpg"], "10_sks dog/d.jpg": ["d.png"]
+    }  # fmt: skip
+    assert answer["problems"] == []
+    one = {"folder": "routes/dog", "picture": "c.png", "control": "0", **asked}
+    status, _, jpeg = ask(running, f"/personalize/thumbnail?{urllib.parse.urlencode(one)}")
+    with Image.open(io.BytesIO(jpeg)) as image:
+        assert (status, image.size) == (200, (69, 35))
+        assert image.getpixel((30, 15))[2] > 250
+    for wrong in ("1", "-1", "x"):
+        path = f"/personalize/thumbnail?{urllib.parse.urlencode({**one, 'control': wrong})}"
+        assert ask(running, path)[0] == 400
+    stamp = {one["name"]: one["stamp"] for one in answer["pictures"]}
+    save(before / "c.jpg", (300, 150))
+    (before / "10_sks dog" / "d.png").unlink()
+    answer = read(running, **asked)
+    assert "1 of 3 images have no control image: 10_sks dog/d.jpg" in answer["problems"][0]
+    assert len(answer["pictures"]) == 3
+    save(before / "10_sks dog" / "d.png")
+    again = {one["name"]: one["stamp"] for one in read(running, **asked)["pictures"]}
+    assert again["c.png"] != stamp["c.png"]
+    assert again["a b#%?.png"] == stamp["a b#%?.png"]
+    assert "is not inside" in read(running, control_folder="../..")["problems"][0]
+    save(folder / "c.control.png")
+    assert [len(one["controls"]) for one in read(running)["pictures"]] == [0, 0, 0]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import pytest
 import torch
 
 from tests.base_models import (
+    EDITS,
     KOALA,
     METHODS,
     ROWS,
@@ -32,6 +34,7 @@ COMPLAINTS = (
     "left over keys",
 )  # fmt: skip
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
+edits_too = pytest.mark.parametrize("row", [*ROWS, *EDITS], ids=str)
 
 
 # -- what is measured ---------------------------------------------------------------------
@@ -44,13 +47,15 @@ def sample(
     prompt: str = PROMPT,
     prefix: str = "samples",
     anew: bool = False,
+    encode: Callable[[Link, str], Link] | None = None,
 ) -> None:
     """Two steps at 64 px without guidance, so that one prompt is all there is to encode.
 
     Args:
         anew: compute it even if the host has it from an earlier prompt.
+        encode: a prompt's conditioning, where it is more than its text.
     """
-    said = graph.encode(clip, prompt)
+    said = (encode or graph.encode)(clip, prompt)
     if anew:  # the same all the way through
         said = graph.add("ConditioningSetTimestepRange", conditioning=said, start=0.0, end=1.0)[0]
     empty = graph.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
@@ -71,7 +76,7 @@ def hosts_of(place: str, row: Row, request: pytest.FixtureRequest) -> tuple[Host
     """A host, and what is trained there; the test is skipped where that is nothing."""
     names = row.methods if place == "host" else row.old_methods
     if not names:
-        pytest.skip("the oldest ComfyUI does not have it")
+        pytest.skip("not tried in the oldest ComfyUI")
     host: Host = request.getfixturevalue(place)
     return host, names
 
@@ -80,25 +85,27 @@ each_host = pytest.mark.parametrize("place", ["host", "old_host"])
 
 
 @each_host
-@every_row
+@edits_too
 def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str, row: Row) -> None:
     host, names = hosts_of(place, row, request)
     log_from = len(host.log())
     graph = Graph()
     base = row.load(host, graph)
-    dataset = graph.dataset(pictures(host), "a photo of a dog")
-    sample(graph, *base[:2], prefix="before")
+    encode = partial(row.encode, host, graph, base)
+    dataset = graph.dataset(row.pictures(host), "a photo of a dog")
+    sample(graph, *base[:2], prefix="before", encode=encode)
     for name in names:
         trained = METHODS[name].train(graph, base, dataset, name)
-        sample(graph, *trained, prefix=f"{name}-sockets")
+        sample(graph, *trained, prefix=f"{name}-sockets", encode=encode)
     as_trained = found(host.run(graph))
 
     graph = Graph()
     base = row.load(host, graph)
-    sample(graph, *base[:2], prefix="after", anew=True)
+    encode = partial(row.encode, host, graph, base)
+    sample(graph, *base[:2], prefix="after", anew=True, encode=encode)
     for name in names:
         loaded = METHODS[name].load(host, graph, row, base, name)
-        sample(graph, *loaded, prefix=f"{name}-file")
+        sample(graph, *loaded, prefix=f"{name}-file", encode=encode)
     host.run(graph)
 
     before = latents(host, "before")
@@ -118,12 +125,13 @@ def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str,
 
 
 @each_host
-@every_row
+@edits_too
 def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, row: Row) -> None:
     host, graph = hosts_of(place, row, request)[0], Graph()
-    model, clip, _ = row.load(host, graph)
-    said = graph.encode(clip, PROMPT)
-    graph.add("ProbePrediction", model=model, clip=clip, conditioning=said, text=PROMPT)
+    model, clip, _ = base = row.load(host, graph)
+    said = row.encode(host, graph, base, clip, PROMPT)
+    shown = row.shown(host, graph, base)
+    graph.add("ProbePrediction", model=model, clip=clip, conditioning=said, text=PROMPT, **shown)
     graph.add("ProbeSharing", model=model, clip=clip)
     measured = found(host.run(graph))
     assert measured.pop("prediction") < 1e-5
@@ -138,14 +146,15 @@ def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, r
         assert shared == (total if on_the_cpu() else 0)
 
 
-@pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA, *TRANSFORMERS], ids=str)
+@pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA, *TRANSFORMERS, *EDITS], ids=str)
 def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     graph = Graph()
-    model, clip, _ = row.load(host, graph)
+    model, clip, _ = base = row.load(host, graph)
     of_text_encoders = not row.unet  # SDXL's are those of its relatives
     graph.add(
-        "ProbeGradients", model=model, clip=clip, text=PROMPT, of_text_encoders=of_text_encoders
-    )
+        "ProbeGradients", model=model, clip=clip, text=PROMPT, of_text_encoders=of_text_encoders,
+        **row.shown(host, graph, base),
+    )  # fmt: skip
     measured = found(host.run(graph))
     assert measured["difference"] < 5e-5  # sums in another order
     assert measured["numeric"] < 1e-3

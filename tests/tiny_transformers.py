@@ -78,6 +78,13 @@ QWEN_IMAGE: Recipe = {
     "text": "qwen_image", "tokenizer": "QwenImageTokenizer", "encoder": "te",
     "sizes": {"qwen25_7b": llm(2)}, "vae": "wan",
 }  # fmt: skip
+QWEN_IMAGE_EDIT: Recipe = {
+    **QWEN_IMAGE,
+    "eyes": {
+        "hidden_size": 32, "output_hidden_size": TEXT, "intermediate_size": 64, "num_heads": 2,
+        "num_layers": 2,
+    },
+}  # fmt: skip
 KREA2: Recipe = {
     "model": "Krea2",
     "unet": {

@@ -22,8 +22,10 @@ from torch import Tensor, nn
 from .models.architectures import DENOISER, Architecture
 from .objective.noise import Objective
 
-# What a caption becomes, with a batch dimension of 1; only the host's module looks inside.
-Text = Mapping[str, Tensor]
+# What a caption becomes, with a batch dimension of 1, and REFERENCES beside it, under the names
+# that the host has; only the host's module looks inside.
+Text = Mapping[str, Tensor | Sequence[Tensor]]
+REFERENCES = "reference_latents"  # of control images, one each
 Rows = dict[str, nn.Parameter]  # of a learned token, (vectors, D) fp32, by text encoder
 
 
@@ -49,6 +51,30 @@ class Size(NamedTuple):
         return self.bucket_width_px * self.bucket_height_px
 
 
+@dataclass(frozen=True, eq=False)
+class Controls:
+    """The control images of one picture, which an edit model is shown beside the caption.
+
+    Attributes:
+        latents: (1, C, ..., h, w) of each, fp32 on the CPU, as the VAE gives them.
+        pixels: reads them: (1, H, W, 3) of each in 0..1, for text encoders that look at them.
+    """
+
+    latents: tuple[Tensor, ...]
+    pixels: Callable[[], tuple[Tensor, ...]]
+
+
+# What a text encoder reads: a caption, and the control images where it looks at those.
+Prompt = str | tuple[str, Controls]
+
+
+def prompt_of(caption: str, controls: Controls | None, architecture: Architecture) -> Prompt:
+    """What the text encoder of such a model reads for a caption of a picture."""
+    if controls is None or not architecture.control_encoder:
+        return caption
+    return caption, controls
+
+
 class TextSide(Protocol):
     """Everything between a caption and what the denoiser is told.
 
@@ -63,7 +89,7 @@ class TextSide(Protocol):
     def tokenize(self, text: str) -> dict[str, list[int | Tensor]]:
         """All tokens of a text by text encoder, marks and padding too; a learned one as rows."""
 
-    def encode(self, text: str) -> Text:
+    def encode(self, prompt: Prompt) -> Text:
         """What the denoiser is told, with gradients where something in it trains."""
 
     def vocabulary(self, encoder: str) -> Tensor:

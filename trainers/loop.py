@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .contracts import Parts, Text
+from .contracts import Parts, Prompt, Text
 from .data.batches import BatchPlan
 from .data.dataset import Dataset
 from .data.examples import Examples
@@ -77,7 +77,7 @@ class Best:
 def make_job(
     parts: Parts,
     examples: Examples,
-    encoded: dict[str, Text] | None,
+    encoded: Mapping[Prompt, Text] | None,
     config: RunConfig,
     held_out: Examples | None = None,
 ) -> Job:

@@ -5,16 +5,16 @@ trainers.loop puts them in order. Letters in shapes: B samples, C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from .contracts import Parts, Size, Text, Trainable
+from .contracts import REFERENCES, Parts, Prompt, Text, Trainable, prompt_of
 from .data.batches import by_shape
-from .data.examples import Examples, stack_masks
+from .data.examples import Examples, Shown, stack_masks
 from .data.prior import put_teacher_samples
 from .data.validation import NUM_TIMESTEPS, held_out_samples
 from .objective.losses import sample_losses
@@ -30,7 +30,8 @@ class Job:
     """One training, ready to go.
 
     Attributes:
-        encoded: the encoding of every caption and of "", or None where the text encoder trains.
+        encoded: the encoding of every caption and of "", or None where the text encoder trains;
+            see prompt_of.
         prompts: what trains each caption of the instance images; see Trainable.
         held_out: pictures that are not trained but watched.
     """
@@ -38,7 +39,7 @@ class Job:
     parts: Parts
     trainable: Trainable
     examples: Examples
-    encoded: dict[str, Text] | None
+    encoded: Mapping[Prompt, Text] | None
     config: RunConfig
     prompts: dict[str, tuple[str, ...]]
     held_out: Examples | None = None
@@ -77,14 +78,14 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
     if objective.min_snr_gamma:
         weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
     if objective.preserves_output:
-        sizes = [examples.sizes[picture] for picture in pictures]
-        kept = _preserving_losses(job, noisy, timesteps, sizes)
+        shown = [examples.shown(picture) for picture in pictures]
+        kept = _preserving_losses(job, noisy, timesteps, shown)
         losses = torch.cat([losses, kept])
         weights = torch.cat([weights, torch.full_like(kept, objective.prior_weight)])
     return losses, weights
 
 
-def _preserving_losses(job: Job, noisy: Tensor, timesteps: Tensor, sizes: list[Size]) -> Tensor:
+def _preserving_losses(job: Job, noisy: Tensor, timesteps: Tensor, shown: list[Shown]) -> Tensor:
     """How far the prediction for the class prompt is from the base's, (B,) fp32.
 
     Both see what the instance samples train on (differential output preservation).
@@ -92,8 +93,8 @@ def _preserving_losses(job: Job, noisy: Tensor, timesteps: Tensor, sizes: list[S
     assert job.trainable.base_model is not None
     prompts = [job.config.objective.class_prompt] * len(noisy)
     with torch.no_grad(), job.trainable.base_model():
-        base = predict(job, noisy, timesteps, prompts, sizes)
-    return sample_losses(predict(job, noisy, timesteps, prompts, sizes), base)
+        base = predict(job, noisy, timesteps, prompts, shown)
+    return sample_losses(predict(job, noisy, timesteps, prompts, shown), base)
 
 
 def _losses(
@@ -115,26 +116,34 @@ def _losses(
     noisy = parts.objective.add_noise(latents, noise, timesteps)
     target = parts.objective.target(latents, noise, timesteps)
     put_teacher_samples(examples, pictures, noisy, timesteps, target)
-    sizes = [examples.sizes[picture] for picture in pictures]
-    prediction = predict(job, noisy, timesteps, captions, sizes)
+    shown = [examples.shown(picture) for picture in pictures]
+    prediction = predict(job, noisy, timesteps, captions, shown)
     mask = None if mask is None else mask.to(parts.device)
     return sample_losses(prediction, target, mask), timesteps, noisy
 
 
 def predict(
-    job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str], sizes: list[Size]
+    job: Job, noisy: Tensor, timesteps: Tensor, captions: list[str], shown: list[Shown]
 ) -> Tensor:
     """What the denoiser predicts as it is now, (B, C, ...)."""
+    controls = [one.controls for one in shown]
+    prompts = [
+        prompt_of(caption, seen, job.parts.architecture)
+        for caption, seen in zip(captions, controls, strict=True)
+    ]
     parts, autocast = job.parts, job.trainable.autocast
     with torch.autocast(parts.device.type, autocast, enabled=autocast is not None):
         # Samples often share a caption; a text encoder that trains reads it once.
         encode = parts.text.encode if job.encoded is None else job.encoded.__getitem__
-        texts = {caption: encode(caption) for caption in dict.fromkeys(captions)}
+        texts = {prompt: encode(prompt) for prompt in dict.fromkeys(prompts)}
         return parts.predict(
             noisy.to(parts.device),
             timesteps.to(parts.device),
-            [texts[caption] for caption in captions],
-            sizes,
+            [
+                texts[prompt] if seen is None else {**texts[prompt], REFERENCES: seen.latents}
+                for prompt, seen in zip(prompts, controls, strict=True)
+            ],
+            [one.size for one in shown],
         )
 
 

@@ -1,15 +1,17 @@
 """Captions in the browser: what a folder's pictures are called, to look at and to write anew.
 
-    GET  /personalize/captions?folder=&captions=
+    GET  /personalize/captions?folder=&captions=&control_folder=
          200 {"pictures": [{"name", "caption", "source", "words", "tokens", "editable", "why",
-              "stamp"}], "problems": [sentence], "writable": bool}; `caption` and `source` are null
-              where a picture has none of its own, `words` are those of its folder, `why` says why
-              it is not editable, `stamp` changes with its file; what the user can mend, such as a
-              folder that is not chosen yet, is a problem without pictures
-    POST /personalize/captions {"folder", "captions", "picture", "caption", "was"}
+              "stamp", "controls": [name]}], "problems": [sentence], "writable": bool};
+              `caption` and `source` are null where a picture has none of its own, `words` are
+              those of its folder, `why` says why it is not editable, `stamp` changes with its
+              files; what the user can mend, such as a folder that is not chosen yet, is a problem
+              without pictures
+    POST /personalize/captions {"folder", "captions", "control_folder", "picture", "caption", "was"}
          200 as GET; 409 {"error", "caption"} where the caption is no longer what the page showed
     GET  /personalize/thumbnail?folder=&picture=&stamp=&settings={}
-         200 a small JPEG as the picture is trained with these settings of a DatasetConfig
+         200 a small JPEG as the picture is trained with these settings of a DatasetConfig; with
+              &control_folder=&control=0 its first control image, whole
 
 `captions` is DatasetConfig.captions. What the user can mend is answered by 400 {"error"} otherwise.
 Nothing here decodes a picture but the thumbnail, and nothing is written but a picture's .txt file,
@@ -37,7 +39,7 @@ from ...trainers.errors import DatasetError, PersonalizeError
 from ...trainers.runs.files import write_whole
 from ...trainers.settings.dataset import DatasetConfig
 from ...trainers.settings.field import from_values
-from .folders import dataset_folder
+from .folders import dataset_folder, folder_names
 from .words import count_tokens
 
 CAPTIONS, THUMBNAIL = "/personalize/captions", "/personalize/thumbnail"
@@ -65,7 +67,8 @@ def register_captions() -> None:
 
 async def _read(request: web.Request) -> web.Response:
     asked = request.query
-    return await _answered(lambda: _described(asked.get("folder", ""), asked.get("captions", "")))
+    names = [asked.get(name, "") for name in ("folder", "captions", "control_folder")]
+    return await _answered(lambda: _described(*names))
 
 
 async def _write(request: web.Request) -> web.Response:
@@ -81,11 +84,10 @@ async def _write(request: web.Request) -> web.Response:
 async def _thumbnail(request: web.Request) -> web.Response:
     from ...trainers.data.pictures import READ_ERRORS  # Pillow, numpy and torch, once asked for
 
-    asked = request.query
-    folder, picture = asked.get("folder", ""), asked.get("picture", "")
+    asked = dict(request.query)
+    picture = asked.get("picture", "")
     try:
-        values = _parsed(asked.get("settings", "{}"))
-        jpeg = await asyncio.to_thread(_jpeg, folder, picture, values)
+        jpeg = await asyncio.to_thread(_jpeg, asked)
     except PersonalizeError as error:
         return web.json_response({"error": str(error)}, status=400)
     except READ_ERRORS:
@@ -103,15 +105,18 @@ async def _answered(work: Callable[[], dict[str, Any]]) -> web.Response:
         return web.json_response({"error": str(error)}, status=400)
 
 
-def _described(name: str, choice: str) -> dict[str, Any]:
+def _described(name: str, choice: str, control_folder: str) -> dict[str, Any]:
     try:
-        return described(name, choice)
+        return described(name, choice, control_folder)
     except PersonalizeError as error:  # a page that was just opened asks too: no failure of its
         return {"pictures": [], "problems": [str(error)], "writable": False}
 
 
-def described(name: str, choice: str) -> dict[str, Any]:
+def described(name: str, choice: str, control_folder: str = "") -> dict[str, Any]:
     """The captions of a folder, as GET answers.
+
+    Args:
+        control_folder: as on Training Images (Folder).
 
     Raises:
         DatasetError: there is no such folder.
@@ -119,6 +124,11 @@ def described(name: str, choice: str) -> dict[str, Any]:
     """
     listing, choice = list_folder(dataset_folder(name)), _choice(choice)
     found, problems = own_captions(listing, choice)
+    controls: list[tuple[Path, ...]] = [()] * len(found)
+    try:
+        controls = _controls(listing, control_folder)
+    except DatasetError as error:
+        problems = [*problems, str(error)]
     pictures = [
         {
             "name": picture.name,
@@ -128,9 +138,10 @@ def described(name: str, choice: str) -> dict[str, Any]:
             "tokens": count_tokens(text),
             "editable": not (why := _locked(picture, source, choice)),
             "why": why,
-            "stamp": _stamp(picture),
+            "stamp": _stamp(picture, shown),
+            "controls": [path.name for path in shown],
         }
-        for picture, (text, source) in zip(listing.pictures, found, strict=True)
+        for picture, (text, source), shown in zip(listing.pictures, found, controls, strict=True)
     ]
     return {
         "pictures": pictures,
@@ -167,7 +178,7 @@ def write(asked: Mapping[str, Any]) -> dict[str, Any]:
             write_whole(target, content)
         else:
             target.unlink(missing_ok=True)
-        return described(str(asked["folder"]), choice)
+        return described(str(asked["folder"]), choice, str(asked.get("control_folder", "")))
 
 
 def _choice(asked: Any) -> str:
@@ -226,18 +237,36 @@ def _target(picture: PictureFile) -> Path:
     return Path(os.path.realpath(picture.beside.get(".txt") or picture.path.with_suffix(".txt")))
 
 
-def _stamp(picture: PictureFile) -> str:
-    paths = [picture.path, *(picture.beside[key] for key in picture.beside if key == "mask")]
+def _controls(listing: Listing, control_folder: str) -> list[tuple[Path, ...]]:
+    """The control images of every picture."""
+    from ...trainers.data.beside.controls import control_files  # torch, as above
+
+    folders = [dataset_folder(name) for name in folder_names(control_folder)]
+    return control_files(listing, folders)[0]
+
+
+def _stamp(picture: PictureFile, controls: tuple[Path, ...]) -> str:
+    paths = [picture.path, *controls]
+    paths += [path for what, path in picture.beside.items() if what == "mask"]
     return "-".join(str(path.stat().st_mtime_ns) for path in paths)
 
 
-def _jpeg(folder: str, name: str, values: Mapping[str, Any]) -> bytes:
+def _jpeg(asked: Mapping[str, str]) -> bytes:
     from io import BytesIO
 
-    from ...trainers.data.summary import thumbnail
+    from ...trainers.data.summary import inset, thumbnail
 
-    config = from_values(DatasetConfig, values)
-    picture = _file(list_folder(dataset_folder(folder)), name)
+    config = from_values(DatasetConfig, _parsed(asked.get("settings", "{}")))
+    listing = list_folder(dataset_folder(asked.get("folder", "")))
+    picture = _file(listing, asked.get("picture", ""))
+    if "control" in asked:
+        controls = _controls(listing, asked.get("control_folder", ""))
+        shown = {str(n): path for n, path in enumerate(controls[listing.pictures.index(picture)])}
+        if (path := shown.get(asked["control"])) is None:
+            raise DatasetError(f"{picture.name} has no such control image.\nReload the page.")
+        drawn = inset(path)
+    else:
+        drawn = thumbnail(picture, config)
     content = BytesIO()
-    thumbnail(picture, config).save(content, "JPEG", quality=80)
+    drawn.save(content, "JPEG", quality=80)
     return content.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import folder_paths
@@ -59,6 +60,11 @@ def dataset_folder(name: str) -> Path:
             f"choose one of: {', '.join(dataset_folders()) or '(none has pictures yet)'}."
         )
     return folder
+
+
+def folder_names(text: str) -> list[str]:
+    """The names of folders in a text, with commas or line ends between."""
+    return [name.strip() for name in re.split(r"[,\n]", text) if name.strip()]
 
 
 def folder_problem(name: str) -> str | None:

@@ -147,10 +147,11 @@ def predicted(parts: Any, noisy: torch.Tensor, timestep: int, text: Any) -> torc
 
 def batched(parts: Any, noisy: torch.Tensor, texts: list[Any]) -> float:
     """How far the predictions of a batch are from those of its samples one by one."""
-    mixed = torch.cat([noisy, noisy.flip(-1)])
-    timesteps = parts.objective.timesteps(torch.tensor([0.3, 0.8], device=noisy.device))
+    mixed = torch.cat([noisy.roll(place, -1) for place in range(len(texts))])
+    levels = torch.linspace(0.3, 0.8, len(texts), device=noisy.device)
+    timesteps = parts.objective.timesteps(levels)
     size = size_of_picture()
-    together = parts.predict(mixed, timesteps, texts, [size, size])
+    together = parts.predict(mixed, timesteps, texts, [size] * len(texts))
     apart = [
         parts.predict(mixed[[place]], timesteps[[place]], [text], [size])
         for place, text in enumerate(texts)
@@ -168,6 +169,28 @@ def compared(text: Any, conditioning: Any) -> float:
     return max(found)
 
 
+REFERENCES = "reference_latents"
+CONTROL_IMAGE = (
+    io.Image.Input("image", optional=True),
+    io.Vae.Input("vae", optional=True),
+)
+
+
+def controls_of(image: Any, vae: Any) -> Any:
+    """A control image as the trainer keeps it; None for none."""
+    if image is None:
+        return None
+    latents = pack("nodes.host.models.vae").encoder_of(vae)(image)
+    return pack("trainers.contracts").Controls((latents,), lambda: (image.clone(),))
+
+
+def told(parts: Any, text: str, controls: Any) -> Any:
+    """What the trainer tells the denoiser of a sample."""
+    prompt = pack("trainers.contracts").prompt_of(text, controls, parts.architecture)
+    made = parts.text.encode(prompt)
+    return made if controls is None else {**made, REFERENCES: controls.latents}
+
+
 class Prediction(io.ComfyNode):
     """The trainer's prediction and text encoding against the host's, for the same sockets."""
 
@@ -179,19 +202,32 @@ class Prediction(io.ComfyNode):
             io.Clip.Input("clip"),
             io.Conditioning.Input("conditioning"),
             io.String.Input("text"),
+            *CONTROL_IMAGE,
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, conditioning: Any, text: str) -> io.NodeOutput:
+    def execute(
+        cls, model: Any, clip: Any, conditioning: Any, text: str, image: Any = None, vae: Any = None
+    ) -> io.NodeOutput:
+        controls = controls_of(image, vae)
         noisy = noisy_latents(model)
         theirs = {
             t: host_prediction(model, noisy, t, conditioning) for t in (_least(model), 500, 990)
         }
         with parts_of(model, clip) as parts:
-            encoded = parts.text.encode(text)
+            encoded = told(parts, text, controls)
             ours = {t: predicted(parts, noisy, t, encoded) for t in theirs}
-            frozen = pack("nodes.host.models.text").encode_captions(clip, [text])[text]
-            batch = batched(parts, noisy, [encoded, parts.text.encode(f"{text} {text}, {text}")])
+            prompt = pack("trainers.contracts").prompt_of(text, controls, parts.architecture)
+            frozen = pack("nodes.host.models.text").encode_captions(
+                clip, [prompt], control_encoder=parts.architecture.control_encoder
+            )[prompt]
+            others = [told(parts, f"{text} {text}, {text}", controls)]
+            if controls is not None:  # a batch with one, one of another shape, and none
+                (latents,) = controls.latents
+                of_others = ((latents.flip(-1),), (latents[..., :-2],), (latents, latents))
+                others += [{**encoded, REFERENCES: given} for given in of_others]
+                others += [parts.text.encode(text)]
+            batch = batched(parts, noisy, [encoded, *others])
         return shown({
             "batch": batch,
             "text": compared(encoded, conditioning),

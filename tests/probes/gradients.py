@@ -9,7 +9,18 @@ import comfy.model_sampling
 import torch
 from comfy_api.latest import io
 
-from . import noisy_latents, pack, parts_of, predicted, probe, shown, size_of_picture
+from . import (
+    CONTROL_IMAGE,
+    controls_of,
+    noisy_latents,
+    pack,
+    parts_of,
+    predicted,
+    probe,
+    shown,
+    size_of_picture,
+    told,
+)
 
 # Of an average tensor's gradient: what is smaller is made of rounding.
 NEGLIGIBLE = 1e-3
@@ -30,12 +41,17 @@ class Gradients(io.ComfyNode):
             io.Clip.Input("clip"),
             io.String.Input("text"),
             io.Boolean.Input("of_text_encoders", default=True),
+            *CONTROL_IMAGE,
         )
 
     @classmethod
-    def execute(cls, model: Any, clip: Any, text: str, of_text_encoders: bool) -> io.NodeOutput:
-        again, _ = gradients(model, clip, text, of_text_encoders, checkpointed=True)
-        plain, numeric = gradients(model, clip, text, of_text_encoders, checkpointed=False)
+    def execute(
+        cls, model: Any, clip: Any, text: str, of_text_encoders: bool, image: Any = None,
+        vae: Any = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        said = text, controls_of(image, vae)
+        again, _ = gradients(model, clip, said, of_text_encoders, checkpointed=True)
+        plain, numeric = gradients(model, clip, said, of_text_encoders, checkpointed=False)
         lengths = torch.stack([grad.norm() for grad in plain.values()])
         least = NEGLIGIBLE * lengths.square().mean().sqrt()
         return shown({
@@ -50,18 +66,21 @@ class Gradients(io.ComfyNode):
 
 
 def gradients(
-    model: Any, clip: Any, text: str, of_text_encoders: bool, checkpointed: bool
+    model: Any, clip: Any, text: tuple[str, Any], of_text_encoders: bool, checkpointed: bool
 ) -> tuple[dict[str, torch.Tensor], float | None]:
     """Gradients of a LoRA everywhere by name; how far they are from the numeric derivative.
 
     The latter only without checkpointing.
+
+    Args:
+        text: and its control images, if it has any.
     """
     settings = {"rank": 2, "alpha": 2.0, "train_text_encoder": of_text_encoders, "seed": 3}
     config = pack("trainers.settings.run").run_config("lora", settings)
     checkpointing = pack("trainers.models.checkpointing")
     random = torch.Generator().manual_seed(1)
     with parts_of(model, clip) as parts:
-        frozen = parts.text.encode(text)
+        frozen = told(parts, *text)
         trainable = pack("trainers.methods").METHODS["lora"](parts, config)
         for parameter in trainable.parameters:
             noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
@@ -72,7 +91,7 @@ def gradients(
         noisy = noisy_latents(model)
 
         def loss() -> torch.Tensor:
-            said = parts.text.encode(text) if of_text_encoders else frozen
+            said = told(parts, *text) if of_text_encoders else frozen
             return predicted(parts, noisy, 500, said).double().square().mean()
 
         with torch.enable_grad():

@@ -13,6 +13,7 @@ A recipe (JSON) names the classes and how small they are:
     vocabulary  where the tokenizer looks for its vocabulary, if the host has none for it
     sizes       by text encoder, what is other than in the published model
     quantized   whether the text encoders' layers are held in scaled fp8, as most people load them
+    eyes        what is other in the part that looks at pictures; without it, there is none
     vae         "taesd" (pictures, any number of channels), "wan" (a video's one frame), "pixels"
                 or "averages" (see stand_ins)
     seed        of the denoiser's weights, 0 where it is left out: others are a sibling's
@@ -28,10 +29,12 @@ from typing import Any
 import comfy.ldm.wan.vae
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.supported_models_base
 import comfy.taesd.taesd
+import comfy.text_encoders.qwen_vl
 import comfy.utils
 import folder_paths
 import torch
@@ -39,7 +42,7 @@ from comfy_api.latest import io
 
 from .stand_ins import Averages, vocabulary
 
-# The parts of text encoders that look at pictures, which are large and not asked.
+# The parts of text encoders that look at pictures, which are large.
 EYES = "visual"
 
 
@@ -124,6 +127,8 @@ def _clip(told: dict[str, Any], arguments: dict[str, Any], **more: Any) -> Any:
     for name, encoder in clip.cond_stage_model.named_children():
         if hasattr(encoder.transformer, EYES):
             delattr(encoder.transformer, EYES)
+        if "eyes" in told:
+            setattr(encoder.transformer, EYES, eyes_of(told["eyes"]))
         for spelling in (name, f"clip_{name}"):
             if tokenizer := getattr(clip.tokenizer, spelling, None):
                 table = encoder.transformer.get_input_embeddings().weight
@@ -142,6 +147,12 @@ def in_fp8(module: torch.nn.Module) -> dict[str, torch.Tensor]:
             weights[f"{name}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
             weights |= {f"{name}.weight_scale": scale, f"{name}.comfy_quant": said}
     return weights
+
+
+def eyes_of(told: dict[str, Any]) -> Any:
+    return comfy.text_encoders.qwen_vl.Qwen2VLVisionTransformer(
+        **told, device="cpu", dtype=torch.float32, ops=comfy.ops.manual_cast
+    )
 
 
 def vae_of(told: dict[str, Any]) -> Any:

@@ -1,1 +1,1 @@
-"""Pictures, captions and masks: from files to batches of latents."""
+"""Pictures, captions, masks and control images: from files to batches of latents."""

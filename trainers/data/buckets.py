@@ -6,6 +6,9 @@ import math
 
 from ..settings.dataset import STEP_PX, DatasetConfig
 
+SHAPE_TOLERANCE = 0.02  # what was drawn on a shrunk copy may be off by a pixel
+CONTROL_STEP_PX = 16  # of a control image's sides: what VAEs and patches divide them by
+
 
 def size_problem(width_px: int, height_px: int, config: DatasetConfig) -> str | None:
     """What makes a picture's shape unusable, or None.
@@ -65,6 +68,32 @@ def bucket_of(width_px: int, height_px: int, config: DatasetConfig) -> tuple[int
         candidates,
         key=lambda size: (cropped_share(width_px, height_px, size), -size[0] * size[1]),
     )
+
+
+def control_size(
+    size_px: tuple[int, int], picture_px: tuple[int, int], bucket_px: tuple[int, int]
+) -> tuple[int, int]:
+    """The (width, height) of a control image beside a picture that trains at `bucket_px`.
+
+    One of the picture's own shape is cut and resized as the picture is. Any other keeps its shape
+    at about the same area, with sides that are multiples of 16.
+
+    Args:
+        size_px, picture_px: (width, height) of the control image and of the picture.
+    """
+    if same_shape(size_px, picture_px):
+        return bucket_px
+    scale = math.sqrt(bucket_px[0] * bucket_px[1] / (size_px[0] * size_px[1]))
+    width, height = (
+        max(1, round(side * scale / CONTROL_STEP_PX)) * CONTROL_STEP_PX for side in size_px
+    )
+    return width, height
+
+
+def same_shape(size_px: tuple[int, int], other_px: tuple[int, int]) -> bool:
+    """Whether two sizes (width, height) have the same ratio of sides, but for 2 %."""
+    ratio = (size_px[0] * other_px[1]) / (size_px[1] * other_px[0])
+    return abs(ratio - 1) <= SHAPE_TOLERANCE
 
 
 def _rounded_down(side_px: float) -> int:

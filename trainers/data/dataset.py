@@ -1,4 +1,4 @@
-"""A dataset: pictures with captions, masks and the size each one trains at.
+"""A dataset: pictures with captions, masks, control images and the size each one trains at.
 
 A folder's pictures are decoded once when the dataset is made, to see that they can be, and again
 whenever they are asked for; in between there is neither an open file nor a decoded picture.
@@ -9,7 +9,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Container, Iterator, Sequence
+import os
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,17 @@ from torch import Tensor
 
 from ..errors import DatasetError
 from ..settings.dataset import STEP_PX, DatasetConfig
-from .buckets import bucket_of, size_problem
+from .beside.controls import control_files, given_control, raise_small
+from .beside.masks import check_mask_files, mask_sources, raise_masks
+from .buckets import bucket_of, control_size, size_problem
 from .captions import clean_lines, find_captions, in_words, one_line
 from .listing import PICTURE_SUFFIXES, Listing, list_folder, named, raise_listed
-from .masks import check_mask_files, mask_sources, raise_masks
-from .pictures import LARGEST_PX, READ_ERRORS, Picture, TensorSource, inspect
+from .pictures import LARGEST_PX, READ_ERRORS, Control, FileSource, Picture, TensorSource, inspect
 
 __all__ = ["Dataset", "Picture", "batch_dataset", "folder_dataset"]
 
 Item = TypeVar("Item")
+Facts = tuple[int, int, bool]  # of a file: width, height, whether it has transparent parts
 MANY_REPEATS = 100  # beyond this a number before a folder's name is more likely a year
 
 
@@ -69,8 +72,23 @@ class Dataset:
         with self._reading(self.pictures[index]) as picture:
             return picture.source.mask(picture.bucket_px)
 
+    @property
+    def num_controls(self) -> int:
+        """How many control images each picture has."""
+        return len(self.pictures[0].controls)
+
+    def controls(self, index: int) -> tuple[Tensor, ...]:
+        """fp32 (H, W, 3) in 0..1 of each control image, which may differ in size.
+
+        Raises:
+            DatasetError: a file is gone or was damaged since the dataset was made.
+        """
+        with self._reading(self.pictures[index]) as picture:
+            return tuple(one.source.pixels(one.size_px) for one in picture.controls)
+
     def fingerprint(self, by_lines: bool = True) -> str:
-        """A hash of all that training sees: pictures, masks, captions, sizes, repeats, order.
+        """A hash of all that training sees: pictures, masks, control images, captions, sizes,
+        repeats, order.
 
         Names and places of files do not count, their bytes do.
 
@@ -84,19 +102,22 @@ class Dataset:
         for picture, own in zip(self.pictures, self.digests(), strict=True):
             digest.update(own)
             caption = picture.caption if by_lines else one_line(picture.caption)
-            digest.update(json.dumps([caption, picture.bucket_px, picture.repeats]).encode())
+            facts: list[object] = [caption, picture.bucket_px, picture.repeats]
+            facts += [control.size_px for control in picture.controls]
+            digest.update(json.dumps(facts).encode())
         return digest.hexdigest()
 
     def digests(self) -> Iterator[bytes]:
-        """A hash of each picture and its mask.
+        """A hash of each picture with its mask and control images.
 
         Raises:
             DatasetError: a file is gone since the dataset was made.
         """
         for picture in self.pictures:
             with self._reading(picture):
-                digest = picture.source.digest()
-            yield digest
+                sources = [picture.source, *(control.source for control in picture.controls)]
+                digests = [source.digest() for source in sources]
+            yield digests[0] if len(digests) == 1 else hashlib.sha256(b"".join(digests)).digest()
 
     @contextmanager
     def _reading(self, picture: Picture) -> Iterator[Picture]:
@@ -104,8 +125,9 @@ class Dataset:
             yield picture
         except READ_ERRORS as error:
             raise DatasetError(
-                f"Dataset '{self.name}': {picture.name} or its mask could be read before, but not "
-                "now.\nPut it back, or queue again without it."
+                f"Dataset '{self.name}': {picture.name} or its mask"
+                f"{' or a control image' if picture.controls else ''} could be read before, but "
+                "not now.\nPut it back, or queue again without it."
             ) from error
 
 
@@ -114,41 +136,58 @@ def folder_dataset(
     config: DatasetConfig,
     on_picture: Callable[[int, int], None] | None = None,
     only: Container[str] | None = None,
+    control_folders: Sequence[Path] = (),
 ) -> Dataset:
     """The pictures of a folder, and ten times those of its sub-folders named like `10_dog`.
 
     Args:
         on_picture: is told (done, total) after each picture that was decoded; may raise.
         only: names of the pictures to take; None takes all.
+        control_folders: where control images lie that are not beside their pictures.
 
     Raises:
-        DatasetError: the folder is missing or empty, or pictures, captions or masks cannot be
-            used; all of one kind are listed.
+        DatasetError: a folder is missing or empty, or pictures, captions, masks or control images
+            cannot be used; all of one kind are listed.
     """
     listing = list_folder(folder)
     if only is not None:
         chosen = tuple(file for file in listing.pictures if file.name in only)
         listing = dataclasses.replace(listing, pictures=chosen)
     _raise_empty(listing)
-    facts = _inspect_all(listing, on_picture)
+    control_paths, control_notices = control_files(listing, control_folders)
+    facts, control_facts = _inspect_all(listing, control_paths, on_picture)
     sizes = [(width, height) for width, height, _ in facts]
     _raise_shapes(folder.name, [file.name for file in listing.pictures], sizes, config)
     captions = find_captions(listing, config)
     sources = mask_sources(listing, config, [transparent for *_, transparent in facts])
+    buckets = [bucket_of(*size, config) for size in sizes]
+    shown = [
+        tuple(
+            Control(
+                _shown_path(path, listing),
+                control_size(control_facts[path][:2], size, bucket),
+                FileSource(path),
+            )
+            for path in paths
+        )
+        for paths, size, bucket in zip(control_paths, sizes, buckets, strict=True)
+    ]
     pictures = tuple(
         Picture(
-            name=file.name, width_px=width, height_px=height, caption=caption,
-            bucket_px=bucket_of(width, height, config), repeats=file.repeats,
+            name=file.name, width_px=size[0], height_px=size[1], caption=caption,
+            bucket_px=bucket, repeats=file.repeats,
             has_mask=bool(source.mask_path or source.alpha_mask), source=source,
+            controls=controls,
         )
-        for file, (width, height), caption, source
-        in zip(listing.pictures, sizes, captions.texts, sources, strict=True)
+        for file, size, bucket, caption, source, controls
+        in zip(listing.pictures, sizes, buckets, captions.texts, sources, shown, strict=True)
     )  # fmt: skip
     check_mask_files(folder.name, pictures, sources)
     notices = [
         *captions.notices,
-        *_folder_notices(listing, config),
-        *_transparency_notice(pictures, facts),
+        *_folder_notices(listing, config, control_folders),
+        *control_notices,
+        *_transparency_notice(pictures, facts, control_facts),
         *_picture_notices(pictures, config),
     ]
     return Dataset(folder.name, pictures, config.resolution, captions.source, tuple(notices))
@@ -159,6 +198,7 @@ def batch_dataset(
     captions: Sequence[str] | None,
     masks: Sequence[Tensor] | None,
     config: DatasetConfig,
+    controls: Sequence[Sequence[Tensor]] = (),
 ) -> Dataset:
     """Pictures that are in memory already; the tensors are kept, not copied.
 
@@ -167,12 +207,14 @@ def batch_dataset(
         captions: one for all or one for each; they win over the prompt, which fills empty ones.
         masks: each (h, w) in 0..1, 1 where it is trained; one for all or one for each, or None.
         config: its `captions` and `masks` say where to look in a folder and do not count here.
+        controls: the first control images, the second ones ..., as `images`, one for each.
 
     Raises:
         DatasetError: there are no pictures, or counts, shapes or values cannot be used.
     """
     name = "batch"
     _raise_unusable_tensors(name, images)
+    _raise_unusable_controls(name, controls, len(images))
     given_texts = _one_each(name, "captions", captions or [""], len(images))
     own = [clean_lines(text) for text in given_texts]
     prompt = one_line(config.prompt)
@@ -185,12 +227,16 @@ def batch_dataset(
     _raise_shapes(name, names, sizes, config)
     pictures = tuple(
         Picture(
-            name=picture, width_px=width, height_px=height, caption=text,
-            bucket_px=bucket_of(width, height, config), has_mask=mask is not None,
+            name=picture, width_px=size[0], height_px=size[1], caption=text,
+            bucket_px=bucket_of(*size, config), has_mask=mask is not None,
             source=TensorSource(image, mask),
+            controls=tuple(
+                given_control(number, control[place], size, bucket_of(*size, config))
+                for number, control in enumerate(controls, start=1)
+            ),
         )
-        for picture, (width, height), text, image, mask
-        in zip(names, sizes, texts, images, given, strict=True)
+        for place, (picture, size, text, image, mask)
+        in enumerate(zip(names, sizes, texts, images, given, strict=True))
     )  # fmt: skip
     shapes = {
         picture.name: (mask.shape[-1], mask.shape[-2])
@@ -216,20 +262,25 @@ def _raise_empty(listing: Listing) -> None:
 
 
 def _inspect_all(
-    listing: Listing, on_picture: Callable[[int, int], None] | None
-) -> list[tuple[int, int, bool]]:
-    """Width, height and transparency of every picture, each decoded once."""
-    facts, unreadable, too_large = [], [], []
-    for number, file in enumerate(listing.pictures, start=1):
+    listing: Listing,
+    controls: Sequence[tuple[Path, ...]],
+    on_picture: Callable[[int, int], None] | None,
+) -> tuple[list[Facts], dict[Path, Facts]]:
+    """What there is to know of every picture, and of every control image; each decoded once."""
+    files = {file.path: file.name for file in listing.pictures}
+    files |= {path: _shown_path(path, listing) for paths in controls for path in paths}
+    facts: dict[Path, Facts] = {}
+    unreadable, too_large = [], []
+    for number, (path, shown) in enumerate(files.items(), start=1):
         try:
-            facts.append(inspect(file.path))
+            facts[path] = inspect(path)
         except Image.DecompressionBombError:
-            too_large.append(file.name)
+            too_large.append(shown)
         except READ_ERRORS:
-            unreadable.append(file.name)
+            unreadable.append(shown)
         if on_picture:
-            on_picture(number, len(listing.pictures))
-    name, total = listing.folder.name, len(listing.pictures)
+            on_picture(number, len(files))
+    name, total = listing.folder.name, len(files)
     megapixels = LARGEST_PX // 1_000_000
     raise_listed(
         name, unreadable, total, "cannot be read", "Remove them or save them again as PNG."
@@ -237,7 +288,13 @@ def _inspect_all(
     raise_listed(
         name, too_large, total, f"have more than {megapixels} megapixels", "Shrink or remove them."
     )
-    return facts
+    of_controls = {path: facts[path] for paths in controls for path in paths}
+    raise_small(name, {files[path]: found[:2] for path, found in of_controls.items()})
+    return [facts[file.path] for file in listing.pictures], of_controls
+
+
+def _shown_path(path: Path, listing: Listing) -> str:
+    return Path(os.path.relpath(path, listing.folder)).as_posix()
 
 
 def _raise_shapes(
@@ -254,7 +311,7 @@ def _raise_shapes(
     )  # fmt: skip
 
 
-def _raise_unusable_tensors(name: str, images: Sequence[Tensor]) -> None:
+def _raise_unusable_tensors(name: str, images: Sequence[Tensor], noun: str = "images") -> None:
     if not images:
         raise DatasetError(f"Dataset '{name}': there are no images.\nWire at least one into it.")
     bad = []
@@ -265,8 +322,23 @@ def _raise_unusable_tensors(name: str, images: Sequence[Tensor]) -> None:
             bad.append(f"image {number} (not finite)")
     raise_listed(
         name, bad, len(images), "cannot be used",
-        "Allowed: height x width x 1, 3 or 4 channels of finite numbers from 0 to 1.",
+        "Allowed: height x width x 1, 3 or 4 channels of finite numbers from 0 to 1.", noun,
     )  # fmt: skip
+
+
+def _raise_unusable_controls(
+    name: str, controls: Sequence[Sequence[Tensor]], num_images: int
+) -> None:
+    for place, given in enumerate(controls, start=1):
+        which = f"control images no. {place}" if len(controls) > 1 else "control images"
+        if len(given) != num_images:
+            raise DatasetError(
+                f"Dataset '{name}': {len(given)} {which} for {num_images} images.\n"
+                "Allowed: one for each image, in the same order."
+            )
+        _raise_unusable_tensors(name, given, which)
+        sizes = {f"no. {i}": (one.shape[1], one.shape[0]) for i, one in enumerate(given, start=1)}
+        raise_small(name, sizes)
 
 
 def _one_each(name: str, what: str, given: Sequence[Item], num_images: int) -> list[Item]:
@@ -280,11 +352,14 @@ def _one_each(name: str, what: str, given: Sequence[Item], num_images: int) -> l
     return list(given)
 
 
-def _folder_notices(listing: Listing, config: DatasetConfig) -> list[str]:
+def _folder_notices(
+    listing: Listing, config: DatasetConfig, read_elsewhere: Sequence[Path]
+) -> list[str]:
     notices = []
-    if listing.ignored_folders:
-        ignored = named(listing.ignored_folders, 6)
-        notices.append(f"not read: sub-folders {ignored} (only names like 10_dog are)")
+    read = {path.name for path in read_elsewhere if path.parent == listing.folder}
+    if ignored := [name for name in listing.ignored_folders if name not in read]:
+        ignored_names = named(ignored, 6)
+        notices.append(f"not read: sub-folders {ignored_names} (only names like 10_dog are)")
     if listing.foreign:
         notices.append(f"not read: {named(listing.foreign, 6)} (save them as PNG or JPEG)")
     if listing.strays:
@@ -298,13 +373,14 @@ def _folder_notices(listing: Listing, config: DatasetConfig) -> list[str]:
 
 
 def _transparency_notice(
-    pictures: Sequence[Picture], facts: Sequence[tuple[int, int, bool]]
+    pictures: Sequence[Picture], facts: Sequence[Facts], controls: Mapping[Path, Facts]
 ) -> list[str]:
     whitened = [
         picture.name
         for picture, (*_, transparent) in zip(pictures, facts, strict=True)
         if transparent and not picture.has_mask
     ]
+    whitened += [path.name for path, (*_, transparent) in controls.items() if transparent]
     return [f"transparent parts become white: {named(whitened, 6)}"] if whitened else []
 
 

@@ -1,21 +1,33 @@
-"""What is computed of every picture once, before training: its latents."""
+"""What is computed of every picture once, before training: its latents, and its control images'."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from ..contracts import Size
+from ..contracts import Controls, Size
 from ..errors import DatasetError
 from .buckets import crop_box
 from .captions import one_line
 from .dataset import Dataset, Picture
 
-# (1, H, W, 3) in 0..1 -> (1, C, ...), scaled for the denoiser.
+Item = TypeVar("Item")
+# (1, H, W, 3) in 0..1 -> (1, C, ...), as the VAE gives them.
 EncodePicture = Callable[[Tensor], Tensor]
+# Those latents -> latents as the denoiser takes them.
+ScaleLatents = Callable[[Tensor], Tensor]
+
+
+class Shown(NamedTuple):
+    """What is told of a picture beside its caption."""
+
+    size: Size
+    controls: Controls | None = None
 
 
 @dataclass(frozen=True)
@@ -41,6 +53,7 @@ class Examples:
         sizes: how each came to its training size.
         repeats: visits an epoch.
         num_class: how many of them, the last ones, are class images (prior preservation).
+        controls: by index, the control images of those that have any.
         teacher: by index, the class images whose latents are noisy and whose target is given.
     """
 
@@ -50,6 +63,7 @@ class Examples:
     sizes: tuple[Size, ...]
     repeats: tuple[int, ...]
     num_class: int = 0
+    controls: Mapping[int, Controls] = field(default_factory=dict)
     teacher: Mapping[int, TeacherSample] = field(default_factory=dict)
 
     @property
@@ -60,6 +74,10 @@ class Examples:
     def shapes(self) -> tuple[torch.Size, ...]:
         return tuple(latent.shape for latent in self.latents)
 
+    def shown(self, place: int) -> Shown:
+        """What is told of a picture beside its caption."""
+        return Shown(self.sizes[place], self.controls.get(place))
+
     def chosen(self, places: Sequence[int]) -> Examples:
         """Some of these instance images."""
         assert not self.num_class, "class images are joined later"
@@ -69,6 +87,9 @@ class Examples:
             tuple(self.captions[place] for place in places),
             tuple(self.sizes[place] for place in places),
             tuple(self.repeats[place] for place in places),
+            controls={
+                new: self.controls[old] for new, old in enumerate(places) if old in self.controls
+            },
         )
 
     def with_class_images(self, images: Examples) -> Examples:
@@ -81,16 +102,22 @@ class Examples:
             self.sizes + images.sizes,
             self.repeats + images.repeats,
             num_class=len(images.latents),
-            teacher={self.num_instances + index: one for index, one in images.teacher.items()},
+            controls={**self.controls, **self._behind(images.controls)},
+            teacher=self._behind(images.teacher),
         )
+
+    def _behind(self, by_index: Mapping[int, Item]) -> dict[int, Item]:
+        """What is given for class images by their own indices, by those that they get here."""
+        return {self.num_instances + index: one for index, one in by_index.items()}
 
 
 def encode_pictures(
     dataset: Dataset,
     encode: EncodePicture,
     report: Callable[[int, int], None] = lambda done, total: None,
+    scale: ScaleLatents = lambda latents: latents,
 ) -> Examples:
-    """Encode every picture of `dataset` once.
+    """Encode every picture of `dataset` and its control images once.
 
     Args:
         report: called after each picture with how many are done, of how many.
@@ -98,15 +125,25 @@ def encode_pictures(
     Raises:
         DatasetError: the VAE gives numbers that are not finite for a picture.
     """
-    latents, masks = [], []
-    for index, picture in enumerate(dataset.pictures):
-        latent = encode(dataset.pixels(index)[None])[0].float().cpu()
-        if not latent.isfinite().all():
+    latents, masks, controls = [], [], {}
+
+    def encoded(name: str, pixels: Tensor) -> Tensor:
+        made = encode(pixels[None])
+        if not made.isfinite().all():
             raise DatasetError(
-                f"Dataset '{dataset.name}': the VAE turns '{picture.name}' into NaN or infinity, "
+                f"Dataset '{dataset.name}': the VAE turns '{name}' into NaN or infinity, "
                 "even in fp32.\nUse another VAE, or save the picture again as PNG."
             )
+        return made
+
+    for index, picture in enumerate(dataset.pictures):
+        latent = scale(encoded(picture.name, dataset.pixels(index)))[0].float().cpu()
         latents.append(latent)
+        if picture.controls:
+            names = (control.name for control in picture.controls)
+            made = map(encoded, names, dataset.controls(index))
+            kept = tuple(latent.float().cpu() for latent in made)
+            controls[index] = Controls(kept, functools.partial(_batches, dataset, index))
         masks.append(_latent_mask(dataset.mask(index), latent))
         report(index + 1, len(dataset))
     return Examples(
@@ -115,7 +152,13 @@ def encode_pictures(
         tuple(picture.caption for picture in dataset.pictures),
         tuple(size_of(picture) for picture in dataset.pictures),
         tuple(picture.repeats for picture in dataset.pictures),
+        controls=controls,
     )
+
+
+def _batches(dataset: Dataset, index: int) -> tuple[Tensor, ...]:
+    """The control images of a picture, each as a batch of one."""
+    return tuple(pixels[None] for pixels in dataset.controls(index))
 
 
 def _latent_mask(mask: Tensor | None, latent: Tensor) -> Tensor | None:

@@ -1,6 +1,6 @@
-"""Which files of a folder make a dataset: pictures, their captions and their masks, by name alone.
+"""Which files of a folder make a dataset: pictures, their captions, masks and control images.
 
-Nothing here opens a picture or imports torch or Pillow, so that menus can ask it too.
+By name alone: nothing here opens a picture or imports torch or Pillow, so that menus can ask it.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DatasetError
@@ -20,6 +20,7 @@ PICTURE_SUFFIXES = frozenset(
 # Formats that people do put into such folders and that Pillow cannot open.
 FOREIGN_SUFFIXES = frozenset((".heic", ".heif", ".jxl", ".raw", ".dng", ".cr2", ".nef", ".arw"))
 MASK_ENDINGS = (".mask", "-masklabel")
+CONTROL = re.compile(r"(.+)\.control(\d*)")  # a stem: name.control, name.control2
 CAPTION_SUFFIXES = (".txt", ".caption")
 HIDDEN = (".", "__")  # how names of what is left out begin
 METADATA_NAME = "metadata.jsonl"
@@ -35,6 +36,8 @@ class PictureFile:
         repeats: how often it counts in one pass.
         folder_words: `sks dog` for a picture in the sub-folder `10_sks dog`, else empty.
         beside: files with the same stem, by what they are: ".txt", ".caption", "mask".
+        controls: its control images by number: name.control is the first; two of one number are
+            one too many.
     """
 
     path: Path
@@ -42,6 +45,12 @@ class PictureFile:
     repeats: int
     folder_words: str
     beside: Mapping[str, Path]
+    controls: Mapping[int, tuple[Path, ...]] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """Its name without the suffix, in small letters: what goes with it has the same."""
+        return self.name.removesuffix(self.path.suffix).casefold()
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,8 @@ class Listing:
 
     Attributes:
         metadata: the metadata.jsonl files, each with the prefix ("" or "10_dog/") of its names.
-        strays: names of masks without a picture.
+        strays: names of masks without a picture, and
+        stray_controls: of control images without one.
         foreign: names of pictures in formats that cannot be read.
         ignored_folders: names of sub-folders that are not read.
     """
@@ -59,6 +69,7 @@ class Listing:
     pictures: tuple[PictureFile, ...]
     metadata: tuple[tuple[str, Path], ...]
     strays: tuple[str, ...]
+    stray_controls: tuple[str, ...]
     foreign: tuple[str, ...]
     ignored_folders: tuple[str, ...]
 
@@ -73,7 +84,7 @@ def list_folder(folder: Path) -> Listing:
     """
     pictures: list[PictureFile] = []
     metadata: list[tuple[str, Path]] = []
-    strays: list[str] = []
+    strays: dict[bool, list[str]] = {False: [], True: []}  # by whether they are control images
     foreign: list[str] = []
     for part in _parts(folder):
         files = _visible(part, directories=False)
@@ -81,13 +92,16 @@ def list_folder(folder: Path) -> Listing:
         pictures += _pictures_of(part, prefix, files)
         metadata += [(prefix, path) for path in files if path.name.casefold() == METADATA_NAME]
         stems = {path.stem.casefold() for path in files if _is_picture(path)}
-        masked = ((path, _masked_stem(path)) for path in files)
-        strays += [prefix + path.name for path, stem in masked if stem and stem not in stems]
+        for path in files:
+            stem, number = _belongs_to(path)
+            if stem and stem not in stems:
+                strays[number is not None].append(prefix + path.name)
         foreign += [prefix + path.name for path in files if _suffix(path) in FOREIGN_SUFFIXES]
     ignored = (p.name for p in _visible(folder, directories=True) if not _repeats(p))
     return Listing(
-        folder, tuple(pictures), tuple(metadata), tuple(strays), tuple(foreign), tuple(ignored)
-    )
+        folder, tuple(pictures), tuple(metadata), tuple(strays[False]), tuple(strays[True]),
+        tuple(foreign), tuple(ignored),
+    )  # fmt: skip
 
 
 def has_pictures(folder: Path) -> bool:
@@ -164,18 +178,26 @@ def _natural_order(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _pictures_of(part: Path, prefix: str, files: list[Path]) -> list[PictureFile]:
     beside: dict[str, dict[str, Path]] = {}
+    controls: dict[str, dict[int, tuple[Path, ...]]] = {}
     for path in files:
-        if stem := _masked_stem(path):
+        stem, number = _belongs_to(path)
+        if number is not None:
+            numbered = controls.setdefault(stem, {})
+            numbered[number] = (*numbered.get(number, ()), path)
+        elif stem:
             beside.setdefault(stem, {})["mask"] = path
         elif _suffix(path) in CAPTION_SUFFIXES:
             beside.setdefault(path.stem.casefold(), {})[_suffix(path)] = path
     repeats = _repeats(part) if prefix else None
     count, words = repeats or (1, "")
     return [
-        PictureFile(path, prefix + path.name, count, words, beside.get(path.stem.casefold(), {}))
+        PictureFile(
+            path, prefix + path.name, count, words,
+            beside.get(path.stem.casefold(), {}), controls.get(path.stem.casefold(), {}),
+        )
         for path in files
         if _is_picture(path)
-    ]
+    ]  # fmt: skip
 
 
 def _suffix(path: Path) -> str:
@@ -183,16 +205,21 @@ def _suffix(path: Path) -> str:
 
 
 def _is_picture(path: Path) -> bool:
-    return _suffix(path) in PICTURE_SUFFIXES and not _masked_stem(path)
+    return _suffix(path) in PICTURE_SUFFIXES and not _belongs_to(path)[0]
 
 
-def _masked_stem(path: Path) -> str:
-    """The stem of the picture that a mask file belongs to; empty if it is no mask file."""
+def _belongs_to(path: Path) -> tuple[str, int | None]:
+    """The stem of the picture that a mask or a control image belongs to, else an empty one.
+
+    And a control image's number, from 1 on.
+    """
     if _suffix(path) not in PICTURE_SUFFIXES:
-        return ""
+        return "", None
     stem = path.stem.casefold()
+    if found := CONTROL.fullmatch(stem):
+        return found[1], int(found[2] or 1)
     ending = next((ending for ending in MASK_ENDINGS if stem.endswith(ending)), None)
-    return stem.removesuffix(ending) if ending else ""
+    return (stem.removesuffix(ending) if ending else ""), None
 
 
 def _repeats(folder: Path) -> tuple[int, str] | None:

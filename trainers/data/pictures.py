@@ -57,6 +57,20 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True)
+class Control:
+    """A control image: what an edit model is shown, to make the picture from it.
+
+    Attributes:
+        name: for messages.
+        size_px: (width, height) that it is cut and resized to; see buckets.control_size.
+    """
+
+    name: str
+    size_px: tuple[int, int]
+    source: Source = field(repr=False)
+
+
+@dataclass(frozen=True)
 class Picture:
     """One picture: what it is called, how large it is, what it trains at.
 
@@ -67,6 +81,7 @@ class Picture:
         bucket_px: (width, height) it trains at.
         repeats: how often it counts in one pass.
         source: opens its pixels; Dataset.pixels and .mask are the way to them.
+        controls: its control images in order; Dataset.controls is the way to their pixels.
     """
 
     name: str
@@ -77,6 +92,7 @@ class Picture:
     repeats: int = 1
     has_mask: bool = False
     source: Source = field(kw_only=True, repr=False)
+    controls: tuple[Control, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..contracts import Size
 from ..objective.noise import Objective, draw_noise, generator_for
 from ..objective.timesteps import draw_timesteps
 from ..settings.objective import ObjectiveConfig
-from .examples import Examples, TeacherSample
+from .examples import Examples, Shown, TeacherSample
 
-# (noisy latents (1, C, ...), timesteps (1,), captions, sizes) -> prediction (1, C, ...)
-Predict = Callable[[Tensor, Tensor, list[str], list[Size]], Tensor]
+# (noisy latents (1, C, ...), timesteps (1,), captions, what else is told) -> prediction (1, C, ...)
+Predict = Callable[[Tensor, Tensor, list[str], list[Shown]], Tensor]
 
 
 def teach(
@@ -35,30 +34,35 @@ def teach(
 ) -> Examples:
     """The instance images, then `settings.prior_samples` class samples that the base predicts.
 
+    Those of pictures with control images have the same ones.
+
     Args:
         predict: the base model, before anything was trained.
         report: called after each sample with how many are done, of how many.
     """
     noisy: list[Tensor] = []
-    sizes: list[Size] = []
+    shown: list[Shown] = []
     samples: dict[int, TeacherSample] = {}
     for index in range(settings.prior_samples):
         generator = generator_for(seed, "teacher", index)
         picture = index % examples.num_instances
         latents = examples.latents[picture][None]
-        sizes.append(examples.sizes[picture])
+        shown.append(examples.shown(picture))
         noise = draw_noise(latents.shape, generator, settings.noise_offset)
-        timesteps = draw_timesteps(1, generator, settings, process, sizes[-1].area_px)
+        timesteps = draw_timesteps(1, generator, settings, process, shown[-1].size.area_px)
         noisy.append(process.add_noise(latents, noise, timesteps)[0])
         with torch.no_grad():
-            prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt], sizes[-1:])
+            prediction = predict(noisy[-1][None], timesteps, [settings.class_prompt], shown[-1:])
         samples[index] = TeacherSample(timesteps.item(), prediction[0].float().cpu())
         report(index + 1, settings.prior_samples)
     num = len(noisy)
     captions = (settings.class_prompt,) * num
+    sizes = tuple(one.size for one in shown)
+    controls = {i: one.controls for i, one in enumerate(shown) if one.controls is not None}
     made = Examples(
-        tuple(noisy), (None,) * num, captions, tuple(sizes), (1,) * num, teacher=samples
-    )
+        tuple(noisy), (None,) * num, captions, sizes, (1,) * num,
+        controls=controls, teacher=samples,
+    )  # fmt: skip
     return examples.with_class_images(made)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,16 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from ..settings.dataset import DatasetConfig
+from .beside.masks import source_of
 from .buckets import bucket_of, crop_box, size_problem
 from .captions import one_line
 from .dataset import Dataset
 from .listing import PictureFile, named
-from .masks import source_of
 from .pictures import Picture, opened, orientation, to_rgb, upright
 
 MOST_LINES, MOST_SIZES = 4, 4
 BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
 THUMBNAIL_PX, GAP_PX, LINE_PX, FONT_PX = 208, 14, 17, 13
+INSET_PX = THUMBNAIL_PX // 3
 CAPTION_LINES = 3
 DIMMED = 0.2  # brightness of what a mask leaves out
 
@@ -54,7 +56,7 @@ def description(dataset: Dataset, notices: Sequence[str] = ()) -> str:
 def contact_sheet(dataset: Dataset, max_pictures: int = 36) -> Image.Image:
     """Thumbnails as they will be trained: cut to their size, what a mask leaves out dimmed.
 
-    Under each its name, size and caption.
+    In a corner of each its control images, under it its name, size and caption.
     """
     shown = dataset.pictures[:max_pictures]
     columns = _num_columns(len(shown))
@@ -100,6 +102,19 @@ def thumbnail(file: PictureFile, config: DatasetConfig) -> Image.Image:
     return _dimmed(torch.from_numpy(np.asarray(cut, dtype=np.float32) / 255), mask)
 
 
+def inset(path: Path) -> Image.Image:
+    """A control image, small and whole.
+
+    Raises:
+        READ_ERRORS: it cannot be decoded.
+    """
+    with opened(path) as image:
+        image.draft("RGB", (2 * INSET_PX, 2 * INSET_PX))
+        small = to_rgb(upright(image))
+    small.thumbnail((INSET_PX, INSET_PX), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return small
+
+
 def _counts(dataset: Dataset, most_sizes: int | None = MOST_SIZES) -> str:
     visits = sum(picture.repeats for picture in dataset.pictures)
     noun = "picture" if len(dataset) == 1 else "pictures"
@@ -109,6 +124,8 @@ def _counts(dataset: Dataset, most_sizes: int | None = MOST_SIZES) -> str:
         text += f", {visits} with repeats ({named(repeated, 3)})"
     sizes = Counter(picture.bucket_px for picture in dataset.pictures).most_common()
     shown = [f"{w}x{h} ({count})" for (w, h), count in sizes]
+    if num := dataset.num_controls:
+        text += f", each with {num} control image{'s' if num > 1 else ''}"
     return f"{text}; sizes: {named(shown, most_sizes or len(shown))}"
 
 
@@ -125,6 +142,12 @@ def _num_columns(num_pictures: int) -> int:
 def _thumbnail(dataset: Dataset, index: int) -> Image.Image:
     image = _dimmed(dataset.pixels(index), dataset.mask(index))
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
+    right = image.width
+    for control in reversed(dataset.controls(index)):
+        inset = _dimmed(control, None)
+        inset.thumbnail((INSET_PX, INSET_PX), Image.Resampling.LANCZOS)
+        right -= inset.width
+        image.paste(inset, (right, image.height - inset.height))
     return image
 
 

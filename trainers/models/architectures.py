@@ -78,6 +78,8 @@ class Architecture:
         unset_weights: text encoder weights that its files lack and nothing reads.
         guidance: what a model that was distilled to know it is trained at; None: what the host
             says.
+        control_encoder: the host's node that encodes a caption together with control images; empty
+            where the text encoder does not look at them.
         implementation: where its code is, as file metadata says (M).
     """
 
@@ -97,6 +99,7 @@ class Architecture:
     rates: Mapping[str, float] = field(default_factory=dict)
     unset_weights: str = r".*\.logit_scale"
     guidance: float | None = None
+    control_encoder: str = ""
     implementation: str = "https://github.com/Stability-AI/generative-models"
 
     def unusual(self, method: str, resolution_px: int, rate: float) -> list[str]:
@@ -250,6 +253,7 @@ QWEN_IMAGE = Architecture(
     targets=TRANSFORMER_TARGETS,
     resolution_px=1328,  # P; K and A train at 1024
     rates={"lora": 5e-5, "dreambooth": 1e-6},  # K docs/qwen_image.md, rank 16; A 1e-4
+    control_encoder="TextEncodeQwenImageEditPlus",  # P: from 2509 on; the first was shown 1024 px
     implementation="https://github.com/QwenLM/Qwen-Image",
 )
 KREA2 = Architecture(

@@ -33,7 +33,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.captions import one_line
-from ..data.dataset import Dataset
+from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
 from .files import save_error, save_tensors, whole_file, write_whole
 from .story import read_metrics
@@ -101,10 +101,22 @@ def _listing(dataset: Dataset, by_lines: bool) -> dict[str, Any]:
                 "name": p.name,
                 "caption": p.caption if by_lines else one_line(p.caption),
                 "bucket_px": p.bucket_px,
+                **_controls(p),
             }
             for p in dataset.pictures
         ],
     }
+
+
+def _controls(picture: Picture) -> dict[str, Any]:
+    """Nothing where there are none: such runs are the same as before there were any."""
+    if not picture.controls:
+        return {}
+    listed = [
+        {"name": c.name, "size_px": c.size_px, "hash": c.source.digest().hex()}
+        for c in picture.controls
+    ]
+    return {"controls": listed}
 
 
 def _versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from ..errors import SettingsError
 from .field import Settings, setting
@@ -18,7 +19,11 @@ MOST_CELLS, MOST_CELL_PIXELS = 400, 200 * 2**20  # of a comparison: as an IMAGE 
 
 @dataclass(frozen=True)
 class PreviewConfig(Settings):
-    """What is sampled and when; sampler and scheduler are the host's."""
+    """What is sampled and when; sampler and scheduler are the host's.
+
+    Attributes:
+        control_images: what an edit model makes the pictures from, (h, w, C) in 0..1 each.
+    """
 
     prompts: str = setting(
         "a photo of sks dog",
@@ -50,6 +55,7 @@ class PreviewConfig(Settings):
     )  # fmt: skip
     sampler_name: str = "euler"
     scheduler: str = "normal"
+    control_images: tuple[Any, ...] = ()
 
     def problems(self) -> list[str]:
         return [] if self.lines else ["prompts is empty; allowed: one prompt a line"]
@@ -58,6 +64,27 @@ class PreviewConfig(Settings):
     def lines(self) -> list[str]:
         """The prompts."""
         return prompt_lines(self.prompts)
+
+    def check_controls(self, each: int) -> None:
+        """Raise SettingsError unless there are control images for all prompts, or none.
+
+        Args:
+            each: how many each trained picture has.
+        """
+        given, lines = len(self.control_images), len(self.lines)
+        if given in (0, each, each * lines):
+            return
+        allowed = "none, since the dataset has none"
+        if each:
+            allowed = f"{each} for all prompts, or {each * lines}: {each} for each prompt in turn"
+        raise SettingsError(
+            (f"Preview Settings has {given} control images; allowed: {allowed}",)
+        )  # fmt: skip
+
+    def controls_of(self, line: int, each: int) -> tuple[Any, ...]:
+        """The control images of a prompt, by its place; see check_controls."""
+        start = line * each if len(self.control_images) > each else 0
+        return self.control_images[start : start + each]
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether there is a preview after this step, counted from 1."""

@@ -15,7 +15,7 @@ import torch
 from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
-from ....trainers.contracts import Size, Text
+from ....trainers.contracts import REFERENCES, Size, Text
 from .objective import module_timesteps
 
 Conditions = dict[str, Any]  # objects of comfy.conds by argument of the module
@@ -93,6 +93,8 @@ class HostDenoiser:
     def _conditions(self, noisy: Tensor, text: Text, size: Size) -> Conditions:
         # A clip that pools nothing says so, and older hosts ask.
         told: dict[str, Any] = {"pooled_output": None, **self._told, **text}
+        if REFERENCES in told:
+            told[REFERENCES] = [latents.to(noisy.device) for latents in told[REFERENCES]]
         facts = {**told, **size_facts(size), "model_conds": {}}
         (made,) = comfy.samplers.encode_model_conds(
             self._model.extra_conds, [facts], noisy, noisy.device, "positive"

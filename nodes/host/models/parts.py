@@ -35,7 +35,7 @@ def parts_of(
     parts = Parts(
         modules=modules,
         predict=HostDenoiser(model, twin, denoiser.computes_in, architecture.guidance),
-        text=HostText(clip, encoders, denoiser.device),
+        text=HostText(clip, encoders, denoiser.device, architecture.control_encoder),
         architecture=architecture,
         objective=objective_of(model),
         device=denoiser.device,

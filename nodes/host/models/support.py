@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from ....trainers.errors import UnsupportedModelError
 from ....trainers.methods.lora import text_layer_name
 from ....trainers.models.architectures import GENERIC, Architecture, architecture_of
 from .objective import objective_of
+from .text import host_node
 from .tokenizer import encoder_names, widths
 
 log = logging.getLogger(__name__)
@@ -102,6 +104,43 @@ def check_text_names(clip: Any, architecture: Architecture, targets: str) -> Non
             f"{architecture.title} has no names that ComfyUI reads.\nWire the text encoders that "
             f"such models come with ({', '.join(architecture.text_prefixes)}), all of them in one "
             "clip, or set train_text_encoder off."
+        )
+
+
+def check_takes_controls(model: Any, num_controls: int, dataset: str) -> None:
+    """See that `model` takes so many control images with each picture.
+
+    Args:
+        dataset: what it is called.
+
+    Raises:
+        UnsupportedModelError: it does not, or this host lacks what that needs.
+    """
+    if not num_controls:
+        return
+    record, module = record_of(model), model.model.diffusion_model
+    takes = "ref_latents" in inspect.signature(module.forward).parameters
+    # Some look at them only where a node says how.
+    if not takes or getattr(module, "default_ref_method", "") is None:
+        kind = type(model.model.model_config).__name__
+        raise UnsupportedModelError(
+            f"Input 'dataset' ('{dataset}') has control images, but input 'model' is a {kind}, "
+            "which takes none.\nLoad a model that edits pictures (FLUX.1 Kontext, FLUX.2, "
+            "Qwen-Image-Edit ...), or remove the control images."
+        )
+    if not record.control_encoder:
+        return
+    node = host_node(record.control_encoder)
+    if node is None:
+        raise UnsupportedModelError(
+            f"Input 'dataset' ('{dataset}') has control images, but this ComfyUI has no node "
+            f"{record.control_encoder}, which shows them to the text encoder.\nUpdate ComfyUI."
+        )
+    most = sum(name.startswith("image") for name in inspect.signature(node.execute).parameters)
+    if num_controls > most:
+        raise UnsupportedModelError(
+            f"Input 'dataset' ('{dataset}') has {num_controls} control images with each picture; "
+            f"{record.title} takes at most {most}.\nRemove those beyond."
         )
 
 

@@ -1,12 +1,14 @@
 """Captions through the host's own CLIP: frozen as it stands, or through a twin that trains.
 
 Captions are taken literally: parentheses are text, not weights. A caption of any length is encoded
-whole, in as many windows as the host's own prompts have.
+whole, in as many windows as the host's own prompts have. Where the text encoder looks at control
+images, the host's own node for such prompts puts them into it.
 """
 
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Callable, Iterable
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ....trainers.contracts import Rows, Text
+from ....trainers.contracts import Controls, Prompt, Rows, Text
 from ....trainers.errors import DatasetError
 from ..memory import check_interrupt
 from .tokenizer import encoder_names, knowing, literal, plain_tokenizer, token_key
@@ -26,9 +28,13 @@ class HostText:
 
     Args:
         twin: of clip.cond_stage_model; the module itself where nothing is asked of it.
+        control_encoder: as the model's record says.
     """
 
-    def __init__(self, clip: Any, twin: nn.Module, device: torch.device) -> None:
+    def __init__(
+        self, clip: Any, twin: nn.Module, device: torch.device, control_encoder: str = ""
+    ) -> None:
+        self._control_encoder = control_encoder
         self.encoders = encoder_names(clip)
         self.learned: dict[str, Rows] = {}
         self._clip, self._twin, self._device = clip, twin, device
@@ -45,9 +51,8 @@ class HostText:
             for name in self.encoders
         }
 
-    def encode(self, text: str) -> Text:
-        speaker = self._speaking()
-        return as_text(speaker.encode_from_tokens(tokens_of(speaker, text), return_dict=True))
+    def encode(self, prompt: Prompt) -> Text:
+        return _encoded(self._speaking(), prompt, self._control_encoder)
 
     def vocabulary(self, encoder: str) -> Tensor:
         table: Tensor = getattr(self._twin, encoder).transformer.get_input_embeddings().weight
@@ -69,26 +74,49 @@ class HostText:
 
 def encode_captions(
     clip: Any,
-    captions: Iterable[str],
+    prompts: Iterable[Prompt],
     report: Callable[[int, int], None] = lambda done, total: check_interrupt(),
-) -> dict[str, Text]:
+    control_encoder: str = "",
+) -> dict[Prompt, Text]:
     """What each different caption becomes, by the host's CLIP as it stands, on the CPU.
 
     Args:
+        control_encoder: as the model's record says.
         report: called before each with how many are done, of how many; may raise.
     """
-    encoded: dict[str, Text] = {}
+    encoded: dict[Prompt, Text] = {}
     reader = literal(clip)
-    different = list(dict.fromkeys(captions))
-    for done, caption in enumerate(different):
+    different = list(dict.fromkeys(prompts))
+    for done, prompt in enumerate(different):
         report(done, len(different))
         with torch.inference_mode():
-            made = reader.encode_from_tokens(tokens_of(reader, caption), return_dict=True)
-        encoded[caption] = {name: alias(t).cpu().clone() for name, t in as_text(made).items()}
+            made = _encoded(reader, prompt, control_encoder)
+        encoded[prompt] = {name: alias(t).cpu().clone() for name, t in made.items()}
     return encoded
 
 
-def as_text(made: dict[str, Any]) -> Text:
+def _encoded(clip: Any, prompt: Prompt, control_encoder: str) -> dict[str, Tensor]:
+    """What a caption becomes, by a CLIP that takes texts literally."""
+    if isinstance(prompt, str):
+        return as_text(clip.encode_from_tokens(tokens_of(clip, prompt), return_dict=True))
+    _refuse_files(clip, prompt[0])
+    (cond, others), *_ = conditioning_with(clip, prompt, control_encoder)
+    return as_text({"cond": cond, **others})
+
+
+def conditioning_with(clip: Any, prompt: tuple[str, Controls], control_encoder: str) -> Any:
+    """The CONDITIONING of a caption with control images, by the host's own node for such."""
+    caption, controls = prompt
+    images = {f"image{place}": image for place, image in enumerate(controls.pixels(), start=1)}
+    return host_node(control_encoder).execute(clip, caption, **images).args[0]
+
+
+def host_node(node_id: str) -> Any:
+    """The class of one of the host's nodes; None where this host has none of that name."""
+    return importlib.import_module("nodes").NODE_CLASS_MAPPINGS.get(node_id)
+
+
+def as_text(made: dict[str, Any]) -> dict[str, Tensor]:
     """What the host's CLIP gives, under the names that its conditioning takes."""
     renamed = {"cross_attn": made["cond"], **made}
     del renamed["cond"]
@@ -107,6 +135,11 @@ def tokens_of(clip: Any, caption: str) -> Any:
     Raises:
         DatasetError: it names an embedding's file, which would be trained on without being told.
     """
+    _refuse_files(clip, caption)
+    return clip.tokenize(caption)
+
+
+def _refuse_files(clip: Any, caption: str) -> None:
     if "embedding:" in caption:
         plain = plain_tokenizer(clip.tokenizer).tokenize_with_weights(caption)
         found = (token for windows in plain.values() for window in windows for token, *_ in window)
@@ -116,4 +149,3 @@ def tokens_of(clip: Any, caption: str) -> Any:
                 "\nWrite the words themselves, or wire in a clip that knows the token (Train "
                 "Textual Inversion, Apply Embedding) and write the token."
             )
-    return clip.tokenize(caption)

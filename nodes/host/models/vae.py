@@ -9,7 +9,7 @@ import comfy.sd
 import torch
 from torch import Tensor
 
-from ....trainers.data.examples import EncodePicture
+from ....trainers.data.examples import EncodePicture, ScaleLatents
 from ....trainers.errors import UnsupportedModelError
 from .twin import alias
 
@@ -32,8 +32,8 @@ def check_vae(vae: Any) -> None:
         )
 
 
-def encoder_of(vae: Any, model: Any) -> EncodePicture:
-    """Encode with `vae`, scaled for the denoiser of `model`, as the host's sampler does.
+def encoder_of(vae: Any) -> EncodePicture:
+    """Encode with `vae`, as VAE Encode does.
 
     From the first picture that overflows on, an fp32 copy of `vae` encodes.
     """
@@ -46,9 +46,14 @@ def encoder_of(vae: Any, model: Any) -> EncodePicture:
             log.warning("Personalize: the VAE overflows in %s; using fp32.", vae.vae_dtype)
             current = comfy.sd.VAE(sd=dict(vae.get_sd()), dtype=torch.float32)
             latents = _encode(current, pixels)
-        return alias(model.model.process_latent_in(latents))
+        return latents
 
     return encode
+
+
+def scaler_of(model: Any) -> ScaleLatents:
+    """Scale latents for the denoiser of `model`, as the host's sampler does."""
+    return lambda latents: alias(model.model.process_latent_in(latents))
 
 
 def _encode(vae: Any, pixels: Tensor) -> Tensor:

@@ -34,6 +34,11 @@ class Sockets:
     preview: PreviewConfig | None = None
 
     @property
+    def num_controls(self) -> int:
+        """How many control images each picture has."""
+        return self.dataset.num_controls
+
+    @property
     def without_base(self) -> bool:
         """Whether the host has not loaded the base."""
         return self.model is None and self.clip is None and self.vae is None
@@ -56,12 +61,41 @@ def check_wiring(sockets: Sockets, config: RunConfig) -> None:
     check_watched(config.validation, watched is not None)
     _check_resolution("class_dataset", classes, instance)
     _check_resolution("validation_dataset", watched, instance)
+    _check_controls(sockets)
     if watched is not None and (twice := seen_twice(instance, watched)):
         log.warning(
             "Personalize: validation_dataset ('%s') has pictures that are trained too, so their "
             "loss does not show whether others are learned by heart: %s.",
             watched.name, ", ".join(twice),
         )  # fmt: skip
+
+
+def _check_controls(sockets: Sockets) -> None:
+    """See that all have the same number of control images; class images may have none."""
+    instance, wanted = sockets.dataset, sockets.num_controls
+    for socket, dataset, may_lack in (
+        ("validation_dataset", sockets.validation_dataset, False),
+        ("class_dataset", sockets.class_dataset, True),
+    ):
+        if dataset is None or dataset.num_controls in (wanted, 0 if may_lack else wanted):
+            continue
+        raise DatasetError(
+            f"Input '{socket}' ('{dataset.name}') has {_number(dataset.num_controls)} with each "
+            f"picture, but 'dataset' ('{instance.name}') has {_number(wanted)}.\n"
+            f"Give them the same{', or none to the class images' if may_lack else ''}."
+        )
+    if sockets.preview is None:
+        return
+    sockets.preview.check_controls(wanted)
+    if wanted and not sockets.preview.control_images:
+        log.warning(
+            "Personalize: the pictures have control images, but Preview Settings has none, so "
+            "previews are made from the prompts alone. Wire some into its control_images."
+        )
+
+
+def _number(controls: int) -> str:
+    return f"{controls or 'no'} control image{'' if controls == 1 else 's'}"
 
 
 def _check_resolution(socket: str, dataset: Dataset | None, instance: Dataset) -> None:

@@ -2,7 +2,8 @@
 
 A clone of the MODEL gets the live denoiser in the place of its own, so there is no second copy of
 the weights, and a preview is the picture that KSampler will give for the same prompt and seed. The
-training's random numbers depend on nothing that happens here.
+training's random numbers depend on nothing that happens here. An edit model is shown the control
+images that Preview Settings has.
 """
 
 from __future__ import annotations
@@ -15,15 +16,20 @@ import torch
 from PIL import Image, PngImagePlugin
 from torch import Tensor, nn
 
+from ....trainers.contracts import REFERENCES, Controls, Prompt, prompt_of
+from ....trainers.data.beside.controls import given_control
 from ....trainers.errors import SaveError
 from ....trainers.loop import Progress
+from ....trainers.models.architectures import Architecture
 from ....trainers.runs.files import whole_file
 from ....trainers.settings.preview import PreviewConfig
 from ....trainers.step import Job, evaluating
 from ..memory import make_room
-from ..models.text import conditioning_of
+from ..models.text import conditioning_of, conditioning_with
 from ..models.training_mode import training_mode
+from ..models.vae import encoder_of
 from ..sampling import Sampling, conditioning, decoded, picture_of, sample
+from .inputs import Sockets
 
 log = logging.getLogger(__name__)
 
@@ -33,14 +39,48 @@ class Previews:
 
     Args:
         sockets: what is wired into the node (model, clip, vae).
+        architecture: of the model.
         folder: of the PNG files.
     """
 
-    def __init__(self, config: PreviewConfig, sockets: Any, folder: Path) -> None:
+    def __init__(
+        self, config: PreviewConfig, sockets: Sockets, architecture: Architecture, folder: Path
+    ) -> None:
         self._config, self._sockets, self._folder = config, sockets, folder
+        self._architecture = architecture
         self._how = Sampling(config.steps, config.cfg, config.sampler_name, config.scheduler)
-        self._texts = {text: conditioning(sockets.clip, text) for text in [*config.lines, ""]}
+        stride_px = sockets.vae.spacial_compression_encode()
+        self._size = config.height // stride_px, config.width // stride_px  # in latents
+        self._controls = [self._shown(line) for line in range(len(config.lines))]
+        prompts = [prompt for line in range(len(config.lines)) for prompt in self._prompts(line)]
+        with torch.no_grad():  # the weights of the host's own modules take no part in autograd
+            self._texts = {prompt: self._conditioning(prompt) for prompt in prompts}
         make_room()
+
+    def _shown(self, line: int) -> Controls | None:
+        """The control images of a prompt, sized beside the preview as in training."""
+        config, sockets = self._config, self._sockets
+        images = config.controls_of(line, sockets.num_controls)
+        if not images:
+            return None
+        size_px = config.width, config.height
+        made = [given_control(n, image, size_px, size_px) for n, image in enumerate(images, 1)]
+        pixels = tuple(one.source.pixels(one.size_px)[None] for one in made)
+        latents = tuple(map(encoder_of(sockets.vae), pixels))
+        return Controls(latents, lambda: pixels)
+
+    def _prompts(self, line: int) -> tuple[Prompt, Prompt]:
+        """What is read for a prompt, and for the empty one beside it."""
+        controls = self._controls[line]
+        positive, negative = (
+            prompt_of(text, controls, self._architecture) for text in (self._config.lines[line], "")
+        )
+        return positive, negative
+
+    def _conditioning(self, prompt: Prompt) -> Any:
+        if isinstance(prompt, str):
+            return conditioning(self._sockets.clip, prompt)
+        return conditioning_with(self._sockets.clip, prompt, self._architecture.control_encoder)
 
     def after_step(self, job: Job, progress: Progress) -> bool:
         """Make the previews of this step if it has any; one without memory is told and skipped.
@@ -53,7 +93,7 @@ class Previews:
             return False
         try:
             with evaluating(job), training_mode(False):
-                pictures = [self._picture(job, text) for text in self._config.lines]
+                pictures = [self._picture(job, line) for line in range(len(self._config.lines))]
         except torch.cuda.OutOfMemoryError:
             log.warning(
                 "Personalize: there is too little memory for the preview of step %d; the training "
@@ -67,18 +107,21 @@ class Previews:
             self._keep(picture, step, number)
         return True
 
-    def _picture(self, job: Job, text: str) -> Image.Image:
-        stride_px = self._sockets.vae.spacial_compression_encode()
-        size = (self._config.height // stride_px, self._config.width // stride_px)
-        conditionings = (self._text(job, text), self._text(job, ""))
+    def _picture(self, job: Job, line: int) -> Image.Image:
+        positive, negative = (self._told(job, line, prompt) for prompt in self._prompts(line))
         model = _live(self._sockets.model, job)
-        latents = sample(model, self._how, conditionings, [self._config.seed], size)
+        told = positive, negative
+        latents = sample(model, self._how, told, [self._config.seed], self._size)
         return picture_of(decoded(self._sockets.vae, latents)[0])
 
-    def _text(self, job: Job, text: str) -> Any:
-        if job.encoded is not None:
-            return self._texts[text]
-        return conditioning_of(job.parts.text.encode(text))
+    def _told(self, job: Job, line: int, prompt: Prompt) -> Any:
+        """A prompt's CONDITIONING with its control images, as Set Reference Latent makes it."""
+        made = self._texts[prompt]
+        if job.encoded is None:
+            made = conditioning_of(job.parts.text.encode(prompt))
+        if (controls := self._controls[line]) is None:
+            return made
+        return [[text, {**facts, REFERENCES: list(controls.latents)}] for text, facts in made]
 
     def _keep(self, picture: Image.Image, step: int, number: int) -> None:
         facts = PngImagePlugin.PngInfo()

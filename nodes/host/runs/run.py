@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....trainers.data.captions import one_line
-from ....trainers.data.dataset import Dataset
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
@@ -21,7 +20,7 @@ from ..folders import runs_folder
 from ..memory import device
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.objective import objective_of
-from ..models.support import check_clip, check_model, check_text_names
+from ..models.support import check_clip, check_model, check_takes_controls, check_text_names
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
@@ -56,19 +55,10 @@ class Run:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset
         of_classes = [one_line(picture.caption) for picture in classes.pictures] if classes else []
-        prompts = self._prompts(self.sockets.dataset)
-        return [*prompts, *of_classes, self.config.objective.class_prompt]
-
-    @property
-    def watched_captions(self) -> list[str]:
-        """The same of pictures that are not trained but watched."""
-        watched = self.sockets.validation_dataset
-        return self._prompts(watched) if watched else []
-
-    def _prompts(self, dataset: Dataset) -> list[str]:
-        captions = [picture.caption for picture in dataset.pictures]
+        captions = [picture.caption for picture in self.sockets.dataset.pictures]
         drawn = caption_prompts(captions, self.config.objective, self.config.training.seed)
-        return [text for texts in drawn.values() for text in texts]
+        prompts = [text for texts in drawn.values() for text in texts]
+        return [*prompts, *of_classes, self.config.objective.class_prompt]
 
     @property
     def asked_steps(self) -> int:
@@ -99,6 +89,7 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
             record = ARCHITECTURES[base["architecture"]]
             check_text_names(sockets.clip, record, config.own.targets)
         check_objective(config.objective, objective_of(sockets.model))
+        check_takes_controls(sockets.model, sockets.num_controls, sockets.dataset.name)
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
     return _run(sockets, config, base, reporter)

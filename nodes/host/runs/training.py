@@ -17,7 +17,7 @@ import folder_paths
 import torch
 from torch import Tensor
 
-from ....trainers.contracts import Parts, Text
+from ....trainers.contracts import Parts, Prompt, Text
 from ....trainers.data.dataset import Dataset
 from ....trainers.data.examples import Examples, encode_pictures
 from ....trainers.data.tokens import has_token
@@ -26,6 +26,7 @@ from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
 from ....trainers.models.precision import DTYPES, compute_dtype
+from ....trainers.prompts import all_prompts
 from ....trainers.runs.folder import Result, RunFolder, make_room_for_states
 from ....trainers.runs.metadata import (
     embedding_metadata,
@@ -47,7 +48,7 @@ from ..models.support import warn_of_dora, warn_of_what_is_left_out
 from ..models.text import encode_captions
 from ..models.tokenizer import embeddings_of
 from ..models.twin import Placement
-from ..models.vae import encoder_of
+from ..models.vae import encoder_of, scaler_of
 from ..models.weights import changed_weights, weights_bytes
 from .base import GraphNode
 from .inputs import Sockets
@@ -156,7 +157,9 @@ def _train(run: Run) -> Outcome:
     folder.describe(run.facts, status="training", stopped=stopped)
     _forget_old_states(run)
     preview = run.sockets.preview
-    previews = Previews(preview, run.sockets, folder.previews) if preview else None
+    previews = None
+    if preview is not None:
+        previews = Previews(preview, run.sockets, run.architecture, folder.previews)
     job = _job(run)
     if config.objective.uses_teacher:
         job = with_teacher(job, reporter.teacher)
@@ -190,10 +193,10 @@ def _ending(run: Run, steps: int, seconds: float) -> str:
 def _job(run: Run) -> Job:
     """Pictures and captions encoded, the model made ready."""
     sockets, reporter = run.sockets, run.reporter
-    encode = encoder_of(sockets.vae, sockets.model)
+    encode, scale = encoder_of(sockets.vae), scaler_of(sockets.model)
 
     def encoded_pictures(dataset: Dataset) -> Examples:
-        return encode_pictures(dataset, encode, reporter.pictures)
+        return encode_pictures(dataset, encode, reporter.pictures, scale)
 
     away = held_out_places(
         len(sockets.dataset), run.config.validation.held_out, run.config.training.seed
@@ -209,7 +212,7 @@ def _job(run: Run) -> Job:
     if run.config.method == "lora" and run.config.own.variant == "dora":
         warn_of_dora(sockets.model)
     _note_what_is_unusual(run)
-    parts, encoded = _parts(run)
+    parts, encoded = _parts(run, examples, watched)
     return make_job(parts, examples, encoded, run.config, watched)
 
 
@@ -312,7 +315,9 @@ def _check_disk(sockets: Sockets, config: RunConfig) -> None:
         )
 
 
-def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
+def _parts(
+    run: Run, examples: Examples, watched: Examples | None
+) -> tuple[Parts, dict[Prompt, Text] | None]:
     """Modules to train; encodings of all captions if the text encoders are frozen.
 
     Frozen text encoders encode every caption once and have left before the denoiser comes.
@@ -320,8 +325,13 @@ def _parts(run: Run) -> tuple[Parts, dict[str, Text] | None]:
     sockets, config = run.sockets, run.config
     encoded = None
     if not config.own.trains_text:
-        captions = [*run.captions, *run.watched_captions, ""]
-        encoded = encode_captions(sockets.clip, captions, run.reporter.captions)
+        prompts = all_prompts(
+            [examples, *([watched] if watched else [])],
+            config.objective, run.architecture, config.training.seed,
+        )  # fmt: skip
+        encoded = encode_captions(
+            sockets.clip, prompts, run.reporter.captions, run.architecture.control_encoder
+        )
         make_room()
     denoiser, text = _placements(config)
     model, clip = sockets.model, sockets.clip

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from ..settings.dataset import DatasetConfig
-from .listing import Listing, PictureFile, raise_listed
-from .pictures import READ_ERRORS, FileSource, Picture, inspect
-
-SHAPE_TOLERANCE = 0.02  # a mask drawn on a shrunk copy may be off by a pixel
+from ...settings.dataset import DatasetConfig
+from ..buckets import same_shape
+from ..listing import Listing, PictureFile, raise_listed
+from ..pictures import READ_ERRORS, FileSource, Picture, inspect
 
 
 def mask_sources(
@@ -69,8 +68,7 @@ def raise_masks(
             black.append(picture.name)
             continue
         width, height = mask_sizes.get(picture.name, (picture.width_px, picture.height_px))
-        ratio = (width * picture.height_px) / (height * picture.width_px)
-        if abs(ratio - 1) > SHAPE_TOLERANCE:
+        if not same_shape((width, height), (picture.width_px, picture.height_px)):
             size = f"{picture.width_px}x{picture.height_px}"
             misshapen.append(f"{picture.name} ({size}, mask {width}x{height})")
     masked = sum(picture.has_mask for picture in pictures)
