@@ -8,9 +8,8 @@ from .adapters import ApplyEmbedding, ApplyLora
 from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
 from .merge import ExtractLora, MergeLoras, ResizeLora
-from .preview import PreviewSettings
 from .results import Compare, PlotLoss, SaveEmbedding, SaveLora
-from .settings import LossSettings, OptimizerSettings, RunSettings
+from .settings import LossSettings, OptimizerSettings, PreviewSettings, RunSettings
 from .stack import AdapterStack
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 

@@ -66,7 +66,7 @@ class FolderDataset(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, **settings: Any) -> io.NodeOutput:
         from ..trainers.data.dataset import folder_dataset
-        from .host.overview import reading_progress, show_dataset
+        from .host.pictures.overview import reading_progress, show_dataset
 
         config = from_values(DatasetConfig, settings)
         dataset = folder_dataset(dataset_folder(folder), config, reading_progress())
@@ -116,7 +116,7 @@ class ImageDataset(io.ComfyNode):
         **settings: list[Any],
     ) -> io.NodeOutput:
         from ..trainers.data.dataset import batch_dataset
-        from .host.overview import show_dataset
+        from .host.pictures.overview import show_dataset
 
         config = from_values(DatasetConfig, {n: _single(n, v) for n, v in settings.items()})
         flat_images = [image for batch in images for image in batch]

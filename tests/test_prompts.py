@@ -9,7 +9,7 @@ import pytest
 
 from tests import tiny
 from trainers.errors import SettingsError
-from trainers.prompts import caption_prompts
+from trainers.objective.prompts import caption_prompts
 from trainers.settings.objective import ObjectiveConfig
 
 TAGS = "sks dog, 1girl, solo, red hair, smile, outdoors"

@@ -17,8 +17,8 @@ from collections.abc import Iterable
 
 import torch
 
-from .objective.noise import generator_for
-from .settings.objective import ObjectiveConfig
+from ..settings.objective import ObjectiveConfig
+from .noise import generator_for
 
 COMMA = ", "
 WILDCARD = re.compile(r"\{([^{}]*\|[^{}]*)\}")
