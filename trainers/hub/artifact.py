@@ -1,0 +1,95 @@
+"""A file to be shared: what is in it, as it says itself or as its tensors' names tell."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors
+
+from ..errors import SettingsError
+from ..methods.results import ONE_ENCODER
+from ..models.architectures import ARCHITECTURES
+from ..runs.files import shown
+
+LORA, EMBEDDING, CHECKPOINT = "lora", "embedding", "checkpoint"
+OF_A_LORA = re.compile(r"lora_(up|down|[AB])\b|\.(hada|lokr|oft)_|\.dora_scale$")
+BEYOND_LORA = re.compile(r"\.(hada|lokr|oft)_|\.dora_scale$|^bundle_emb\.")  # not diffusers'
+CAPTIONS = ("ss_tag_frequency", "modelspec.trigger_phrase")  # metadata that has some
+GRAPH = ("prompt", "workflow")
+# Kinds of models whose files diffusers was seen to read, by what is in the file.
+IN_DIFFUSERS = {
+    LORA: ("sd15", "sd2", "sdxl"),
+    EMBEDDING: ("sd15", "sd2"),
+    CHECKPOINT: ("sd15", "sdxl"),
+}
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A safetensors file.
+
+    Attributes:
+        kind: LORA, EMBEDDING or CHECKPOINT.
+        metadata: as it is in the file.
+        architecture: the kind of base model, a name in ARCHITECTURES; "" where nobody says.
+        is_plain: a LoRA that is nothing more than one.
+    """
+
+    path: Path
+    kind: str
+    metadata: Mapping[str, str]
+    architecture: str
+    is_plain: bool = True
+
+    @property
+    def in_diffusers(self) -> bool:
+        """Whether diffusers reads it."""
+        return self.is_plain and self.architecture in IN_DIFFUSERS[self.kind]
+
+    @property
+    def has_captions(self) -> bool:
+        return any(self.metadata.get(name) for name in CAPTIONS)
+
+    @property
+    def has_graph(self) -> bool:
+        """Whether it carries the graph that saved it, with its prompts and names of folders."""
+        return any(self.metadata.get(name) for name in GRAPH)
+
+
+def artifact_at(path: Path, architecture: str = "") -> Artifact:
+    """What a file holds.
+
+    Args:
+        architecture: of the run that made it, where one is known.
+
+    Raises:
+        SettingsError: it is no safetensors file, or only a part of one.
+    """
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            metadata, keys = dict(file.metadata() or {}), list(file.keys())
+    except (OSError, safetensors.SafetensorError):
+        raise SettingsError(
+            (f"path is '{shown(path)}', which is not a whole safetensors file; allowed: a file "
+             "that Save LoRA, Save Embedding or ComfyUI's Save Checkpoint wrote",)
+        ) from None  # fmt: skip
+    told = metadata.get("modelspec.architecture", "").split("/")
+    named = (name for name, record in ARCHITECTURES.items() if record.modelspec == told[0])
+    return Artifact(
+        path,
+        _kind(told[1:], keys),
+        metadata,
+        architecture or next(named, ""),
+        not any(map(BEYOND_LORA.search, keys)),
+    )
+
+
+def _kind(told: list[str], keys: list[str]) -> str:
+    if told == ["textual-inversion"] or ONE_ENCODER in keys:
+        return EMBEDDING
+    if told == ["lora"] or any(map(OF_A_LORA.search, keys)):
+        return LORA
+    return EMBEDDING if {*keys} <= {"clip_l", "clip_g", "t5xxl"} else CHECKPOINT
