@@ -100,6 +100,13 @@ class StandIn:
     def repos(self, kind: str) -> dict[str, Repo]:
         return self.models if kind == "models" else self.datasets
 
+    def sha256(self, content: bytes) -> str:
+        """The hash of a large file, which is kept to be sent."""
+        known = (oid for oid, one in self.large.items() if one is content)
+        oid = next(known, None) or hashlib.sha256(content).hexdigest()
+        self.large[oid] = content
+        return oid
+
     def add(self, kind: str, repo_id: str, files: Mapping[str, bytes], **facts: Any) -> str:
         """A repository with one commit; its hash."""
         repo = self.repos(kind)[repo_id] = Repo(**facts)
@@ -263,18 +270,18 @@ def info(handler: Handler, body: bytes, kind: str, id: str, revision: str | None
     sha = repo.at(revision or "main")
     if sha is None:
         return handler.refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
-    listed = [sibling(name, content) for name, content in repo.commits[sha].items()]
+    listed = [sibling(handler.hub, name, content) for name, content in repo.commits[sha].items()]
     facts = {"id": id, "sha": sha, "private": repo.private, "gated": repo.gated, "tags": []}
     handler.send(200, {**facts, "downloads": 0, "siblings": listed, "cardData": repo.card})
 
 
-def sibling(name: str, content: bytes) -> dict[str, Any]:
-    git = hashlib.sha1(f"blob {len(content)}\0".encode() + content).hexdigest()
-    facts: dict[str, Any] = {"rfilename": name, "size": len(content), "blobId": git}
+def sibling(hub: StandIn, name: str, content: bytes) -> dict[str, Any]:
+    size = len(content)
     if name.endswith(LARGE):
-        sha256 = hashlib.sha256(content).hexdigest()
-        facts["lfs"] = {"sha256": sha256, "size": len(content), "pointerSize": 134}
-    return facts
+        lfs = {"sha256": hub.sha256(content), "size": size, "pointerSize": 134}
+        return {"rfilename": name, "size": size, "blobId": "of the pointer", "lfs": lfs}
+    git = hashlib.sha1(f"blob {size}\0".encode() + content).hexdigest()
+    return {"rfilename": name, "size": size, "blobId": git}
 
 
 @route(rf"/api{REPO}/refs", "GET")
@@ -301,9 +308,8 @@ def resolve(handler: Handler, body: bytes, kind: str | None, id: str, rev: str, 
         return handler.refuse(404, "EntryNotFound", "Entry not found")
     if not name.endswith(LARGE):
         return send_part(handler, content)
-    sha256 = hashlib.sha256(content).hexdigest()
-    handler.hub.large[sha256] = content
-    handler.send(302, None, {"Location": f"{handler.hub.storage}/large/{sha256}?signed=secret"})
+    place = f"{handler.hub.storage}/large/{handler.hub.sha256(content)}?signed=secret"
+    handler.send(302, None, {"Location": place})
 
 
 @route(r"/large/(?P<oid>\w+)", "GET")
@@ -326,7 +332,7 @@ def send_part(handler: Handler, content: bytes) -> None:
         handler.wfile.write(content[start : start + handler.hub.trouble.downloads.pop(0)])
         handler.wfile.flush()
         raise Cut
-    handler.wfile.write(content[start:end])
+    handler.wfile.write(memoryview(content)[start:end])
 
 
 @route(rf"/api{REPO}/preupload/(?P<revision>[^/]+)", "POST")
