@@ -20,6 +20,7 @@ from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_QzTokenThatNobodyMayEverSee"
 OWNER = "painter"
+LICENSES = ("openrail", "apache-2.0", "other")  # that cards may name
 LARGE = (".safetensors", ".png")
 REPO = r"/(?P<kind>models|datasets)/(?P<id>[^/]+/[^/]+)"
 
@@ -242,6 +243,10 @@ ROUTES: list[tuple[str, Any]] = []
 
 @route(r"/api/validate-yaml", "POST")
 def validate(handler: Handler, body: bytes) -> None:
+    found = re.search(r"^license: (.*)", json.loads(body)["content"], re.MULTILINE)
+    if found and found[1] not in LICENSES:
+        message = f'"license" must be one of {", ".join(LICENSES)}'
+        return handler.send(400, {"warnings": [], "errors": [{"message": message}]})
     handler.send(200, {"warnings": [], "errors": []})
 
 

@@ -436,6 +436,12 @@ def test_what_may_not_be_written_is_said(
     assert server.models == {}
 
 
+def test_a_card_that_the_hub_does_not_take_is_said(server: StandIn, lora: Path) -> None:
+    with pytest.raises(HubError, match=r'refused \(400\). "license" must be one of openrail'):
+        pushed(server, lora, "---\nlicense: mine\n---\n")
+    assert server.models[f"{OWNER}/dog-lora"].files == {}
+
+
 def test_the_base_model_tells_its_licence(server: StandIn) -> None:
     named = {"license": "other", "license_name": "mine", "license_link": "https://a.b/c"}
     server.add("models", MODEL, {}, card=named)

@@ -175,8 +175,8 @@ TOKEN_HELP = (
 
 def explained(error: BaseException, repo_id: str) -> PersonalizeError:
     """What to tell the user of an error that a call about this repository raised."""
-    if isinstance(error, RuntimeError) and error.__cause__ is not None:  # around an upload's own
-        error = error.__cause__
+    if isinstance(error, RuntimeError | ValueError) and error.__cause__ is not None:
+        error = error.__cause__  # of an upload, or of a card that the Hub does not take
     if isinstance(error, PersonalizeError):
         return error
     if isinstance(error, errors.OfflineModeIsEnabled):
