@@ -99,7 +99,10 @@ def _of_the_card() -> list[io.Input]:
         io.Boolean.Input(
             "captions",
             default=False,
-            tooltip="The captions of all pictures in the card. The pictures are never sent.",
+            tooltip=(
+                "The captions of all pictures in the card, and in the file if it has them. The "
+                "pictures are never sent."
+            ),
             **shared,
         ),
         io.Boolean.Input(
@@ -109,6 +112,15 @@ def _of_the_card() -> list[io.Input]:
             **shared,
         ),
         io.String.Input("commit_message", tooltip="Empty: Add and the file's name.", **shared),
+        io.Boolean.Input(
+            "workflow",
+            default=False,
+            tooltip=(
+                "Send the graph along that is in the file (Save Checkpoint always puts it there), "
+                "with your prompts and names of folders."
+            ),
+            **shared,
+        ),
     ]
 
 

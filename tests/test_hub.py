@@ -13,6 +13,7 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import safetensors
 import safetensors.torch
 import torch
 from huggingface_hub import ModelCard
@@ -351,7 +352,8 @@ def pushed(server: StandIn, path: Path, text: str | None = "# card", **more: Any
             hub, more.get("repo_id", "dog-lora"), more.get("private", True)
         )
         pictures = more.get("pictures", [])
-        return push.push(hub, repo_id, path, text, pictures, more.get("message", "Add dog"))
+        message, without = more.get("message", "Add dog"), more.get("without", ())
+        return push.push(hub, repo_id, artifact_at(path), text, pictures, message, without)
 
 
 def test_push_makes_one_commit_in_a_private_repository(server: StandIn, lora: Path) -> None:
@@ -374,6 +376,28 @@ def test_push_makes_one_commit_in_a_private_repository(server: StandIn, lora: Pa
     again = pushed(server, lora, text=None, message="Again")
     assert repo.files["README.md"] == b"# card"
     assert again.commit == repo.branches["main"]
+
+
+def test_metadata_that_is_not_to_go_stays_here(server: StandIn, tmp_path: Path) -> None:
+    told = {
+        "workflow": NASTY,
+        "ss_tag_frequency": "secret",
+        "ss_steps": "5",
+        "author": "ü",
+    }
+    path = save(tmp_path, {"a.lora_A.weight": torch.arange(3e5), "b": torch.ones(2)}, told)
+    before = path.read_bytes()
+    found = artifact_at(path)
+    pushed(server, path, without=[*found.told_of_pictures, *found.told_of_the_graph])
+    sent = server.models[f"{OWNER}/dog-lora"].files[path.name]
+    assert path.read_bytes() == before
+    assert len(sent) == len(before)
+    assert b"secret" not in sent
+    (tmp_path / "sent").write_bytes(sent)
+    with safetensors.safe_open(tmp_path / "sent", "pt") as file:
+        assert file.metadata() == {"ss_steps": "5", "author": "ü"}
+        assert torch.equal(file.get_tensor("a.lora_A.weight"), torch.arange(3e5))
+        assert torch.equal(file.get_tensor("b"), torch.ones(2))
 
 
 def test_a_public_repository_is_not_taken_for_a_private_one(server: StandIn, lora: Path) -> None:
@@ -411,7 +435,7 @@ def test_a_push_that_is_cancelled_leaves_no_commit(server: StandIn, lora: Path) 
     with connected(check, lambda *shown: None, server.url) as hub:
         repo_id = push.repository_for(hub, "dog-lora", private=True)
         with pytest.raises(Cancelled):
-            push.push(hub, repo_id, lora, "# card", [], "Add dog")
+            push.push(hub, repo_id, artifact_at(lora), "# card", [], "Add dog")
     assert time.monotonic() - began < 2
     server.trouble.hold.set()
     time.sleep(0.3)
@@ -462,9 +486,11 @@ def test_files_are_known_by_what_is_in_them(lora: Path, tmp_path: Path) -> None:
     assert artifact_at(save(tmp_path, {"emb_params": torch.ones(1, 4)})).kind == EMBEDDING
     assert artifact_at(save(tmp_path, {"clip_g": torch.ones(1, 4)})).kind == EMBEDDING
     whole = save(tmp_path, {"model.diffusion_model.out.weight": torch.ones(1)}, {"workflow": "{}"})
-    assert (artifact_at(whole).kind, artifact_at(whole).has_graph) == (CHECKPOINT, True)
-    captions = save(tmp_path, {"a.lora_A.weight": torch.ones(1)}, {"ss_tag_frequency": "{}"})
-    assert artifact_at(captions).has_captions
+    found = artifact_at(whole)
+    assert (found.kind, found.told_of_the_graph) == (CHECKPOINT, ["workflow"])
+    titled = save(tmp_path, {"a.lora_A.weight": torch.ones(1)}, {"modelspec.title": "our dog"})
+    assert artifact_at(titled).told_of_pictures == ["modelspec.title"]
+    assert artifact_at(titled.rename(tmp_path / "our dog")).told_of_pictures == []
     lora.write_bytes(lora.read_bytes()[:-5])
     with pytest.raises(SettingsError, match="'output/dog.safetensors', which is not a whole"):
         artifact_at(lora)

@@ -15,9 +15,8 @@ import comfy.utils
 
 from ...trainers.errors import SettingsError
 from ...trainers.hub import card, fetch, push
-from ...trainers.hub.artifact import Artifact, artifact_at
+from ...trainers.hub.artifact import artifact_at
 from ...trainers.hub.connection import checked_id, connected
-from ...trainers.runs.files import shown
 from ...trainers.runs.folder import RunFolder
 from .folders import DATA_SET, folder_to_fetch_into, output_file, runs_folder
 from .memory import check_interrupt
@@ -36,8 +35,9 @@ class Choices:
         base_model: the base's id on the Hub, or empty.
         license: empty for the base's.
         instance_prompt: empty for what the run says.
-        captions: whether those of the pictures may be told.
+        captions: whether those of the pictures are told, in the card and in the file.
         model_card: whether README.md is written.
+        workflow: whether the graph that is in the file goes with it.
     """
 
     private: bool = True
@@ -48,10 +48,11 @@ class Choices:
     captions: bool = False
     model_card: bool = True
     commit_message: str = ""
+    workflow: bool = False
 
 
 def push_file(path: str, repo_id: str, run: str, choices: Choices) -> push.Pushed:
-    """Send a file of the output folder, with a card made of its run.
+    """Send a file of the output folder, with a card made of its run. The file here stays as it is.
 
     Raises:
         HubError: see trainers.hub.push.
@@ -62,11 +63,6 @@ def push_file(path: str, repo_id: str, run: str, choices: Choices) -> push.Pushe
     folder = _run_folder(run)
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8")) if folder else {}
     artifact = artifact_at(output_file(path), str(facts.get("architecture", "")))
-    if artifact.has_captions and not choices.captions:
-        raise SettingsError(
-            (f"captions is off, but '{shown(artifact.path)}' has captions in its metadata; "
-             "allowed: captions on, or a file that Save LoRA wrote with its own captions off",)
-        )  # fmt: skip
     with connected(check_interrupt, _Line()) as hub:
         base = choices.base_model.strip()
         of_base = push.base_of(hub, checked_id("base_model", base)) if base else None
@@ -83,15 +79,12 @@ def push_file(path: str, repo_id: str, run: str, choices: Choices) -> push.Pushe
         )
         text = card.card(artifact, told) if choices.model_card else None
         message = choices.commit_message.strip() or f"Add {artifact.path.name}"
-        pushed = push.push(hub, full_id, artifact.path, text, pictures, message)
-    _say(f"pushed: {pushed.url}{_warning(artifact)}")
+        kept = [] if choices.captions else artifact.told_of_pictures
+        kept += [] if choices.workflow else artifact.told_of_the_graph
+        pushed = push.push(hub, full_id, artifact, text, pictures, message, kept)
+    note = f"; without its metadata {', '.join(kept)}" if kept else ""
+    _say(f"pushed: {pushed.url}{note}")
     return pushed
-
-
-def _warning(artifact: Artifact) -> str:
-    if not artifact.has_graph:
-        return ""
-    return "; the file carries the graph that saved it, with its prompts and names of folders"
 
 
 def fetch_files(place: str, repo_id: str, revision: str, files: str) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,10 @@ from ..runs.files import shown
 LORA, EMBEDDING, CHECKPOINT = "lora", "embedding", "checkpoint"
 OF_A_LORA = re.compile(r"lora_(up|down|[AB])\b|\.(hada|lokr|oft)_|\.dora_scale$")
 BEYOND_LORA = re.compile(r"\.(hada|lokr|oft)_|\.dora_scale$|^bundle_emb\.")  # not diffusers'
-CAPTIONS = ("ss_tag_frequency", "modelspec.trigger_phrase")  # metadata that has some
+# Metadata that tells of the pictures, and of the graph that saved the file.
+OF_PICTURES = (
+    "ss_tag_frequency", "ss_dataset_dirs", "modelspec.trigger_phrase", "modelspec.title"
+)  # fmt: skip
 GRAPH = ("prompt", "workflow")
 # Kinds of models whose files diffusers was seen to read, by what is in the file.
 IN_DIFFUSERS = {
@@ -50,13 +54,36 @@ class Artifact:
         return self.is_plain and self.architecture in IN_DIFFUSERS[self.kind]
 
     @property
-    def has_captions(self) -> bool:
-        return any(self.metadata.get(name) for name in CAPTIONS)
+    def told_of_pictures(self) -> list[str]:
+        """Names of the metadata that tell of the pictures it was trained on."""
+        if self.kind == EMBEDDING:  # its title and trigger are the word itself
+            return []
+        named = {**self.metadata, "modelspec.title": self._title_of_pictures}
+        return [name for name in OF_PICTURES if named.get(name)]
 
     @property
-    def has_graph(self) -> bool:
-        """Whether it carries the graph that saved it, with its prompts and names of folders."""
-        return any(self.metadata.get(name) for name in GRAPH)
+    def told_of_the_graph(self) -> list[str]:
+        """Names of the metadata that hold the graph that saved it."""
+        return [name for name in GRAPH if self.metadata.get(name)]
+
+    @property
+    def _title_of_pictures(self) -> str:
+        title = self.metadata.get("modelspec.title", "")
+        return "" if title == self.path.stem else title
+
+    def beginning(self, without: Collection[str]) -> bytes:
+        """The bytes before the tensors, as many as in the file, without some of the metadata."""
+        with self.path.open("rb") as file:
+            start = file.read(8)
+            size = int.from_bytes(start, "little")
+            header = file.read(size)
+        if not without:
+            return start + header
+        told = json.loads(header)
+        told["__metadata__"] = {n: v for n, v in told["__metadata__"].items() if n not in without}
+        text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size, "less of it takes less room"
+        return start + text.ljust(size)  # blanks are the format's own filling
 
 
 def artifact_at(path: Path, architecture: str = "") -> Artifact:

@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..errors import HubError
 from ..runs.story import preview_files
+from .artifact import Artifact
 from .card import Base
 from .connection import TOKEN_HELP, Hub, has_token
 
@@ -102,10 +103,11 @@ def repository_for(hub: Hub, repo_id: str, private: bool) -> str:
 def push(
     hub: Hub,
     repo_id: str,
-    file: Path,
+    artifact: Artifact,
     card: str | None,
     pictures: Sequence[Picture],
     message: str,
+    without: Sequence[str] = (),
 ) -> Pushed:
     """Send a file, its card and its previews.
 
@@ -114,6 +116,7 @@ def push(
 
     Args:
         card: None leaves the repository's own as it is.
+        without: names in the file's metadata that stay here.
 
     Raises:
         HubError: the Hub refuses or breaks off; then there is no commit, or it is said that this
@@ -122,7 +125,8 @@ def push(
     small = {picture.name: picture.png for picture in pictures}
     if card is not None:
         small[CARD] = card.encode()
-    with Source(file, hub) as source:
+    file = artifact.path
+    with Source(file, artifact.beginning(without), hub) as source:
 
         def read() -> list[CommitOperationAdd]:  # which hashes the file
             add = [CommitOperationAdd(file.name, source)]
@@ -144,20 +148,26 @@ def push(
 
 
 class Source(io.BufferedReader):
-    """A file to be sent: it knows how far it was read, and ends with the node's work."""
+    """A file to be sent: it knows how far it was read, and ends with the node's work.
 
-    def __init__(self, path: Path, hub: Hub) -> None:
+    Args:
+        beginning: takes the place of as many bytes of the file.
+    """
+
+    def __init__(self, path: Path, beginning: bytes, hub: Hub) -> None:
         super().__init__(io.FileIO(path))
-        self.size = path.stat().st_size
-        self._title, self._hub, self._done = path.name, hub, 0
+        self._title, self._size, self._beginning = path.name, path.stat().st_size, beginning
+        self._hub, self._done = hub, 0
 
     def show(self, what: str) -> None:
         """Tell how far it is; to be called while another thread reads it."""
-        self._hub.show(f"{what} {self._title}", self._done, self.size)
+        self._hub.show(f"{what} {self._title}", self._done, self._size)
 
     def read(self, size: int | None = -1, /) -> bytes:
         if self._hub.ended:  # cancelled: without its file, what runs beside sends nothing more
             raise InterruptedError
+        start = self.tell()
         block = super().read(size)
-        self._done = self.tell()
-        return block
+        instead = self._beginning[start : start + len(block)]
+        self._done = start + len(block)
+        return instead + block[len(instead) :]
