@@ -485,6 +485,10 @@ def test_files_are_known_by_what_is_in_them(lora: Path, tmp_path: Path) -> None:
     assert not artifact_at(dora, "sdxl").in_diffusers
     assert artifact_at(save(tmp_path, {"emb_params": torch.ones(1, 4)})).kind == EMBEDDING
     assert artifact_at(save(tmp_path, {"clip_g": torch.ones(1, 4)})).kind == EMBEDDING
+    for start, reads in (("transformer", True), ("diffusion_model", False)):
+        sd3 = save(tmp_path, {f"{start}.joint_blocks.0.x.lora_A.weight": torch.ones(1)})
+        assert artifact_at(sd3, "sd3").in_diffusers is reads
+    assert not artifact_at(sd3, "generic").in_diffusers
     whole = save(tmp_path, {"model.diffusion_model.out.weight": torch.ones(1)}, {"workflow": "{}"})
     found = artifact_at(whole)
     assert (found.kind, found.told_of_the_graph) == (CHECKPOINT, ["workflow"])

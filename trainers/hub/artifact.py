@@ -17,15 +17,18 @@ from ..runs.files import shown
 
 LORA, EMBEDDING, CHECKPOINT = "lora", "embedding", "checkpoint"
 OF_A_LORA = re.compile(r"lora_(up|down|[AB])\b|\.(hada|lokr|oft)_|\.dora_scale$")
-BEYOND_LORA = re.compile(r"\.(hada|lokr|oft)_|\.dora_scale$|^bundle_emb\.")  # not diffusers'
+# What no pipeline of diffusers reads: other kinds, tokens, and T5's and language models' layers.
+BEYOND_LORA = re.compile(
+    r"\.(hada|lokr|oft)_|\.dora_scale$|^(bundle_emb|text_encoders)\.|^lora_te3_"
+)
 # Metadata that tells of the pictures, and of the graph that saved the file.
 OF_PICTURES = (
     "ss_tag_frequency", "ss_dataset_dirs", "modelspec.trigger_phrase", "modelspec.title"
 )  # fmt: skip
 GRAPH = ("prompt", "workflow")
-# Kinds of models whose files diffusers was seen to read, by what is in the file.
+# Kinds of models whose files diffusers reads, by what is in the file.
 IN_DIFFUSERS = {
-    LORA: ("sd15", "sd2", "sdxl"),
+    LORA: tuple(name for name, record in ARCHITECTURES.items() if record.diffusers),
     EMBEDDING: ("sd15", "sd2"),
     CHECKPOINT: ("sd15", "sdxl"),
 }
@@ -39,7 +42,7 @@ class Artifact:
         kind: LORA, EMBEDDING or CHECKPOINT.
         metadata: as it is in the file.
         architecture: the kind of base model, a name in ARCHITECTURES; "" where nobody says.
-        is_plain: a LoRA that is nothing more than one.
+        is_plain: a LoRA that is nothing more, by names that diffusers reads; true of all else.
     """
 
     path: Path
@@ -110,8 +113,14 @@ def artifact_at(path: Path, architecture: str = "") -> Artifact:
         _kind(told[1:], keys),
         metadata,
         architecture or next(named, ""),
-        not any(map(BEYOND_LORA.search, keys)),
+        _is_plain(keys),
     )
+
+
+def _is_plain(keys: list[str]) -> bool:
+    others = map(BEYOND_LORA.search, keys)
+    of_sd3 = (key.startswith("diffusion_model.joint_blocks.") for key in keys)  # save in diffusers'
+    return not any(others) and not any(of_sd3)
 
 
 def _kind(told: list[str], keys: list[str]) -> str:

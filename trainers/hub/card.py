@@ -169,15 +169,15 @@ def _in_diffusers(artifact: Artifact, told: Told) -> Iterator[str]:
     base = json.dumps(told.base.repo_id if told.base else "the/base-model")
     prompt = json.dumps(told.instance_prompt or "your prompt")
     sdxl = artifact.architecture == "sdxl"
-    name = "AutoPipelineForText2Image"
+    name, dtype = "DiffusionPipeline", "float16" if artifact.architecture in FAMILY else "bfloat16"
     if artifact.kind == CHECKPOINT:
         name = "StableDiffusionXLPipeline" if sdxl else "StableDiffusionPipeline"
     yield from ("```python", "import torch", f"from diffusers import {name}", "")
     if artifact.kind == CHECKPOINT:
         yield f"url = {json.dumps(f'{_link(told.repo_id)}/blob/main/')} + {file}"
-        yield f"pipe = {name}.from_single_file(url, torch_dtype=torch.float16)"
+        yield f"pipe = {name}.from_single_file(url, torch_dtype=torch.{dtype})"
     else:
-        yield f"pipe = {name}.from_pretrained({base}, torch_dtype=torch.float16)"
+        yield f"pipe = {name}.from_pretrained({base}, torch_dtype=torch.{dtype})"
     if artifact.kind == LORA:
         yield f"pipe.load_lora_weights({repo}, weight_name={file})"
     elif artifact.kind == EMBEDDING:
@@ -213,11 +213,13 @@ def _settings(run: Mapping[str, Any]) -> Iterator[str]:
 
 def _licence(told: Told) -> str:
     fields = told.license_fields
-    named = fields.get("license_name") or fields.get("license")
-    of_base = f"The licence of the base model covers what is trained on it{'' if named else '.'}"
+    named, link = (
+        fields.get("license_name") or fields.get("license"),
+        fields.get("license_link", ""),
+    )
+    of_base = "The licence of the base model covers what is trained on it"
     if not named:
-        return f"{of_base} Read it before you use or share this."
-    link = fields.get("license_link", "")
+        return f"{of_base}. Read it before you use or share this."
     at = f" (<{link}>)" if re.fullmatch(r"https://[\w./%#?=&-]+", link) else ""
     return f"{code(named)}{at}" if told.license else f"{of_base}: {code(named)}{at}."
 
