@@ -7,10 +7,10 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters import ApplyEmbedding, ApplyLora
 from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
+from .hub import FetchFromHub, PushToHub
 from .merge import ExtractLora, MergeLoras, ResizeLora
-from .preview import PreviewSettings
 from .results import Compare, PlotLoss, SaveEmbedding, SaveLora
-from .settings import LossSettings, OptimizerSettings, RunSettings
+from .settings import LossSettings, OptimizerSettings, PreviewSettings, RunSettings
 from .stack import AdapterStack
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
@@ -35,6 +35,8 @@ NODES: list[type[io.ComfyNode]] = [
     SaveEmbedding,
     PlotLoss,
     Compare,
+    PushToHub,
+    FetchFromHub,
 ]
 
 

@@ -89,7 +89,7 @@ class FolderDataset(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, control_folder: str = "", **settings: Any) -> io.NodeOutput:
         from ..trainers.data.dataset import folder_dataset
-        from .host.overview import reading_progress, show_dataset
+        from .host.pictures.overview import reading_progress, show_dataset
 
         config = from_values(DatasetConfig, settings)
         controls = [dataset_folder(name) for name in folder_names(control_folder)]
@@ -153,7 +153,7 @@ class ImageDataset(io.ComfyNode):
         **settings: list[Any],
     ) -> io.NodeOutput:
         from ..trainers.data.dataset import batch_dataset
-        from .host.overview import show_dataset
+        from .host.pictures.overview import show_dataset
 
         given = [settings.pop(name, None) for name in CONTROL_INPUTS]
         controls = [[image for batch in batches for image in batch] for batches in given if batches]

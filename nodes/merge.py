@@ -273,6 +273,6 @@ def _output(result: Any, metadata: Mapping[str, str], needs: tuple[Any, ...]) ->
 
 def _plot(result: Any) -> Any:
     from ..trainers.runs.layer_plot import draw_layers
-    from .host.overview import image_of
+    from .host.pictures.overview import image_of
 
     return image_of(draw_layers(result.layers))

@@ -211,7 +211,7 @@ class PlotLoss(io.ComfyNode):
     @classmethod
     def execute(cls, loss_map: Any, theme: str = AUTO) -> io.NodeOutput:
         from ..trainers.runs.plot import draw_losses, marks_of
-        from .host.overview import image_of
+        from .host.pictures.overview import image_of
 
         chosen = "dark" if theme == AUTO else theme  # a page has chosen already: js/plot.js
         plot = draw_losses(loss_map["loss"], marks=marks_of(loss_map), theme=chosen)

@@ -1,4 +1,4 @@
-"""Nodes with settings that several trainings can share."""
+"""Nodes with settings that several trainings can share, and the pictures they make on their way."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
+from ..trainers.settings.preview import PreviewConfig
 from ..trainers.settings.run import check_shared
-from .schema import shared_inputs
-from .sockets import PersonalizeLoss, PersonalizeOptimizer, PersonalizeRun
+from .host.sampling import SAMPLERS, SCHEDULERS
+from .schema import inputs_of, shared_inputs
+from .sockets import PersonalizeLoss, PersonalizeOptimizer, PersonalizePreview, PersonalizeRun
 
 CATEGORY = "personalize/train"
 EACH = "A training takes those that its method has. What is not wired has its defaults."
@@ -110,3 +112,47 @@ class RunSettings(SettingsNode):
                 )
             ],
         )  # fmt: skip
+
+
+class PreviewSettings(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        settings = inputs_of(PreviewConfig)
+        seed = settings.pop("seed")
+        return io.Schema(
+            node_id="PersonalizePreview",
+            display_name="Preview Settings",
+            category=CATEGORY,
+            description=(
+                "Pictures that a training makes every so many steps, with the model as it is "
+                "then: the same prompts and seed each time. They do not change what is learned."
+            ),
+            search_aliases=["sample images while training", "validation prompts", "samples"],
+            inputs=[
+                *settings.values(),
+                io.Combo.Input(
+                    "sampler_name", options=SAMPLERS, default="euler", tooltip="As in KSampler."
+                ),
+                io.Combo.Input(
+                    "scheduler", options=SCHEDULERS, default="normal", tooltip="As in KSampler."
+                ),
+                seed,
+                io.Image.Input(
+                    "control_images",
+                    optional=True,
+                    tooltip="For edit models: what the pictures are made from. As many as each "
+                    "picture of the dataset has, for all prompts; or a batch with as many for each "
+                    "prompt, in the order of the prompts.",
+                ),
+            ],
+            outputs=[
+                PersonalizePreview.Output(
+                    display_name="preview", tooltip="For preview of a training node."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, control_images: Any = None, **values: Any) -> io.NodeOutput:
+        shown = () if control_images is None else tuple(control_images)
+        return io.NodeOutput(PreviewConfig(**values, control_images=shown))

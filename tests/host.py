@@ -69,6 +69,7 @@ class Host:
         checkpoints: File name to path of the checkpoints that the host offers.
         args: More arguments for ``main.py``.
         python: Interpreter; this one if None.
+        environment: Variables that its process has beside, or instead of, those of this one.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Host:
         checkpoints: Mapping[str, Path] | None = None,
         args: Sequence[str] = ("--cpu",),
         python: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         self.comfyui = Path(comfyui).resolve()
         self._temporary = base is None
@@ -89,6 +91,7 @@ class Host:
         self._packs = {**({PACK_NAME: pack} if pack else {}), **(more_packs or {})}
         self._args = list(args)
         self._python = python or sys.executable
+        self._environment = {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1", **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
         self.url = ""
         for folder in ("models/checkpoints", "models/loras", "input", "output", "custom_nodes"):
@@ -123,7 +126,7 @@ class Host:
         if self._packs:
             command += ["--whitelist-custom-nodes", *self._packs]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment |= {"PYTHONUNBUFFERED": "1", "HF_HUB_OFFLINE": "1"}
+        environment |= self._environment
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, *self._args],

@@ -10,7 +10,7 @@ import pytest
 from tests import tiny
 from tests.dataset_files import batch
 from trainers.errors import SettingsError
-from trainers.prompts import caption_prompts
+from trainers.objective.prompts import caption_prompts
 from trainers.runs.folder import fingerprint_of, run_facts
 from trainers.settings.objective import ObjectiveConfig
 

@@ -7,7 +7,8 @@
     ├── UnavailableError        allowed, but not possible on this machine
     ├── NonFiniteLossError      the loss became NaN or infinite
     ├── AdapterError            a LoRA, or the file of one, that cannot be used
-    └── SaveError               a result could not be written
+    ├── SaveError               a result could not be written
+    └── HubError                the Hugging Face Hub refused, or could not be reached
 
 Every message has three parts in two lines: what was got and where; what is allowed; what to do.
 Running out of memory stays torch's own error, so that a host can still react to it.
@@ -51,3 +52,7 @@ class AdapterError(PersonalizeError):
 
 class SaveError(PersonalizeError):
     """A result could not be written; nothing half-written was left behind."""
+
+
+class HubError(PersonalizeError):
+    """The Hugging Face Hub refused what was asked, or could not be reached."""

@@ -28,9 +28,9 @@ from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.precision import gradient_scaler
 from .objective.losses import batch_loss
+from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule
-from .prompts import caption_prompts
 from .settings.run import RunConfig
 from .settings.training import TrainingConfig
 from .settings.validation import BEST

@@ -5,7 +5,7 @@ trainers.loop puts them in order. Letters in shapes: B samples, C latent channel
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,9 +17,12 @@ from .data.batches import by_shape
 from .data.examples import Examples, Shown, stack_masks
 from .data.prior import put_teacher_samples
 from .data.validation import NUM_TIMESTEPS, held_out_samples
+from .models.architectures import Architecture
 from .objective.losses import sample_losses
 from .objective.noise import draw_noise, generator_for
+from .objective.prompts import caption_prompts
 from .objective.timesteps import draw_timesteps, even_timesteps
+from .settings.objective import ObjectiveConfig
 from .settings.run import RunConfig
 
 ADAPTER_DROPOUT = "lora_dropout"  # peft's name
@@ -43,6 +46,24 @@ class Job:
     config: RunConfig
     prompts: dict[str, tuple[str, ...]]
     held_out: Examples | None = None
+
+
+def all_prompts(
+    examples: Iterable[Examples], settings: ObjectiveConfig, architecture: Architecture, seed: int
+) -> list[Prompt]:
+    """All that text encoders read in a run without templates, for what trains and is watched."""
+    prompts: list[Prompt] = []
+    for pictures in examples:
+        instances = pictures.captions[: pictures.num_instances]
+        told = caption_prompts(instances, settings, seed)
+        for place, caption in enumerate(pictures.captions):
+            texts = told[caption] if place < len(instances) else (caption,)
+            controls = pictures.controls.get(place)
+            prompts += [
+                prompt_of(text, controls, architecture)
+                for text in (*texts, "", settings.class_prompt)
+            ]
+    return list(dict.fromkeys(prompts))
 
 
 def losses_and_weights(

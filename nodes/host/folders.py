@@ -1,4 +1,6 @@
-"""The host's folders: which of the input folder can be datasets; where runs and embeddings lie."""
+"""The host's folders: which of the input folder can be datasets; where runs, embeddings and what is
+fetched lie; what of the output folder may be shared.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +11,15 @@ from pathlib import Path
 import folder_paths
 
 from ...trainers.data.listing import list_folder, picture_folders
-from ...trainers.errors import DatasetError
+from ...trainers.errors import DatasetError, SettingsError
 
 NO_FOLDER = "(none yet: drop pictures here)"
+DATA_SET = "input (data set)"
+# What something can be fetched into.
+PLACES = (
+    "checkpoints", "diffusion_models", "loras", "embeddings", "text_encoders", "vae", DATA_SET
+)  # fmt: skip
+OLD_NAMES = ("unet", "clip")  # of folders that the host still reads
 
 
 def register_embeddings() -> None:
@@ -24,6 +32,30 @@ def register_embeddings() -> None:
 def runs_folder() -> Path:
     """Where every run has its folder."""
     return Path(folder_paths.get_output_directory()) / "personalize"
+
+
+def folder_to_fetch_into(place: str) -> Path:
+    """The folder of one of PLACES."""
+    if place == DATA_SET:
+        return Path(folder_paths.get_input_directory())
+    folders = [Path(folder) for folder in folder_paths.get_folder_paths(place)]
+    return next((folder for folder in folders if folder.name not in OLD_NAMES), folders[0])
+
+
+def output_file(path: str) -> Path:
+    """A file in the output folder, by its path or its name there.
+
+    Raises:
+        SettingsError: there is none, or it would lie outside.
+    """
+    root = Path(os.path.realpath(folder_paths.get_output_directory()))
+    file = _resolved(root / path.strip())
+    if file is None or root not in file.parents or not file.is_file():
+        raise SettingsError(
+            (f"path is {path!r}; allowed: a file in ComfyUI's output folder, by its name there, "
+             "such as loras/dog_00001_.safetensors, or wired from Save LoRA",)
+        )  # fmt: skip
+    return file
 
 
 def dataset_folders() -> list[str]:

@@ -50,7 +50,8 @@ def find_captions(listing: Listing, config: DatasetConfig) -> Captions:
     - any other choice: only that source, and every picture must have it.
 
     White space is reduced to single blanks and empty lines are left out. A caption of several
-    lines keeps them, for enable_wildcard; see trainers.prompts. An empty file counts as none.
+    lines keeps them, for enable_wildcard; see trainers.objective.prompts. An empty file counts as
+    none.
 
     Raises:
         DatasetError: files are not UTF-8, a line of metadata.jsonl cannot be used, or the chosen

@@ -77,7 +77,7 @@ class Picture:
     Attributes:
         name: for messages, a path from the dataset's folder or "image 3".
         width_px, height_px: the whole picture's, upright as EXIF says.
-        caption: of one line or several; see trainers.prompts.
+        caption: of one line or several; see trainers.objective.prompts.
         bucket_px: (width, height) it trains at.
         repeats: how often it counts in one pass.
         source: opens its pixels; Dataset.pixels and .mask are the way to them.

@@ -1,1 +1,1 @@
-"""What the denoiser is asked for: noise, timesteps, targets, losses."""
+"""What the denoiser is asked for: noise, timesteps, captions, targets, losses."""

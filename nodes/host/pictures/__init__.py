@@ -1,1 +1,1 @@
-"""Pictures that the host's own sampler makes: class images, and comparisons of adapters."""
+"""Pictures: what nodes show, and what the sampler makes: class images, comparisons of adapters."""

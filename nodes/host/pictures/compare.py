@@ -19,10 +19,10 @@ from ....trainers.runs.pictures.grid import draw_grid
 from ....trainers.settings.preview import CompareConfig
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from ..overview import image_of
 from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 from ..status import running_node, show_text
 from .class_images import Painter
+from .overview import image_of
 from .rows import Row, adapter_rows, base_row, run_rows
 
 FORMAT = 1  # of cells; a new one makes them anew

@@ -11,8 +11,8 @@ from ....trainers.data.captions import one_line
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
+from ....trainers.objective.prompts import caption_prompts
 from ....trainers.objective.timesteps import check_objective
-from ....trainers.prompts import caption_prompts
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE

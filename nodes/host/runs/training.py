@@ -26,7 +26,6 @@ from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
 from ....trainers.models.precision import DTYPES, compute_dtype
-from ....trainers.prompts import all_prompts
 from ....trainers.runs.folder import Result, RunFolder, make_room_for_states
 from ....trainers.runs.metadata import (
     embedding_metadata,
@@ -40,7 +39,7 @@ from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW
-from ....trainers.step import Job
+from ....trainers.step import Job, all_prompts
 from ..folders import runs_folder
 from ..memory import Interrupt, device, make_room, training_session
 from ..models.parts import parts_of

@@ -20,11 +20,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from .contracts import Prompt, prompt_of
-from .data.examples import Examples
-from .models.architectures import Architecture
-from .objective.noise import generator_for
-from .settings.objective import ObjectiveConfig
+from ..settings.objective import ObjectiveConfig
+from .noise import generator_for
 
 COMMA = ", "
 LINE_END = "\n"
@@ -37,24 +34,6 @@ def caption_prompts(
 ) -> dict[str, tuple[str, ...]]:
     """For each caption the texts that train it; the last is the one that is looked at."""
     return {caption: _variants(caption, settings, seed) for caption in dict.fromkeys(captions)}
-
-
-def all_prompts(
-    examples: Iterable[Examples], settings: ObjectiveConfig, architecture: Architecture, seed: int
-) -> list[Prompt]:
-    """All that text encoders read in a run without templates, for what trains and is watched."""
-    prompts: list[Prompt] = []
-    for pictures in examples:
-        instances = pictures.captions[: pictures.num_instances]
-        told = caption_prompts(instances, settings, seed)
-        for place, caption in enumerate(pictures.captions):
-            texts = told[caption] if place < len(instances) else (caption,)
-            controls = pictures.controls.get(place)
-            prompts += [
-                prompt_of(text, controls, architecture)
-                for text in (*texts, "", settings.class_prompt)
-            ]
-    return list(dict.fromkeys(prompts))
 
 
 def _variants(caption: str, settings: ObjectiveConfig, seed: int) -> tuple[str, ...]:

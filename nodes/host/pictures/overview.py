@@ -13,12 +13,12 @@ from comfy_api.latest import ui
 from PIL import Image
 from torch import Tensor
 
-from ...trainers.data.captions import word_notices
-from ...trainers.data.dataset import Dataset
-from ...trainers.data.summary import contact_sheet, description, summary
-from .memory import check_interrupt
-from .status import running_node, show_text
-from .words import count_tokens, is_embedding
+from ....trainers.data.captions import word_notices
+from ....trainers.data.dataset import Dataset
+from ....trainers.data.summary import contact_sheet, description, summary
+from ..memory import check_interrupt
+from ..status import running_node, show_text
+from ..words import count_tokens, is_embedding
 
 
 def show_dataset(dataset: Dataset, has_body: bool = False) -> dict[str, Any]:
