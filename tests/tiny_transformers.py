@@ -78,8 +78,9 @@ QWEN_IMAGE: Recipe = {
     "text": "qwen_image", "tokenizer": "QwenImageTokenizer", "encoder": "te",
     "sizes": {"qwen25_7b": llm(2)}, "vae": "wan",
 }  # fmt: skip
-QWEN_IMAGE_EDIT: Recipe = {
+QWEN_IMAGE_EDIT: Recipe = {  # as the published one from 2511 on
     **QWEN_IMAGE,
+    "unet": {**QWEN_IMAGE["unet"], "default_ref_method": "index_timestep_zero"},
     "eyes": {
         "hidden_size": 32, "output_hidden_size": TEXT, "intermediate_size": 64, "num_heads": 2,
         "num_layers": 2,
