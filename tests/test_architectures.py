@@ -355,3 +355,19 @@ def test_page_on_adding_a_model_shows_what_is_there() -> None:
         source = (ROOT / header.removeprefix("+++ b/")).read_text(encoding="utf-8").splitlines()
         assert [line for line in added if line not in source] == []
         assert len(added) < 20
+
+
+@pytest.mark.parametrize(
+    ("architecture", "encoders", "trained"),
+    [
+        (SD15, ("clip_l",), ("clip_l",)),
+        (SDXL, ("clip_l", "clip_g"), ("clip_l", "clip_g")),
+        (FLUX, ("clip_l", "t5xxl"), ("clip_l",)),
+        (FLUX, ("t5xxl",), ("t5xxl",)),  # nothing else is there
+        (CHROMA, ("t5xxl",), ("t5xxl",)),
+    ],
+)
+def test_t5_stays_frozen_beside_clip(
+    architecture: Architecture, encoders: tuple[str, ...], trained: tuple[str, ...]
+) -> None:
+    assert architecture.trained_encoders(encoders) == trained

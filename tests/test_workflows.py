@@ -169,8 +169,8 @@ def test_graph_runs(path: Path, which: str, request: pytest.FixtureRequest) -> N
     if which == "old_host" and path.stem in NOT_IN_THE_OLDEST:
         pytest.skip("the oldest ComfyUI does not have the model")
     host: Host = request.getfixturevalue(which)
-    for name in ("1.png", "2.png"):
-        save(host.base / "input" / "workflow" / name, (64, 64))
+    for name in ("workflow/1.png", "workflow/2.png", "pairs/1.png", "pairs/1.control.png"):
+        save(host.base / "input" / name, (64, 64))
     log_before = len(host.log())
     prompt = convert(_load(path), host.object_info())  # fails on a node that the host lacks
     _check_size(prompt)
@@ -251,8 +251,15 @@ def _small(prompt: Prompt) -> Prompt:
     for inputs in nodes_of(prompt, "CheckpointLoaderSimple"):
         inputs["ckpt_name"], _ = BASES[inputs["ckpt_name"]]
     _on_tiny_models(prompt)
+    for node in prompt.values():
+        if node["class_type"] == "FluxKontextImageScale":  # to a megapixel, which takes long
+            node["class_type"] = "ImageScale"
+            size = {"width": 64, "height": 64, "upscale_method": "area", "crop": "disabled"}
+            node["inputs"].update(size)
+    edits = "ReferenceLatent" in _classes(prompt)
     small = {
-        "PersonalizeFolderDataset": {"folder": "workflow", "resolution": 64},
+        "PersonalizeFolderDataset": {"folder": "pairs" if edits else "workflow", "resolution": 64},
+        "LoadImage": {"image": "pairs/1.control.png"},
         "PersonalizeTrainLora": {"steps": 2},
         "PersonalizeOptimizer": {"gradient_accumulation": 1},
         "PersonalizeTrainTextualInversion": {"steps": 2},

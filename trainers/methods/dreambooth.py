@@ -30,7 +30,8 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     own: DreamBoothConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if own.train_text_encoder:
-        rates |= dict.fromkeys(parts.text.encoders, config.text_rate)
+        trained = parts.architecture.trained_encoders(parts.text.encoders)
+        rates |= dict.fromkeys(trained, config.text_rate)
     named: dict[str, nn.Parameter] = {}
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():

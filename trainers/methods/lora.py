@@ -30,7 +30,8 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     lora: LoraConfig = config.own
     rates = {DENOISER: config.training.learning_rate}
     if lora.train_text_encoder:
-        rates |= dict.fromkeys(parts.text.encoders, config.text_rate)
+        encoders = parts.architecture.trained_encoders(parts.text.encoders)
+        rates |= dict.fromkeys(encoders, config.text_rate)
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():
         module = parts.modules[name]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from torch import nn
@@ -71,6 +71,7 @@ class Architecture:
         unread: layers that they read under no name, or wrongly.
         diffusers_names: kohya's names are those of diffusers' modules, not of the published ones.
         text_prefixes: what the names of a text encoder's layers start with in kohya's spelling.
+        frozen_encoders: text encoders that stay as they are where the others train.
         targets: the denoiser's layers for each choice of LORA_TARGETS: a regular expression that
             their full names match.
         resolution_px: what it was trained at; None where nobody knows.
@@ -94,6 +95,7 @@ class Architecture:
     unread: str = ""
     diffusers_names: bool = False
     text_prefixes: Mapping[str, str] = field(default_factory=dict)
+    frozen_encoders: tuple[str, ...] = ()
     targets: tuple[str, ...] = ANY_TARGETS
     resolution_px: int | None = None
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -111,6 +113,11 @@ class Architecture:
         if usual and not usual / FAR <= rate <= usual * FAR:
             found.append(f"learning_rate {rate:g}, where about {usual:g} is usual")
         return found
+
+    def trained_encoders(self, encoders: Iterable[str]) -> tuple[str, ...]:
+        """Those of a base model's text encoders that train where text encoders do."""
+        every = tuple(encoders)
+        return tuple(name for name in every if name not in self.frozen_encoders) or every
 
     def layers(self, module_name: str, module: nn.Module, choice: str) -> list[str]:
         """Names of the layers of `module` that get an adapter, in the module's order.
@@ -174,6 +181,7 @@ SD3 = Architecture(
     modelspec="stable-diffusion-3",
     base_model_version="sd3",
     diffusers=TRANSFORMER,
+    frozen_encoders=("t5xxl",),  # K: CLIP's train, T5 only where it is asked for
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4, "dreambooth": 1e-5},  # D train_dreambooth_lora_sd3.py; K sd3_train.py
@@ -187,6 +195,7 @@ FLUX = Architecture(
     spelling=KOHYA,  # which diffusers reads too, unlike the dotted one
     diffusers=TRANSFORMER,
     text_prefixes={"clip_l": "lora_te1", "t5xxl": "lora_te3"},
+    frozen_encoders=("t5xxl",),  # K, as above
     targets=TRANSFORMER_TARGETS,
     resolution_px=1024,
     rates={"lora": 1e-4, "dreambooth": 5e-6},  # D; A; K docs/flux_train_network.md

@@ -30,8 +30,11 @@ def parts_of(
     modules = {DENOISER: twin}
     encoders = clip.cond_stage_model
     if text is not None:
-        encoders = twin_of(encoders, clip.patcher, "", text)
-        modules |= {name: getattr(encoders, name) for name in encoder_names(clip)}
+        names = encoder_names(clip)
+        trained = architecture.trained_encoders(names)
+        frozen = tuple(name for name in names if name not in trained)
+        encoders = twin_of(encoders, clip.patcher, "", text, frozen)
+        modules |= {name: getattr(encoders, name) for name in names}
     parts = Parts(
         modules=modules,
         predict=HostDenoiser(model, twin, denoiser.computes_in, architecture.guidance),

@@ -94,7 +94,7 @@ def check_text_names(clip: Any, architecture: Architecture, targets: str) -> Non
     read = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, {})
     nameless = [
         name
-        for name in encoder_names(clip)
+        for name in architecture.trained_encoders(encoder_names(clip))
         for layers in [architecture.layers(name, getattr(clip.cond_stage_model, name), targets)]
         if any(text_layer_name(architecture, name, layer) not in read for layer in layers)
     ]

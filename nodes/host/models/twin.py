@@ -55,21 +55,31 @@ class Placement(NamedTuple):
         return stored if widens else self.computes_in
 
 
-def twin_of(module: nn.Module, patcher: Any, prefix: str, placement: Placement) -> nn.Module:
+def twin_of(
+    module: nn.Module,
+    patcher: Any,
+    prefix: str,
+    placement: Placement,
+    frozen: tuple[str, ...] = (),
+) -> nn.Module:
     """A twin of a module that `patcher` keeps.
 
     Call it in `torch.inference_mode(False)`, after models were asked to leave the device.
 
     Args:
         prefix: what the patcher's keys have before the module's own.
+        frozen: names of children that no method changes, whatever the placement says.
     """
     with torch.inference_mode(False), torch.no_grad():
         memo: dict[int, Any] = {}
         for name, parameter in module.named_parameters():
             key = f"{prefix}{name}"
             weight = _weight(parameter, patcher.patches.get(key), key, placement.device)
-            dtype = placement.held_in(weight.dtype) if weight.is_floating_point() else weight.dtype
-            weight = weight.to(placement.device, dtype, copy=placement.changed_in is not None)
+            own = placement
+            if name.split(".")[0] in frozen:
+                own = placement._replace(changed_in=None)
+            dtype = own.held_in(weight.dtype) if weight.is_floating_point() else weight.dtype
+            weight = weight.to(own.device, dtype, copy=own.changed_in is not None)
             memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
         for buffer in module.buffers():
             memo[id(buffer)] = alias(buffer).to(placement.device)
