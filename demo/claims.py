@@ -16,6 +16,8 @@ from .recipes import (
     EXTRACTED,
     EXTRACTED_SMALL,
     FIRST_ALONE,
+    FLOW_BASE,
+    FLOW_LORA,
     HALF,
     HALVED,
     INVERTED,
@@ -264,5 +266,14 @@ CLAIMS = (
         "239 and half of the UNet's 52 MB. Rank 16 needs 3 MB and loses half of the change, and "
         "most of what it loses is not the subject: it costs the star 0.05, the heart nothing. Text "
         "encoders are not trained in these recipes.",
+    ),
+    Claim(
+        "A transformer trained by flow matching learns a subject as a UNet does.",
+        (FLOW_BASE, FLOW_LORA),
+        (
+            Expectation("fidelity", FLOW_LORA.label, FLOW_BASE.label),
+            Expectation("class_fidelity", FLOW_LORA.label, FLOW_BASE.label),
+        ),
+        "TODO",
     ),
 )
