@@ -16,6 +16,8 @@ from .recipes import (
     EXTRACTED,
     EXTRACTED_SMALL,
     FIRST_ALONE,
+    FLOW_BASE,
+    FLOW_LORA,
     HALF,
     HALVED,
     INVERTED,
@@ -264,5 +266,19 @@ CLAIMS = (
         "239 and half of the UNet's 52 MB. Rank 16 needs 3 MB and loses half of the change, and "
         "most of what it loses is not the subject: it costs the star 0.05, the heart nothing. Text "
         "encoders are not trained in these recipes.",
+    ),
+    Claim(
+        "A LoRA of a transformer, trained by flow matching, learns a subject.",
+        (FLOW_BASE, FLOW_LORA),
+        (Expectation("fidelity", FLOW_LORA.label, FLOW_BASE.label),),
+        "The base is a Stable Diffusion 3 as far as ComfyUI is concerned, whose own loaders read "
+        "it, but with 4 million weights in its transformer and the demo base's CLIP-L alone for "
+        "texts. `python -m demo.transformer.make` trains it from nothing on the demo base's "
+        "pictures: 51,200 of them in nine minutes of one core. Its loss falls from 2.08 to 0.16; "
+        "shape, colour and background are right in 200 of 200 pictures of prompts that it never "
+        "saw (`python -m demo.evaluate --transformer`). Its edges are rougher than the UNet's, and "
+        "where a prompt names no colour it mixes several. The one measured here had been stopped "
+        "after 400 of its 800 steps and gone on. A LoRA trains on it with the UNet's settings, for "
+        "about a minute; other classes then take on a little of the subject, too.",
     ),
 )

@@ -14,6 +14,8 @@ from . import meters, world
 from .autoencoder import Codec, to_tensor
 from .checkpoint import BASE_FILES, DEMO_CHECKPOINT, compose
 from .panel import Shot, add_shots, run_shots
+from .transformer import files as sd3
+from .transformer.make import made
 
 
 def held_out_shots(num_seeds: int) -> list[Shot]:
@@ -31,12 +33,19 @@ def main() -> None:
     parser.add_argument("--work", type=Path, default=Path("demo/work"))
     parser.add_argument("--base", type=Path, default=BASE_FILES)
     parser.add_argument("--seeds", type=int, default=5, help="pictures of each of 40 prompts")
+    parser.add_argument("--transformer", action="store_true", help="demo.transformer instead")
     options = parser.parse_args()
     wanted = held_out_shots(options.seeds)
-    checkpoint = compose(options.work / DEMO_CHECKPOINT, options.base)
-    graph = Graph()
-    add_shots(graph, *graph.load(DEMO_CHECKPOINT), wanted)
-    with Host(options.comfyui, pack=None, checkpoints={DEMO_CHECKPOINT: checkpoint}) as host:
+    graph, host = Graph(), Host(options.comfyui, pack=None)
+    if options.transformer:
+        sd3.offer(host, made(options.work / "transformer", options.comfyui))
+        base = sd3.load(graph)
+    else:
+        checkpoint = compose(options.work / DEMO_CHECKPOINT, options.base)
+        host.add_model("checkpoints", checkpoint, DEMO_CHECKPOINT)
+        base = graph.load(DEMO_CHECKPOINT)
+    add_shots(graph, *base, wanted)
+    with host:
         pictures = run_shots(host, graph, wanted)
     world.grid(pictures, 4 * options.seeds).save(options.work / "held_out.png")
     codec = Codec.from_host(load_file(options.base / "vae.safetensors"))

@@ -8,6 +8,7 @@ import dataclasses
 import itertools
 import json
 import queue
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -151,7 +152,7 @@ class Laboratory:
 
 
 def told_of(graph: Graph, entry: dict[str, Any]) -> str:
-    """What the nodes of recipes._told handed out: a size, and the first line of a report."""
+    """What nodes hand out of a LoRA: a size and a report's first line, or how its loss fell."""
     shown = {
         node["class_type"]: entry["outputs"][node_id]["text"][0]
         for node_id, node in graph.items()
@@ -159,5 +160,9 @@ def told_of(graph: Graph, entry: dict[str, Any]) -> str:
     }
     if not shown:
         return ""
+    if "PersonalizeSaveLora" not in shown:
+        losses = json.loads(shown["PreviewAny"])["loss"]
+        first, last = (statistics.fmean(part) for part in (losses[:50], losses[-50:]))
+        return f"a loss of {first:.3f} in the first 50 steps, of {last:.3f} in the last 50"
     megabytes = Path(shown["PersonalizeSaveLora"]).stat().st_size / 1e6
     return f"{megabytes:.1f} MB in fp16; {shown['PreviewAny'].splitlines()[0]}"

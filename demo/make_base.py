@@ -6,6 +6,7 @@ latents of a pool of pictures, the UNet, and the two files that are kept.
 
 import argparse
 import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -93,13 +94,36 @@ def part_captions(triple: world.Triple) -> list[str]:
     ]
 
 
+class Pool:
+    """Pictures of the trained triples with captions that name all or some of their parts.
+
+    Attributes:
+        latents: (N, 4, 8, 8).
+        captions: all captions, for `place`s to count.
+    """
+
+    def __init__(self, codec: autoencoder.Codec, path: Path) -> None:
+        self.latents, self._kinds = encode_pool(codec, path)
+        rows = [part_captions(triple) for triple in world.TRAIN_TRIPLES]
+        self.captions = sorted({caption for row in rows for caption in row})
+        self._index = torch.tensor([[self.captions.index(c) for c in row] for row in rows])
+        parts = PART_CAPTIONS.values()
+        self._shares = torch.tensor([1 - sum(parts), *parts])
+
+    def draw(self, generator: torch.Generator, count: int) -> tuple[Tensor, Tensor]:
+        """Latents (count, 4, 8, 8) and the place (count,) of a caption of each."""
+        picked = torch.randint(len(self.latents), (count,), generator=generator)
+        part = torch.multinomial(self._shares, count, replacement=True, generator=generator)
+        return self.latents[picked], self._index[self._kinds[picked], part]
+
+
 def encode_captions(
-    captions: list[list[str]], prompts: list[str], comfyui: Path, path: Path
+    captions: list[str], encode: Callable[[list[str]], Tensor], path: Path
 ) -> dict[str, Tensor]:
-    """Encodings (77, 768) of all captions and prompts, kept in bf16."""
+    """Encodings of captions, kept in bf16."""
     if not path.exists():
-        unique = sorted({c for row in [*captions, prompts] for c in row})
-        made = PromptEncoder(comfyui)(unique).to(torch.bfloat16)
+        unique = sorted(set(captions))
+        made = encode(unique).to(torch.bfloat16)
         torch.save(dict(zip(unique, made, strict=True)), path)
     return torch.load(path, weights_only=True)
 
@@ -108,20 +132,18 @@ def train_unet(
     work: Path, device: str, codec: autoencoder.Codec, comfyui: Path, plan: Plan
 ) -> nn.Module:
     """Train the UNet on the pool and write sheets of held-out prompts beside the state."""
-    latents, kinds = encode_pool(codec, work / "latents.pt")
-    captions = [part_captions(t) for t in world.TRAIN_TRIPLES]
+    pool = Pool(codec, work / "latents.pt")
     shown = world.HELD_OUT_TRIPLES[::2]
     prompts = [world.caption(t.shape, t.colour, t.background) for t in shown]
-    encoded = encode_captions(captions, prompts, comfyui, work / "encodings.pt")
-    place = {caption: i for i, caption in enumerate(encoded)}
-    encodings = torch.stack(list(encoded.values()))
-    index = torch.tensor([[place[c] for c in row] for row in captions])
-    shares = torch.tensor([1 - sum(PART_CAPTIONS.values()), *PART_CAPTIONS.values()])
+    captions = [*pool.captions, *prompts]
+    encoded = encode_captions(
+        captions, lambda texts: PromptEncoder(comfyui)(texts), work / "encodings.pt"
+    )
+    encodings = torch.stack([encoded[caption] for caption in pool.captions])
 
     def draw(generator: torch.Generator, count: int) -> Batch:
-        picked = torch.randint(len(latents), (count,), generator=generator)
-        part = torch.multinomial(shares, count, replacement=True, generator=generator)
-        return latents[picked], encodings[index[kinds[picked], part]].float()
+        latents, places = pool.draw(generator, count)
+        return latents, encodings[places].float()
 
     noise = torch.randn((len(shown), 4, 8, 8), generator=torch.Generator().manual_seed(4))
     wanted = torch.stack([encoded[p] for p in prompts]).float().to(device)

@@ -11,6 +11,7 @@ from tests.graphs import Graph, Link
 from . import world
 from .checkpoint import DEMO_CHECKPOINT
 from .panel import SAMPLING
+from .transformer import files as sd3
 
 IDENTIFIER = "sks"  # the articles' custom: a word the base gives no meaning to
 TOKEN = "<mine>"
@@ -50,6 +51,7 @@ class Recipe:
         together: how the second subject's LoRA, trained in the same way, comes to the first one:
             None not at all, {} as one Apply LoRA behind the other, else inputs of Merge LoRAs.
         extracted: inputs of Extract LoRA, which makes a LoRA of a DreamBooth for the base.
+        transformer: on demo.transformer instead of on the demo base, which has a UNet.
     """
 
     label: str
@@ -61,11 +63,14 @@ class Recipe:
     second: str = ""
     together: dict[str, Any] | None = None
     extracted: dict[str, Any] | None = None
+    transformer: bool = False
 
     def key(self, subject: str, seed: int) -> str:
         """Names a measurement: the same words, the same result."""
         shared = [SHARED[self.method], INVERSION if self.called == "token" else {}]
         facts = dataclasses.asdict(self) | {"label": "", "shared": shared}
+        if not self.transformer:
+            del facts["transformer"]  # came later than most measurements
         told = json.dumps([facts, subject, seed if self.method != "none" else 0], sort_keys=True)
         return f"{subject}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
 
@@ -95,6 +100,8 @@ MERGES = tuple(
         ("magnitude_prune", "magnitude_prune", 0.3),
     )
 )
+FLOW_BASE = Recipe("transformer", method="none", transformer=True)
+FLOW_LORA = Recipe("LoRA of the transformer", transformer=True)
 
 
 def name_in_prompts(subject: str, called: str) -> str:
@@ -110,7 +117,7 @@ def folder_name(subject: str, called: str) -> str:
 
 def sockets(graph: Graph, recipe: Recipe, subject: str, seed: int) -> list[Link]:
     """Add a recipe's nodes; the MODEL, CLIP and VAE to sample with."""
-    model, clip, vae = graph.load(DEMO_CHECKPOINT)
+    model, clip, vae = sd3.load(graph) if recipe.transformer else graph.load(DEMO_CHECKPOINT)
     if recipe.called == "token":
         clip = _inverted(graph, [model, clip, vae], subject, seed)
     return [*_METHODS[recipe.method](graph, [model, clip, vae], recipe, subject, seed), vae]
@@ -152,7 +159,11 @@ def _trained_lora(
 ) -> list[Link]:
     dataset = graph.dataset(folder_name(subject, recipe.called))
     prior = _class_images(graph, base, recipe, subject)
-    return graph.train(*base, dataset, **{**LORA, **prior, **recipe.settings, "seed": seed})[:3]
+    settings = {**LORA, **prior, **recipe.settings, "seed": seed}
+    model, clip, lora, losses, _ = graph.train(*base, dataset, **settings)
+    if recipe.transformer:
+        graph.add("PreviewAny", source=losses)
+    return [model, clip, lora]
 
 
 def _dreambooth(
@@ -170,7 +181,7 @@ def _dreambooth(
 
 
 def _told(graph: Graph, made: list[Link]) -> Link:
-    """A LoRA, after nodes that hand out what is told of it, and save it; see Laboratory."""
+    """A LoRA, after nodes that hand out what is told of it, and save it; see told_of."""
     lora, report = made
     graph.add("PreviewAny", source=report)
     graph.add("PersonalizeSaveLora", lora=lora, filename_prefix="loras/made", format="kohya fp16")

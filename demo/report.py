@@ -34,6 +34,8 @@ from .recipes import (
     TOKEN_THEN_DREAM,
     Recipe,
 )
+from .transformer import files as sd3
+from .transformer.make import made
 
 PAGE = ROOT / "docs" / "evidence.md"
 PICTURES = ROOT / "docs" / "images" / "evidence"
@@ -319,11 +321,14 @@ def main() -> None:
         arguments = ("--cpu", "--use-pytorch-cross-attention")  # a third faster there
         os.environ["OMP_NUM_THREADS"] = "1"
     if not asked.write_only:
-        laboratory.measure_all(
-            groups(),
-            lambda: Host(asked.comfyui, checkpoints=checkpoints, args=arguments),
-            num_hosts,
-        )
+        files = made(asked.work / "transformer", asked.comfyui)
+
+        def make_host() -> Host:
+            host = Host(asked.comfyui, checkpoints=checkpoints, args=arguments)
+            sd3.offer(host, files)
+            return host
+
+        laboratory.measure_all(groups(), make_host, num_hosts)
     write(laboratory)
 
 

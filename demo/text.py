@@ -7,11 +7,13 @@ and, by causal attention, hints at the words before it.
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 SEED = 20240229
 SHA256 = "349770d03f905a9fdbdc93efcb76666122c43096c60724d9a452d5a28967c156"
@@ -88,8 +90,20 @@ class PromptEncoder:
         assert all(k.endswith("position_ids") for k in missing), missing
         self.model.to(device)
 
-    @torch.no_grad()
     def __call__(self, prompts: list[str]) -> torch.Tensor:
+        return torch.cat([made.last_hidden_state for made in self._run(prompts)])
+
+    def for_sd3(self, prompts: list[str]) -> torch.Tensor:
+        """Encodings (B, 78, 768) as SD3 takes them: the layer before the last, then the pooled."""
+        return torch.cat(
+            [
+                torch.cat([made.hidden_states[-2], made.pooler_output[:, None]], dim=1)
+                for made in self._run(prompts)
+            ]
+        )
+
+    @torch.no_grad()
+    def _run(self, prompts: list[str]) -> Iterator[BaseModelOutputWithPooling]:
         ids = self.tokenizer(
             prompts,
             padding="max_length",
@@ -97,6 +111,5 @@ class PromptEncoder:
             truncation=True,
             return_tensors="pt",
         ).input_ids
-        return torch.cat(
-            [self.model(part.to(self.model.device)).last_hidden_state for part in ids.split(16)]
-        )
+        for part in ids.split(16):
+            yield self.model(part.to(self.model.device), output_hidden_states=True)

@@ -1,0 +1,1 @@
+"""A small Stable Diffusion 3 of the drawn world, trained by flow matching."""
