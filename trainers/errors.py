@@ -2,7 +2,7 @@
 
     PersonalizeError (ValueError)
     ├── SettingsError           a setting is outside what is allowed
-    ├── DatasetError            pictures, captions or masks that cannot be used
+    ├── DatasetError            pictures, captions, masks or control images that cannot be used
     ├── UnsupportedModelError   a base model that cannot be trained
     ├── UnavailableError        allowed, but not possible on this machine
     ├── NonFiniteLossError      the loss became NaN or infinite
@@ -31,7 +31,7 @@ class SettingsError(PersonalizeError):
 
 
 class DatasetError(PersonalizeError):
-    """One or more pictures, captions or masks cannot be used; all of them are listed."""
+    """Pictures, captions, masks or control images cannot be used; all of them are listed."""
 
 
 class UnsupportedModelError(PersonalizeError):
