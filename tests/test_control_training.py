@@ -18,9 +18,8 @@ from trainers.data.validation import split
 from trainers.errors import DatasetError
 from trainers.loop import make_job, with_teacher
 from trainers.models.architectures import FLUX
-from trainers.prompts import all_prompts
 from trainers.settings.dataset import DatasetConfig
-from trainers.step import Job, losses_and_weights, validation_loss
+from trainers.step import Job, all_prompts, losses_and_weights, validation_loss
 
 
 def shrink(pixels: torch.Tensor) -> torch.Tensor:
