@@ -94,7 +94,8 @@ def checks() -> dict[str, list[str]]:
     package.parent.mkdir(exist_ok=True)
     if not package.exists():
         package.symlink_to(ROOT, target_is_directory=True)
-    pack = ["-p", "personalize.trainers", "-p", "personalize.nodes"]
+    names = ("trainers", "nodes", "headless")
+    pack = [part for name in names for part in ("-p", f"personalize.{name}")]
     tools = ["dev.py", "dev_setup.py", "tests/host.py"]
     return {
         "lint": ["ruff", "check", "."],

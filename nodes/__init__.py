@@ -9,7 +9,7 @@ from .class_images import ClassImages
 from .dataset import FolderDataset, ImageDataset
 from .hub import FetchFromHub, PushToHub
 from .merge import ExtractLora, MergeLoras, ResizeLora
-from .results import Compare, PlotLoss, SaveEmbedding, SaveLora
+from .results import Compare, ExportRun, PlotLoss, SaveEmbedding, SaveLora
 from .settings import LossSettings, OptimizerSettings, PreviewSettings, RunSettings
 from .stack import AdapterStack
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
@@ -35,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveEmbedding,
     PlotLoss,
     Compare,
+    ExportRun,
     PushToHub,
     FetchFromHub,
 ]

@@ -6,6 +6,7 @@
     ├── UnsupportedModelError   a base model that cannot be trained
     ├── UnavailableError        allowed, but not possible on this machine
     ├── NonFiniteLossError      the loss became NaN or infinite
+    ├── RecipeError             a run.json, or another file that says what to train, cannot be used
     ├── AdapterError            a LoRA, or the file of one, that cannot be used
     ├── SaveError               a result could not be written
     └── HubError                the Hugging Face Hub refused, or could not be reached
@@ -48,6 +49,10 @@ class NonFiniteLossError(PersonalizeError):
 
 class AdapterError(PersonalizeError):
     """LoRAs, files of them, or models that cannot be used together or made into one."""
+
+
+class RecipeError(PersonalizeError):
+    """A run.json or a graph cannot be run, or does not find what it names as it was."""
 
 
 class SaveError(PersonalizeError):

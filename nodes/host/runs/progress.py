@@ -22,7 +22,7 @@ class Reporter:
     """Shows how far a node is; each call also honours Cancel."""
 
     def __init__(self, node: GraphNode) -> None:
-        self._node = node
+        self.node = node
         self._bar: comfy.utils.ProgressBar | None = None
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
         self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
@@ -31,7 +31,7 @@ class Reporter:
     @property
     def base_file(self) -> str:
         """The name of the file that is trained from; nothing where the graph does not say."""
-        return self._node.base_file()
+        return self.node.base_file()
 
     def status(self, text: str) -> None:
         """Show `text` in the node's body, while there is still something to cancel."""
@@ -40,7 +40,7 @@ class Reporter:
 
     def say(self, text: str) -> None:
         """Show `text` in the node's body."""
-        PAGES.say(self._node, text)
+        PAGES.say(self.node, text)
 
     def pictures(self, done: int, total: int) -> None:
         self._count("encoding pictures", done, total)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping
+import functools
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -24,6 +25,7 @@ from ..models.support import check_clip, check_model, check_takes_controls, chec
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
+from .graph import record
 from .inputs import Sockets, check_wiring
 from .progress import Reporter
 
@@ -44,6 +46,19 @@ class Run:
     facts: Mapping[str, Any]
     folder: RunFolder
     reporter: Reporter
+
+    @functools.cached_property
+    def graph(self) -> dict[str, Any] | None:
+        """What of the graph made it."""
+        return record(self.reporter.node)
+
+    def describe(self, **how_it_went: Any) -> None:
+        """Write run.json.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
 
     @property
     def shown_path(self) -> str:
@@ -74,6 +89,10 @@ class Run:
         return self.folder.stopped().get(asked, asked) if store.if_run_exists == USE else asked
 
 
+# Told of each run before it trains; what one raises ends it. Without a page: see headless/look.py.
+LOOKS: list[Callable[[Run], None]] = []
+
+
 def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     """The run that these ask for.
 
@@ -92,7 +111,10 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         check_takes_controls(sockets.model, sockets.num_controls, sockets.dataset.name)
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
-    return _run(sockets, config, base, reporter)
+    run = _run(sockets, config, base, reporter)
+    for look in LOOKS:
+        look(run)
+    return run
 
 
 def needs_base(

@@ -105,7 +105,7 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
                 _say_why(run, error)
                 with contextlib.suppress(SaveError):
                     stopped = run.folder.stopped()
-                    run.folder.describe(run.facts, status="interrupted", stopped=stopped)
+                    run.describe(status="interrupted", stopped=stopped)
                 raise
 
 
@@ -153,7 +153,7 @@ def _train(run: Run) -> Outcome:
     if config.store.if_run_exists == ANEW:
         folder.drop_states()
     stopped = folder.stopped()
-    folder.describe(run.facts, status="training", stopped=stopped)
+    run.describe(status="training", stopped=stopped)
     _forget_old_states(run)
     preview = run.sockets.preview
     previews = None
@@ -171,7 +171,7 @@ def _train(run: Run) -> Outcome:
     result = _result(run, job, best, metrics, time.monotonic() - started)
     try:
         folder.write_result(result)
-        folder.describe(run.facts, status="stopped" if steps < asked else "done", stopped=stopped)
+        run.describe(status="stopped" if steps < asked else "done", stopped=stopped)
     except SaveError as error:  # what was learned goes on into the graph all the same
         log.error("Personalize: the result is in the graph, but it was not kept. %s", error)
         reporter.say(f"the result is in the graph, but it was not kept. {error}")

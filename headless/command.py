@@ -1,0 +1,133 @@
+"""The command line: what is asked for, what happens, and the exit code.
+
+0: trained, or taken from disk. 1: it cannot be, for a reason that was told in two lines. 128 and
+the signal's number (130 is Ctrl-C): stopped; the same command goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..trainers.errors import PersonalizeError, RecipeError
+from . import host
+from .changes import changed
+from .described import read_recipe
+from .look import check_files, check_same, exported_hashes
+from .plan import plan
+from .recipe import Recipe
+from .settings_help import settings_help
+from .terminal import Terminal
+
+if TYPE_CHECKING:
+    from ..nodes.host.runs.run import Run
+
+EPILOG = """\
+RUN.json is the run.json of a run's folder (output/personalize/...), one written by hand, such as
+
+  {"method": "lora", "base": {"checkpoint": "sd15.safetensors"},
+   "dataset": {"folder": "dog", "prompt": "a photo of sks dog"}, "steps": 800}
+
+or a graph saved with File > Export (API). What follows -- goes to ComfyUI, such as
+-- --lowvram, or -- --base-directory PATH for one whose folders lie elsewhere. Ctrl-C writes the
+state; the same command goes on from there.
+"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code."""
+    own, of_host = _split(list(arguments))
+    asked = _parser().parse_args(own)
+    terminal = Terminal()
+    try:
+        return _run(asked, of_host, terminal)
+    except PersonalizeError as error:
+        terminal.close()
+        print(error, file=sys.stderr)
+        return 1
+
+
+def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) -> int:
+    recipe = changed(read_recipe(asked.file), asked.set)
+    hashes = exported_hashes(asked.file)
+    host.start(host.find_comfyui(asked.comfyui), of_host, terminal.say, terminal.count)
+    host.load_nodes(recipe, asked.custom_nodes)
+    if not asked.other_files:
+        check_files(recipe, hashes if asked.dry_run else {})
+    folders = _look_at_runs(recipe, asked, terminal)
+    ended_by = host.run(recipe)
+    terminal.close()
+    if (number := host.ended_by_signal()) is not None:
+        return 128 + number
+    if asked.dry_run and isinstance(ended_by, host.interrupt()):
+        return 0
+    if ended_by is None:
+        for folder in folders:
+            terminal.line(f"in {folder}")
+        return 0
+    if type(ended_by).__name__ == "OutOfMemoryError":  # its text says what to change
+        raise RecipeError(str(ended_by)) from ended_by
+    raise ended_by
+
+
+def _look_at_runs(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> list[Path]:
+    """The folders of the runs that are asked for, as they come."""
+    from ..nodes.host.runs.run import LOOKS
+
+    folders: list[Path] = []
+
+    def look(run: Run) -> None:
+        node = str(run.reporter.node.node_id)
+        is_target = node in recipe.targets
+        if is_target and not asked.other_files:
+            check_same(recipe, run.facts, node)
+        if is_target:
+            folders.append(run.folder.path)
+        if not asked.dry_run:
+            return
+        if is_target:
+            for line in plan(run):
+                terminal.line(line)
+        elif run.kept_steps is not None and run.folder.has_result(run.kept_steps):
+            return
+        else:
+            terminal.line(f"needs {run.shown_path}, which would be trained first")
+        raise host.interrupt()
+
+    LOOKS.append(look)
+    return folders
+
+
+def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Ours, and the host's."""
+    if "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="personalize",
+        usage="personalize RUN.json [options] [-- arguments of ComfyUI]",
+        description="Trains without ComfyUI's server: same code, same files as in the graph.",
+        epilog=EPILOG + "\n" + settings_help(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add("file", metavar="RUN.json", type=Path, help="what to train")
+    add(
+        "--set", metavar="NAME=VALUE", action="append", default=[],
+        help="another value for a setting; may be repeated",
+    )  # fmt: skip
+    add("--dry-run", action="store_true", help="check all and tell the plan; train nothing")
+    add("--comfyui", metavar="PATH", type=Path, help="its folder; by default that of this pack")
+    add(
+        "--custom-nodes", metavar="NAME", action="append", default=[],
+        help="also load this folder of custom_nodes; a run.json names what it needs",
+    )  # fmt: skip
+    add("--other-files", action="store_true", help="train where files are not those of the run")
+    return parser

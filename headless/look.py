@@ -1,0 +1,138 @@
+"""Whether files are what they were when a run was made, and what a dry run says of it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..trainers.errors import RecipeError
+from .recipe import Recipe, is_link
+
+DATASETS = ("dataset", "class_dataset", "validation_dataset")
+MOST_NAMED = 8
+CHUNK_BYTES = 2**24
+
+
+def check_files(recipe: Recipe, hashes: Mapping[tuple[str, str], str]) -> None:
+    """See that each file that the run needed is there, and as long as it was.
+
+    Args:
+        hashes: SHA-256 by folder and name; those files are read too.
+
+    Raises:
+        RecipeError: with all that are missing or other files.
+    """
+    from ..nodes.host.runs.graph import path_of
+
+    missing, others = [], []
+    for file in recipe.files:
+        key = file["folder"], file["name"]
+        path, shown = path_of(*key), f"{key[0]}/{key[1]}"
+        if path is None:
+            missing.append(shown)
+        elif path.stat().st_size != file["bytes"]:
+            others.append(f"{shown} ({path.stat().st_size} bytes, was {file['bytes']})")
+        elif key in hashes and sha256(path) != hashes[key]:
+            others.append(f"{shown} (as long, but another content)")
+    if missing:
+        raise RecipeError(
+            f"The run needs files that are not in ComfyUI's folders: {_listed(missing)}.\n"
+            "Put them there; a folder's name is that of ComfyUI's own, also where an "
+            "extra_model_paths.yaml says that it lies elsewhere."
+        )
+    if others:
+        raise _others(others)
+
+
+def check_same(recipe: Recipe, facts: Mapping[str, Any], target: str) -> None:
+    """See that what is to be trained, and on what, is what the run had.
+
+    Args:
+        facts: as a run's run.json has them, of the run that is about to start.
+
+    Raises:
+        RecipeError: with all that is something else.
+    """
+    was = recipe.facts
+    if was is None:
+        return
+    others = []
+    now_base, was_base = facts["base_model"], was.get("base_model", {})
+    for name in was_base.keys() | now_base.keys():
+        if name != "computes_in" and now_base.get(name) != was_base.get(name):
+            others.append(f"{name} ({', '.join(_names(recipe, target, name)) or 'of the graph'})")
+    for name in DATASETS:
+        if name in was:
+            others += [f"{name}: {what}" for what in _pictures(was[name], facts[name])]
+    if others:
+        raise _others(sorted(others))
+
+
+def exported_hashes(path: Path) -> dict[tuple[str, str], str]:
+    """What files.json beside a run.json says, as Export Run writes it."""
+    beside = path.parent / "files.json"
+    if not beside.is_file():
+        return {}
+    try:
+        files = json.loads(beside.read_text(encoding="utf-8"))["files"]
+        return {(file["folder"], file["name"]): file["sha256"] for file in files}
+    except (ValueError, KeyError, TypeError) as error:
+        raise RecipeError(
+            f"'{beside}' is damaged: {error}.\nExport the run again, or delete this file."
+        ) from error
+
+
+def sha256(path: Path) -> str:
+    """Of a file's content."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _others(others: list[str]) -> RecipeError:
+    return RecipeError(
+        f"These are not what the run was made with: {_listed(others)}.\n"
+        "Put the right ones there, or train on these with --other-files."
+    )
+
+
+def _listed(names: list[str]) -> str:
+    more = len(names) - MOST_NAMED
+    return ", ".join(names[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _names(recipe: Recipe, target: str, socket: str) -> Iterator[str]:
+    """Files that a socket of the training node is made from."""
+    files = {file["name"]: f"{file['folder']}/{file['name']}" for file in recipe.files}
+    ahead, seen = [recipe.nodes[target]["inputs"].get(socket)], set()
+    while ahead:
+        link = ahead.pop()
+        if not is_link(link) or link[0] in seen or link[0] not in recipe.nodes:
+            continue
+        seen.add(link[0])
+        for value in recipe.nodes[link[0]]["inputs"].values():
+            if isinstance(value, str) and value.replace("\\", "/") in files:
+                yield files[value.replace("\\", "/")]
+            ahead.append(value)
+
+
+def _pictures(was: Any, now: Any) -> Iterable[str]:
+    """What is other in a dataset, as run.json lists it."""
+    if was is None or now is None:
+        return [] if was == now else ["there was none" if was is None else "there is none now"]
+    if was["fingerprint"] == now["fingerprint"]:
+        return []
+    before, after = ({p["name"]: p for p in listing["pictures"]} for listing in (was, now))
+    found = [f"{name} is gone" for name in before if name not in after]
+    found += [f"{name} is new" for name in after if name not in before]
+    for name in before.keys() & after.keys():
+        if before[name]["caption"] != after[name]["caption"]:
+            found.append(f"{name} has another caption")
+        elif before[name]["bucket_px"] != after[name]["bucket_px"]:
+            found.append(f"{name} has another size")
+    return found or [f"pictures or masks of '{now['name']}' have another content"]

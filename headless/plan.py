@@ -1,0 +1,105 @@
+"""What a training would do, told without training: for --dry-run."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..trainers.settings.field import settings_of
+from ..trainers.settings.run import METHOD_DEFAULTS, config_groups
+
+if TYPE_CHECKING:  # it names the host, which is there by the time that a run is
+    from ..nodes.host.runs.run import Run
+
+MOST_PICTURES = 50
+# What two runs share of which one takes as long for a step as the other.
+SAME_TIME = ("batch_size", "gradient_accumulation", "precision", "gradient_checkpointing")
+
+
+def plan(run: Run) -> Iterator[str]:
+    """The run in lines: what it trains, on what, for how long, and what is there of it."""
+    config, facts = run.config, run.facts
+    yield f"{config.method} on {run.architecture.title}, {facts['base_model']['computes_in']}"
+    yield from _datasets(facts)
+    other = [f"{name} {value}" for name, value in _other_than_default(config)]
+    yield f"settings: {', '.join(other) or 'all as the method has them'}"
+    loop, steps = config.training, run.asked_steps
+    batch = loop.batch_size * loop.gradient_accumulation
+    passes = steps * batch / max(1, sum(p.repeats for p in run.sockets.dataset.pictures))
+    yield (
+        f"{steps} steps of {batch} pictures ({loop.batch_size} at once, "
+        f"{loop.gradient_accumulation} times): each picture about {passes:.1f} times"
+    )
+    yield f"time: {_time(run)}"
+    yield f"folder: {run.folder.path}, {_what_is_there(run)}"
+
+
+def _datasets(facts: Mapping[str, Any]) -> Iterator[str]:
+    for name in ("dataset", "class_dataset", "validation_dataset"):
+        if not (listing := facts[name]):
+            continue
+        pictures = listing["pictures"]
+        yield f"{name} '{listing['name']}': {len(pictures)} pictures"
+        for picture in pictures[:MOST_PICTURES]:
+            width, height = picture["bucket_px"]
+            yield f"    {picture['name']}  {width}x{height}  {picture['caption']!r}"
+        if len(pictures) > MOST_PICTURES:
+            yield f"    and {len(pictures) - MOST_PICTURES} more"
+
+
+def _other_than_default(config: Any) -> Iterator[tuple[str, Any]]:
+    own = METHOD_DEFAULTS[config.method]
+    for group, kind in config_groups(config.method).items():
+        for name, (field, _) in settings_of(kind).items():
+            value = getattr(getattr(config, group), name)
+            if value != own.get(name, field.default):
+                yield name, value
+
+
+def _what_is_there(run: Run) -> str:
+    kept = run.kept_steps
+    if kept is not None and run.folder.has_result(kept):
+        return f"which has the result of {kept} steps already: nothing would be trained"
+    states = [step for step in run.folder.state_steps if step <= run.asked_steps]
+    if run.kept_steps is not None and states:
+        return f"which goes on from step {states[-1]}"
+    return "which would be new"
+
+
+def _time(run: Run) -> str:
+    seconds = [found for found in map(_step_seconds, _alike(run)) if found]
+    if not seconds:
+        return "not known before a run like it was made here"
+    minutes, rest = divmod(round(seconds[-1] * run.asked_steps), 60)
+    return f"about {minutes}:{rest:02} min, at {seconds[-1]:.2f} s a step as in a run like it"
+
+
+def _alike(run: Run) -> Iterator[Path]:
+    """Folders of runs that took as long for a step, the newest last."""
+    files = list(run.folder.path.parent.glob("*/run.json"))
+    for file in sorted(files, key=lambda one: one.stat().st_mtime):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            told = json.loads(file.read_text(encoding="utf-8"))
+            if _shape(told) == _shape(json.loads(json.dumps(run.facts))):
+                yield file.parent
+
+
+def _shape(facts: Mapping[str, Any]) -> list[Any]:
+    training = [facts["training"][name] for name in SAME_TIME]
+    place = facts["base_model"]["computes_in"], facts["dataset"]["resolution_px"]
+    return [facts["method"], facts["architecture"], facts["own"], *place, *training]
+
+
+def _step_seconds(folder: Path) -> float:
+    """As its newest result says; 0 where there is none."""
+    import safetensors
+
+    with contextlib.suppress(OSError, ValueError, KeyError, safetensors.SafetensorError):
+        file = max(folder.glob("result-*[0-9].safetensors"))
+        with safetensors.safe_open(file, "pt") as opened:
+            told = opened.metadata()
+        return float(told["ss_training_time"]) / max(1, int(told["ss_steps"]))
+    return 0.0

@@ -1,0 +1,134 @@
+"""A run made ready to be trained elsewhere: output/personalize/exports/<name>/.
+
+run.json      the run, with its graph
+files.json    {"files": [{"folder", "name", "bytes", "sha256"}]}: what it needs there
+README.txt    the commands
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from ....trainers.errors import RecipeError
+from ....trainers.runs.files import checked_prefix, write_whole
+from ..folders import runs_folder
+from ..status import counted, running_node, show_text
+from .graph import PACK, NeededFile, needed_files
+
+EXPORTS = "exports"
+RUN_NAME = "%run%"
+COMMANDS = """\
+{title}
+
+1. There, install ComfyUI and this node pack (custom_nodes/{pack}){others}.
+2. Put these files into ComfyUI's folders, under the same names (files.json has their hashes):
+{files}
+3. Beside this file, with the Python that runs ComfyUI, check that all is there:
+
+   python COMFYUI/custom_nodes/{pack} run.json --dry-run
+
+   One process:
+
+   python COMFYUI/custom_nodes/{pack} run.json
+
+   N GPUs of one machine:
+
+   accelerate launch --multi_gpu --num_processes N COMFYUI/custom_nodes/{pack} run.json
+
+   M machines with N GPUs each, on each of them, with R from 0 to M - 1 (T is M times N, IP the
+   address of the machine with R 0):
+
+   accelerate launch --multi_gpu --num_machines M --num_processes T --machine_rank R \\
+       --main_process_ip IP --main_process_port 29500 COMFYUI/custom_nodes/{pack} run.json
+
+COMFYUI is ComfyUI's folder. Its own arguments follow --, as in: ... run.json -- --lowvram
+The result is in COMFYUI/output/personalize/{run}. Copy that folder into the same place here, and
+the graph takes it from disk.
+"""
+
+
+def export_run(run: str, name: str) -> Path:
+    """Write the three files; the folder they are in.
+
+    Args:
+        run: the folder of a run, as a training node hands it out.
+        name: of the export; %run% is the name of the run's folder.
+
+    Raises:
+        RecipeError: it is no run, does not say what its graph was, or lacks files by now.
+        SaveError: a file cannot be written, or the name cannot be used.
+    """
+    source = Path(run)
+    facts = _facts(source)
+    target = _target(checked_prefix(name.replace(RUN_NAME, source.name)))
+    graph = facts["graph"]
+    files = needed_files(graph["nodes"])
+    _check(graph["files"], files)
+    listed = [{**file.as_dict(), "sha256": _sha256(file.path)} for file in counted(files)]
+    write_whole(target / "run.json", json.dumps(facts, indent=2).encode())
+    write_whole(target / "files.json", json.dumps({"files": listed}, indent=2).encode())
+    write_whole(target / "README.txt", _commands(facts, listed, source.name).encode())
+    total = sum(file["bytes"] for file in listed)
+    show_text(f"{target}: {len(listed)} files, {total / 1e9:.2f} GB to copy", running_node())
+    return target
+
+
+def _facts(run: Path) -> dict[str, Any]:
+    try:
+        facts: dict[str, Any] = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RecipeError(
+            f"'{run}' is not the folder of a run: its run.json cannot be read.\nWire in the run "
+            "output of a training node."
+        ) from error
+    if not facts.get("graph"):
+        raise RecipeError(
+            f"'{run.name}' does not say what its graph was: an earlier version trained it.\n"
+            "Export the graph itself (File > Export (API)), or train again with if_run_exists "
+            "'start anew'."
+        )
+    return facts
+
+
+def _target(name: str) -> Path:
+    parent = Path(os.path.realpath(runs_folder() / EXPORTS))
+    target = Path(os.path.realpath(parent / name))
+    if parent not in target.parents:
+        raise RecipeError(
+            f"Name {name!r} leads out of {parent}.\nUse a name inside it, such as my_dog."
+        )
+    return target
+
+
+def _check(before: list[dict[str, Any]], files: list[NeededFile]) -> None:
+    there = {(file.folder, file.name) for file in files}
+    gone = [f"{f['folder']}/{f['name']}" for f in before if (f["folder"], f["name"]) not in there]
+    if gone:
+        raise RecipeError(
+            f"The run needs files that are no longer there: {', '.join(gone)}.\nPut them back, "
+            "and queue again."
+        )
+
+
+def _commands(facts: dict[str, Any], files: list[dict[str, Any]], run: str) -> str:
+    packs = facts["graph"]["custom_nodes"]
+    lines = [f"   {f['folder']}/{f['name']}  ({f['bytes'] / 1e6:.1f} MB)" for f in files]
+    return COMMANDS.format(
+        title=f"Run {run}: {facts['method']} on {facts['architecture']}",
+        pack=PACK,
+        others=f", and the packs {', '.join(packs)}" if packs else "",
+        files="\n".join(lines),
+        run=run,
+    )
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+    return digest.hexdigest()
