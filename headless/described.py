@@ -63,7 +63,7 @@ def read_recipe(path: Path) -> Recipe:
             "Open it and take File > Export (API)."
         )
     _check_keys(path, content)
-    if "graph" in content:
+    if content.get("graph"):
         return recipe_of_run(path, content)
     if "base_model" in content and "base" not in content:
         raise RecipeError(
@@ -77,7 +77,7 @@ def read_recipe(path: Path) -> Recipe:
 def _check_keys(path: Path, content: Mapping[str, Any]) -> None:
     method = check_method(path, content.get("method"))
     known = ["method", *DATASETS, *config_groups(method), *OF_A_RUN]
-    if "graph" not in content:
+    if not content.get("graph"):
         known += ["base", "preview", *sorted(settings_for(method))]
     check_names(path, content, known, "")
 

@@ -171,7 +171,7 @@ def check_names(path: Path, given: Iterable[str], known: Collection[str], where:
     """
     if unknown := [suggested(name, known) for name in given if name not in known]:
         raise RecipeError(
-            f"'{path}' has unknown keys {where}: {', '.join(unknown)}.\n"
+            f"'{path}' has unknown keys{where and ' ' + where}: {', '.join(unknown)}.\n"
             "`--help` lists all settings; leave out what is none."
         )
 
