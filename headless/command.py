@@ -51,13 +51,34 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) -> int:
-    recipe = changed(read_recipe(asked.file), asked.set)
-    hashes = exported_hashes(asked.file)
+    recipes = [changed(read_recipe(file), asked.set) for file in asked.files]
+    hashes = [exported_hashes(file) if asked.dry_run else {} for file in asked.files]
     host.start(host.find_comfyui(asked.comfyui), of_host, terminal.say, terminal.count)
-    host.load_nodes(recipe, asked.custom_nodes)
-    if not asked.other_files:
-        check_files(recipe, hashes if asked.dry_run else {})
-    folders = _look_at_runs(recipe, asked, terminal)
+    for recipe, hashed in zip(recipes, hashes, strict=True):
+        host.load_nodes(recipe, asked.custom_nodes)
+        if not asked.other_files:
+            check_files(recipe, hashed)
+    for recipe in recipes:
+        if code := _train(recipe, asked, terminal):
+            return code
+    return 0
+
+
+def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int:
+    from ..nodes.host.runs.run import LOOKS
+
+    folders: list[Path] = []
+
+    def look(run: Run) -> None:
+        node = str(run.reporter.node.node_id)
+        if node in recipe.targets:
+            folders.append(run.folder.path)
+            if not asked.other_files:
+                check_same(recipe, run.facts, node)
+        if asked.dry_run:
+            _tell(run, node in recipe.targets, terminal)
+
+    LOOKS[:] = [look]
     ended_by = host.run(recipe)
     terminal.close()
     if (number := host.ended_by_signal()) is not None:
@@ -73,32 +94,16 @@ def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) 
     raise ended_by
 
 
-def _look_at_runs(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> list[Path]:
-    """The folders of the runs that are asked for, as they come."""
-    from ..nodes.host.runs.run import LOOKS
-
-    folders: list[Path] = []
-
-    def look(run: Run) -> None:
-        node = str(run.reporter.node.node_id)
-        is_target = node in recipe.targets
-        if is_target and not asked.other_files:
-            check_same(recipe, run.facts, node)
-        if is_target:
-            folders.append(run.folder.path)
-        if not asked.dry_run:
-            return
-        if is_target:
-            for line in plan(run):
-                terminal.line(line)
-        elif run.kept_steps is not None and run.folder.has_result(run.kept_steps):
-            return
-        else:
-            terminal.line(f"needs {run.shown_path}, which would be trained first")
-        raise host.interrupt()
-
-    LOOKS.append(look)
-    return folders
+def _tell(run: Run, is_target: bool, terminal: Terminal) -> None:
+    """The plan of a run, which ends there unless its result is on disk and others need it."""
+    if is_target:
+        for line in plan(run):
+            terminal.line(line)
+    elif run.kept_steps is not None and run.folder.has_result(run.kept_steps):
+        return
+    else:
+        terminal.line(f"needs {run.shown_path}, which would be trained first")
+    raise host.interrupt()
 
 
 def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -112,13 +117,13 @@ def _split(arguments: list[str]) -> tuple[list[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="personalize",
-        usage="personalize RUN.json [options] [-- arguments of ComfyUI]",
+        usage="personalize RUN.json ... [options] [-- arguments of ComfyUI]",
         description="Trains without ComfyUI's server: same code, same files as in the graph.",
         epilog=EPILOG + "\n" + settings_help(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("file", metavar="RUN.json", type=Path, help="what to train")
+    add("files", metavar="RUN.json", type=Path, nargs="+", help="what to train; several in turn")
     add(
         "--set", metavar="NAME=VALUE", action="append", default=[],
         help="another value for a setting; may be repeated",

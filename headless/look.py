@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -13,7 +12,6 @@ from .recipe import Recipe, is_link
 
 DATASETS = ("dataset", "class_dataset", "validation_dataset")
 MOST_NAMED = 8
-CHUNK_BYTES = 2**24
 
 
 def check_files(recipe: Recipe, hashes: Mapping[tuple[str, str], str]) -> None:
@@ -26,23 +24,18 @@ def check_files(recipe: Recipe, hashes: Mapping[tuple[str, str], str]) -> None:
         RecipeError: with all that are missing or other files.
     """
     from ..nodes.host.runs.graph import path_of
+    from ..trainers.runs.files import sha256
 
-    missing, others = [], []
+    others = []
     for file in recipe.files:
         key = file["folder"], file["name"]
         path, shown = path_of(*key), f"{key[0]}/{key[1]}"
         if path is None:
-            missing.append(shown)
+            others.append(f"{shown} is not there")
         elif path.stat().st_size != file["bytes"]:
-            others.append(f"{shown} ({path.stat().st_size} bytes, was {file['bytes']})")
+            others.append(f"{shown} has {path.stat().st_size} bytes, had {file['bytes']}")
         elif key in hashes and sha256(path) != hashes[key]:
-            others.append(f"{shown} (as long, but another content)")
-    if missing:
-        raise RecipeError(
-            f"The run needs files that are not in ComfyUI's folders: {_listed(missing)}.\n"
-            "Put them there; a folder's name is that of ComfyUI's own, also where an "
-            "extra_model_paths.yaml says that it lies elsewhere."
-        )
+            others.append(f"{shown} has another content")
     if others:
         raise _others(others)
 
@@ -63,7 +56,8 @@ def check_same(recipe: Recipe, facts: Mapping[str, Any], target: str) -> None:
     now_base, was_base = facts["base_model"], was.get("base_model", {})
     for name in was_base.keys() | now_base.keys():
         if name != "computes_in" and now_base.get(name) != was_base.get(name):
-            others.append(f"{name} ({', '.join(_names(recipe, target, name)) or 'of the graph'})")
+            files = ", ".join(_names(recipe, target, name)) or "of the graph"
+            others.append(f"{name} ({files}) has other weights or patches")
     for name in DATASETS:
         if name in was:
             others += [f"{name}: {what}" for what in _pictures(was[name], facts[name])]
@@ -85,19 +79,10 @@ def exported_hashes(path: Path) -> dict[tuple[str, str], str]:
         ) from error
 
 
-def sha256(path: Path) -> str:
-    """Of a file's content."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def _others(others: list[str]) -> RecipeError:
     return RecipeError(
-        f"These are not what the run was made with: {_listed(others)}.\n"
-        "Put the right ones there, or train on these with --other-files."
+        f"ComfyUI's folders do not hold what the run was made with: {_listed(others)}.\n"
+        "Put that there, or go on with what is there: --other-files."
     )
 
 

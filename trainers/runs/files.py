@@ -72,6 +72,15 @@ def save_tensors(
     write_whole(path, content)
 
 
+def sha256(path: Path) -> str:
+    """The SHA-256 of a whole file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(2**24):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
 def content_hashes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, str]:
     """The SHA-256 of a file's tensors without its header, as modelspec and A1111 call it."""
     import safetensors.torch

@@ -7,14 +7,13 @@ README.txt    the commands
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from pathlib import Path
 from typing import Any
 
 from ....trainers.errors import RecipeError
-from ....trainers.runs.files import checked_prefix, write_whole
+from ....trainers.runs.files import checked_prefix, sha256, write_whole
 from ..folders import runs_folder
 from ..status import counted, running_node, show_text
 from .graph import PACK, NeededFile, needed_files
@@ -68,7 +67,7 @@ def export_run(run: str, name: str) -> Path:
     graph = facts["graph"]
     files = needed_files(graph["nodes"])
     _check(graph["files"], files)
-    listed = [{**file.as_dict(), "sha256": _sha256(file.path)} for file in counted(files)]
+    listed = [{**file.as_dict(), "sha256": sha256(file.path)} for file in counted(files)]
     write_whole(target / "run.json", json.dumps(facts, indent=2).encode())
     write_whole(target / "files.json", json.dumps({"files": listed}, indent=2).encode())
     write_whole(target / "README.txt", _commands(facts, listed, source.name).encode())
@@ -124,11 +123,3 @@ def _commands(facts: dict[str, Any], files: list[dict[str, Any]], run: str) -> s
         files="\n".join(lines),
         run=run,
     )
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(2**24):
-            digest.update(chunk)
-    return digest.hexdigest()
