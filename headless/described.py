@@ -6,7 +6,8 @@
      "steps": 800, "rank": 16}
 
 base may also be {"diffusion_model": file, "text_encoders": [files], "type": "flux2", "vae": file}.
-Settings stand by name, or in groups as in a run's own run.json. What is not said has the defaults
+A dataset may have a control_folder beside its folder, and class_dataset, validation_dataset and
+preview (its settings by name) may be there. Settings stand by name, or in groups as in a run's own run.json. What is not said has the defaults
 of the method.
 """
 
@@ -68,8 +69,8 @@ def read_recipe(path: Path) -> Recipe:
     if "base_model" in content and "base" not in content:
         raise RecipeError(
             f"'{path}' is from a version of Personalize that did not note the graph of a run.\n"
-            "Export the graph (File > Export (API)) and give that file, or leave of this one the "
-            "method and the settings and add base and dataset."
+            "Queue its graph once more, which adds that; or give the graph itself, by File > Export "
+            "(API); or keep method and settings of this file and add base and dataset."
         )
     return _described(path, content)
 
@@ -147,8 +148,9 @@ def _parts(path: Path, nodes: Nodes, base: Mapping[str, Any]) -> list[list[Any]]
 
 
 def _dataset(path: Path, nodes: Nodes, name: str, given: Any) -> list[Any]:
-    _require(path, given, ("folder", *settings_of(DatasetConfig)), ("folder",), f"in {name}")
-    settings = {key: value for key, value in given.items() if key != "folder"}
+    known = ("folder", "control_folder", *settings_of(DatasetConfig))
+    _require(path, given, known, ("folder",), f"in {name}")
+    settings = {key: value for key, value in given.items() if key in settings_of(DatasetConfig)}
     _check(path, name, lambda: from_values(DatasetConfig, settings))
     defaults = {key: field.default for key, (field, _) in settings_of(DatasetConfig).items()}
     return [add(nodes, "PersonalizeFolderDataset", {**defaults, **given}), 0]

@@ -120,4 +120,6 @@ def _pictures(was: Any, now: Any) -> Iterable[str]:
             found.append(f"{name} has another caption")
         elif before[name]["bucket_px"] != after[name]["bucket_px"]:
             found.append(f"{name} has another size")
+        elif before[name].get("controls") != after[name].get("controls"):
+            found.append(f"{name} has other control images")
     return found or [f"pictures or masks of '{now['name']}' have another content"]

@@ -21,7 +21,7 @@ from tests.host import PACK_NAME, Host, HostError
 from tests.tiny_transformers import CHROMA
 
 PATIENCE_SECONDS = 300
-LONG = {"steps": 60, "state_every": 5, "keep_states": 100}
+LONG = {"steps": 40, "state_every": 4, "keep_states": 100}
 
 
 def pictures(host: Host, name: str = "headless") -> str:
@@ -103,15 +103,16 @@ def test_every_method_replayed_gives_the_same_bytes(
 ) -> None:
     host: Host = request.getfixturevalue(place)
     graph = Graph()
-    dataset, base = graph.dataset(pictures(host)), graph.load()
-    graph.train(*base, dataset, min_snr_gamma=5.0, lr_schedule="cosine", train_text_encoder=True)
+    dataset = graph.dataset(pictures(host))
     graph.train(*graph.made(CHROMA), dataset)  # a node of another pack, which run.json names
     if place == "host":
+        base = graph.load()
+        graph.train(*base, dataset, lr_schedule="cosine", train_text_encoder=True)
         graph.dreambooth(*base, dataset, steps=2)
         word_clip = graph.invert(*base, dataset)[0]
         graph.train(base[0], word_clip, base[2], graph.dataset("headless", "a photo of <sks>"))
     files = trained(host, graph)
-    assert len(files) == (5 if place == "host" else 2)
+    assert len(files) == (5 if place == "host" else 1)
     done = headless(host, *files, output=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     for file in files:

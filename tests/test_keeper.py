@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -114,3 +115,24 @@ def test_state_that_cannot_be_written_ends_nothing(
     at_work.after_step([])
     assert "the training goes on" in caplog.text
     assert "the disk is full" in caplog.text
+
+
+def test_state_of_another_run_is_left_out_and_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    RunFolder(tmp_path, "1" * 64).write_state({"step": 7}, [], keep=2)
+    RunFolder(tmp_path, "2" * 64).write_state({"step": 3}, [], keep=2)
+    found = RunFolder(tmp_path, "2" * 64).state(at_most=10)
+    assert found == ({"step": 3}, [])
+    assert "00000007.pt' is another run's" in caplog.text
+
+
+def test_run_json_takes_what_it_lacks_and_keeps_what_it_has(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "1" * 64)
+    folder.complete({"graph": 1})  # no run, nothing to complete
+    assert not (tmp_path / "run.json").exists()
+    folder.describe({"method": "lora"}, status="done")
+    for graph in (1, 2):
+        folder.complete({"graph": graph})
+    told = json.loads((tmp_path / "run.json").read_text())
+    assert (told["graph"], told["method"], told["status"]) == (1, "lora", "done")

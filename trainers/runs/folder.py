@@ -1,7 +1,8 @@
 """The folder of one run: what it was asked, what happened, how to go on, and what was learned.
 
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
-    run.json                       settings, versions, base model, dataset listing, how it went
+    run.json                       settings, versions, base model, dataset listing, how it went, and
+                                   the graph that it came from
     metrics.jsonl                  one line a step
     state/00000400.pt              all that step 401 needs; the last few are kept
     previews/step_00000400_0.png   what the first prompt of the preview gave then
@@ -183,6 +184,19 @@ class RunFolder:
         content = {"fingerprint": self.fingerprint, **how_it_went, **facts, "versions": _versions()}
         write_whole(self.path / "run.json", json.dumps(content, indent=2).encode())
 
+    def complete(self, facts: Mapping[str, Any]) -> None:
+        """Write those of these facts into run.json that it lacks.
+
+        Raises:
+            SaveError: it cannot be written.
+        """
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            if isinstance(told, dict) and facts.keys() - told.keys():
+                write_whole(
+                    self.path / "run.json", json.dumps({**facts, **told}, indent=2).encode()
+                )
+
     def stopped(self) -> dict[int, int]:
         """Runs that were ended by Stop and keep: the step they ended at, by the steps asked for.
 
@@ -313,6 +327,7 @@ class RunFolder:
                 content = torch.load(path, map_location="cpu", weights_only=True)
                 if content["fingerprint"] == self.fingerprint:
                     return content["state"], content["metrics"]
+                log.warning("Personalize: the state '%s' is another run's; it is left out.", path)
             except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *_SHAPE) as error:
                 log.warning(
                     "Personalize: the state '%s' is damaged (%s); going on from the one before.",

@@ -87,8 +87,7 @@ def _facts(run: Path) -> dict[str, Any]:
     if not facts.get("graph"):
         raise RecipeError(
             f"'{run.name}' does not say what its graph was: an earlier version trained it.\n"
-            "Export the graph itself (File > Export (API)), or train again with if_run_exists "
-            "'start anew'."
+            "Queue its training node once more, which adds that."
         )
     return facts
 

@@ -21,7 +21,7 @@ from comfy_execution.graph_utils import is_link
 
 from ....trainers.data.listing import list_folder
 from ....trainers.errors import DatasetError
-from ..folders import dataset_folder
+from ..folders import dataset_folder, folder_names
 from .base import GraphNode
 
 host_nodes: Any = importlib.import_module("nodes")  # the host's, not ours
@@ -103,7 +103,9 @@ def _packs(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _files_of(node: Mapping[str, Any]) -> Iterator[NeededFile]:
     given = node["inputs"]
     if node["class_type"] == FOLDER_NODE:
-        yield from _pictures(given.get("folder"))
+        names = [given.get("folder"), *folder_names(str(given.get("control_folder") or ""))]
+        for name in filter(None, names):
+            yield from _pictures(str(name))
         return
     schema = host_nodes.NODE_CLASS_MAPPINGS[node["class_type"]].INPUT_TYPES()
     for name, facts in {**schema.get("required", {}), **schema.get("optional", {})}.items():
@@ -138,14 +140,15 @@ def _uploaded(name: str) -> Iterator[NeededFile]:
         yield NeededFile(INPUT, path.relative_to(root).as_posix(), path)
 
 
-def _pictures(folder: Any) -> Iterator[NeededFile]:
+def _pictures(folder: str) -> Iterator[NeededFile]:
     try:
-        listing = list_folder(dataset_folder(str(folder)))
+        listing = list_folder(dataset_folder(folder))
     except DatasetError:  # gone since it was trained
         return
     paths = [path for _, path in listing.metadata]
     for picture in listing.pictures:
         paths += [picture.path, *picture.beside.values()]
+        paths += [path for several in picture.controls.values() for path in several]
     for path in paths:
         name = path.relative_to(listing.folder).as_posix()
         yield NeededFile(INPUT, f"{folder}/{name}", path)

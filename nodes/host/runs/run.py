@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....trainers.data.captions import one_line
+from ....trainers.errors import SaveError
 from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
@@ -59,6 +61,11 @@ class Run:
             SaveError: it cannot be written.
         """
         self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
+
+    def note_graph(self) -> None:
+        """Write the graph into a run.json that lacks it, as those of earlier versions do."""
+        with contextlib.suppress(SaveError):  # the run is there all the same
+            self.folder.complete({"graph": self.graph})
 
     @property
     def shown_path(self) -> str:

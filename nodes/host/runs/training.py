@@ -124,6 +124,7 @@ def _kept(run: Run, node: GraphNode) -> Outcome | None:
     if result is None:
         return None
     log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
+    run.note_graph()
     PAGES.show(node, run.folder.path.name)
     run.reporter.status(f"trained before, {steps} steps: taken from disk, {run.shown_path}")
     return _outcome(run, result)
