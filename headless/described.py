@@ -6,9 +6,9 @@
      "steps": 800, "rank": 16}
 
 base may also be {"diffusion_model": file, "text_encoders": [files], "type": "flux2", "vae": file}.
-A dataset may have a control_folder beside its folder, and class_dataset, validation_dataset and
-preview (its settings by name) may be there. Settings stand by name, or in groups as in a run's own run.json. What is not said has the defaults
-of the method.
+A dataset may have a control_folder beside its folder; class_dataset, validation_dataset and preview
+(its settings by name) may be there. Settings stand by name, or in groups as in a run's own
+run.json. What is not said has the defaults of the method.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ def read_recipe(path: Path) -> Recipe:
     if "base_model" in content and "base" not in content:
         raise RecipeError(
             f"'{path}' is from a version of Personalize that did not note the graph of a run.\n"
-            "Queue its graph once more, which adds that; or give the graph itself, by File > Export "
-            "(API); or keep method and settings of this file and add base and dataset."
+            "Queue its graph once more, which adds that; or give the graph itself, by File > "
+            "Export (API); or keep method and settings of this file and add base and dataset."
         )
     return _described(path, content)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # it names the host, which is there by the time that a run is
     from ..nodes.host.runs.run import Run
 
 MOST_PICTURES = 50
+LEAST_STEPS = 20  # of a run that says how long one takes: its time has the start in it too
 # What two runs share of which one takes as long for a step as the other.
 SAME_TIME = ("batch_size", "gradient_accumulation", "precision", "gradient_checkpointing")
 
@@ -30,7 +31,7 @@ def plan(run: Run) -> Iterator[str]:
     batch = loop.batch_size * loop.gradient_accumulation
     passes = steps * batch / max(1, sum(p.repeats for p in run.sockets.dataset.pictures))
     yield (
-        f"{steps} steps of {batch} pictures ({loop.batch_size} at once, "
+        f"{steps} steps of {_counted(batch, 'picture')} ({loop.batch_size} at once, "
         f"{loop.gradient_accumulation} times): each picture about {passes:.1f} times"
     )
     yield f"time: {_time(run)}"
@@ -42,7 +43,7 @@ def _datasets(facts: Mapping[str, Any]) -> Iterator[str]:
         if not (listing := facts[name]):
             continue
         pictures = listing["pictures"]
-        yield f"{name} '{listing['name']}': {len(pictures)} pictures"
+        yield f"{name} '{listing['name']}': {_counted(len(pictures), 'picture')}"
         for picture in pictures[:MOST_PICTURES]:
             width, height = picture["bucket_px"]
             yield f"    {picture['name']}  {width}x{height}  {picture['caption']!r}"
@@ -67,6 +68,10 @@ def _what_is_there(run: Run) -> str:
     if run.kept_steps is not None and states:
         return f"which goes on from step {states[-1]}"
     return "which would be new"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number != 1 else "")
 
 
 def _time(run: Run) -> str:
@@ -101,5 +106,6 @@ def _step_seconds(folder: Path) -> float:
         file = max(folder.glob("result-*[0-9].safetensors"))
         with safetensors.safe_open(file, "pt") as opened:
             told = opened.metadata()
-        return float(told["ss_training_time"]) / max(1, int(told["ss_steps"]))
+        seconds, steps = float(told["ss_training_time"]), int(told["ss_steps"])
+        return seconds / steps if steps >= LEAST_STEPS else 0.0
     return 0.0

@@ -129,9 +129,10 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_bytes(host: Host, tmp_pat
     assert stopped(host, run, signal.SIGINT, file, output=tmp_path) == 130
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert not list(run.glob("result-*"))
-    done = headless(host, file, output=tmp_path)
+    done = headless(host, file, file, output=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from step" in done.stdout
+    assert "trained before, 40 steps: taken from disk" in done.stdout
     check_equal(file, tmp_path)
 
 
@@ -197,7 +198,7 @@ def test_a_training_by_hand_is_planned_and_refused_without_its_files(
     asked = (tmp_path / "a.json", tmp_path / "b.json", "--dry-run", "--set", "steps=9")
     done = headless(host, *asked, output=tmp_path)
     assert done.returncode == 1
-    assert "9 steps of 1 pictures" in done.stdout
+    assert "9 steps of 1 picture (" in done.stdout
     assert "2.png  64x64  'a photo of sks dog'" in done.stdout
     assert "which would be new" in done.stdout
     assert "ckpt_name is 'thin_sd15.safetensor', which is not there; near it: thin_sd15" in (
