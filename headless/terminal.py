@@ -48,6 +48,7 @@ class Terminal:
         """Leave the bar as it is."""
         if self._bar is not None:
             self._bar.close()
+            sys.stderr.flush()  # its line end, before the next line on stdout
             self._bar = None
 
     def _steps(self, text: str) -> None:
