@@ -16,7 +16,7 @@ from ..trainers.errors import PersonalizeError, RecipeError
 from . import host
 from .changes import changed
 from .described import read_recipe
-from .look import check_files, check_same, exported_hashes
+from .look import check_files, check_same, exported_hashes, why_another
 from .plan import plan
 from .recipe import Recipe
 from .settings_help import settings_help
@@ -77,6 +77,8 @@ def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int
             folders.append(run.folder.path)
             if not asked.other_files:
                 check_same(recipe, run.facts, node)
+            if another := why_another(recipe, run.facts, run.folder.fingerprint):
+                terminal.line(another)
         if asked.dry_run:
             _tell(run, node in recipe.targets, terminal)
 

@@ -65,6 +65,23 @@ def check_same(recipe: Recipe, facts: Mapping[str, Any], target: str) -> None:
         raise _others(sorted(others))
 
 
+def why_another(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> str | None:
+    """Why this is not the run of the run.json, whose states and results do not count then."""
+    was = recipe.facts
+    if was is None or was.get("fingerprint") == fingerprint:
+        return None
+    pairs = [("computes in", was["base_model"], facts["base_model"], ("computes_in",))]
+    groups = ("made_with", "training", "objective", "own", "validation")
+    pairs += [("", was.get(group, {}), facts[group], tuple(facts[group])) for group in groups]
+    reasons = [
+        f"{title or name} {after[name]}, was {before.get(name)}"
+        for title, before, after, names in pairs
+        for name in names
+        if before.get(name) != after[name]
+    ]
+    return f"a run of its own, not that of the file: {', '.join(reasons) or 'the file was edited'}"
+
+
 def exported_hashes(path: Path) -> dict[tuple[str, str], str]:
     """What files.json beside a run.json says, as Export Run writes it."""
     beside = path.parent / "files.json"

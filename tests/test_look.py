@@ -73,3 +73,19 @@ def test_another_device_and_the_same_files_are_no_difference() -> None:
 )
 def test_each_difference_is_named(changes: dict[str, Any], words: str) -> None:
     assert words in differences(**changes)
+
+
+def test_why_it_is_another_run_is_told() -> None:
+    groups: dict[str, Any] = dict.fromkeys(("objective", "own", "validation"), {})
+    was = {**FACTS, **groups, "fingerprint": "a", "training": {"steps": 4, "seed": 1}}
+    was["made_with"] = {"torch": "2.10"}
+    base = {**FACTS["base_model"], "computes_in": "bf16 on cuda"}
+    now = {**was, "base_model": base, "training": {"steps": 9, "seed": 1}}
+    now["made_with"] = {"torch": "2.11"}
+    recipe = Recipe(NODES, ("3",), facts=was)
+    assert look.why_another(recipe, was, "a") is None
+    told = look.why_another(recipe, now, "b")
+    assert "computes in bf16 on cuda, was fp32 on cpu" in told
+    assert "torch 2.11, was 2.10" in told
+    assert "steps 9, was 4" in told
+    assert "seed" not in told
