@@ -67,22 +67,7 @@ def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) 
 
 
 def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int:
-    from ..nodes.host.runs.run import LOOKS
-
-    folders: list[Path] = []
-
-    def look(run: Run) -> None:
-        node = str(run.reporter.node.node_id)
-        if node in recipe.targets:
-            folders.append(run.folder.path)
-            if not asked.other_files:
-                check_same(recipe, run.facts, node)
-            if another := why_another(recipe, run.facts, run.folder.fingerprint):
-                terminal.line(another)
-        if asked.dry_run:
-            _tell(run, node in recipe.targets, terminal)
-
-    LOOKS[:] = [look]
+    folders = _look_at_runs(recipe, asked, terminal)
     ended_by = host.run(recipe)
     terminal.close()
     if (number := host.ended_by_signal()) is not None:
@@ -96,6 +81,28 @@ def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int
     if type(ended_by).__name__ == "OutOfMemoryError":  # its text says what to change
         raise RecipeError(str(ended_by)) from ended_by
     raise ended_by
+
+
+def _look_at_runs(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> list[Path]:
+    """The folders of the runs that the recipe asks for, as they come."""
+    from ..nodes.host.runs.run import LOOKS
+
+    folders: list[Path] = []
+
+    def look(run: Run) -> None:
+        node = str(run.reporter.node.node_id)
+        is_target = node in recipe.targets
+        if is_target:
+            folders.append(run.folder.path)
+            if not asked.other_files:
+                check_same(recipe, run.facts, node)
+            if another := why_another(recipe, run.facts, run.folder.fingerprint):
+                terminal.line(another)
+        if asked.dry_run:
+            _tell(run, is_target, terminal)
+
+    LOOKS[:] = [look]
+    return folders
 
 
 def _tell(run: Run, is_target: bool, terminal: Terminal) -> None:
