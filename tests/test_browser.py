@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +57,17 @@ DROP = """([type, files]) => {
 }"""
 
 
-def keep(opened: Page, name: str) -> None:
+def keep(
+    opened: Page,
+    name: str,
+    palettes: Sequence[str] = ("light", "dark"),
+    screens: Sequence[tuple[int, int]] = SCREENS,
+) -> None:
     """Pictures of what is shown."""
     renderer = opened.run("() => app.extensionManager.setting.get('Comfy.VueNodes.Enabled')")
-    for palette in ("light", "dark"):  # the last one stays
+    for palette in palettes:  # the last one stays
         opened.set({"Comfy.ColorPalette": palette})
-        for width, height in reversed(SCREENS):
+        for width, height in reversed(screens):
             opened.tab.set_viewport_size({"width": width, "height": height})
             style = "nodes-2" if renderer else "classic"
             opened.picture(PICTURES / f"{name} {style} {palette} {width}.png")
@@ -236,7 +241,7 @@ def test_graph_opens_readable_with_its_training_in_view(opened: Page, number: in
         assert top >= 40
         assert right <= width
         assert bottom <= height
-    keep(opened, f"graph {GRAPHS[number].stem}")
+    keep(opened, f"graph {GRAPHS[number].stem}", ["dark"], SCREENS[1:])
     assert not opened.run(OVERLAPS), "nodes as tall as what is in them"
 
 
