@@ -9,7 +9,8 @@
     ├── RecipeError             a run.json, or another file that says what to train, cannot be used
     ├── AdapterError            a LoRA, or the file of one, that cannot be used
     ├── SaveError               a result could not be written
-    └── HubError                the Hugging Face Hub refused, or could not be reached
+    ├── HubError                the Hugging Face Hub refused, or could not be reached
+    └── ProcessesError          one of several processes that train together was lost
 
 Every message has three parts in two lines: what was got and where; what is allowed; what to do.
 Running out of memory stays torch's own error, so that a host can still react to it.
@@ -61,3 +62,7 @@ class SaveError(PersonalizeError):
 
 class HubError(PersonalizeError):
     """The Hugging Face Hub refused what was asked, or could not be reached."""
+
+
+class ProcessesError(PersonalizeError):
+    """One of several processes that train together ended, or cannot be reached."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,18 +24,21 @@ from .data.dataset import Dataset
 from .data.examples import Examples
 from .data.prior import teach
 from .data.validation import check_watched, held_out_places
-from .errors import NonFiniteLossError
+from .errors import DatasetError, NonFiniteLossError
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.precision import gradient_scaler
 from .objective.losses import batch_loss
 from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
-from .optimizers.factory import clip_gradients, make_optimizer, make_schedule
+from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
+from .optimizers.processes import ALONE, Processes
 from .settings.run import RunConfig
 from .settings.training import TrainingConfig
 from .settings.validation import BEST
 from .step import Job, evaluating, losses_and_weights, predict, train_adapters, validation_loss
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ def make_job(
     encoded: Mapping[Prompt, Text] | None,
     config: RunConfig,
     held_out: Examples | None = None,
+    processes: Processes = ALONE,
 ) -> Job:
     """Let the run's method prepare `parts` for training; see Job.
 
@@ -106,7 +111,7 @@ def make_job(
         caption: tuple(prompt for text in variants for prompt in texts[text])
         for caption, variants in varied.items()
     }
-    return Job(parts, trainable, examples, encoded, config, prompts, held_out)
+    return Job(parts, trainable, examples, encoded, config, prompts, held_out, processes)
 
 
 def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:
@@ -127,26 +132,27 @@ def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, tot
     return dataclasses.replace(job, examples=examples)
 
 
-def batch_plan(examples: Examples, training: TrainingConfig) -> BatchPlan:
-    """The order in which `examples` are visited."""
+def batch_plan(examples: Examples, training: TrainingConfig, num_processes: int = 1) -> BatchPlan:
+    """The order in which `examples` are visited by all processes together."""
     num = examples.num_instances
     return BatchPlan(
         examples.shapes[:num],
         examples.repeats[:num],
-        training.batch_size,
+        training.batch_size * num_processes,
         training.seed,
         class_repeats=examples.repeats[num:],
     )
 
 
-def planned_steps(dataset: Dataset, config: RunConfig) -> int:
+def planned_steps(dataset: Dataset, config: RunConfig, num_processes: int = 1) -> int:
     """Optimizer steps of a run on `dataset`, before any picture is encoded."""
     training = config.training
     away = held_out_places(len(dataset), config.validation.held_out, training.seed)
     trained = [picture for place, picture in enumerate(dataset.pictures) if place not in away]
     shapes = tuple(picture.bucket_px for picture in trained)
     repeats = tuple(picture.repeats for picture in trained)
-    return num_steps(BatchPlan(shapes, repeats, training.batch_size, training.seed), training)
+    plan = BatchPlan(shapes, repeats, training.batch_size * num_processes, training.seed)
+    return num_steps(plan, training)
 
 
 def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
@@ -169,11 +175,15 @@ class Training:
     """
 
     def __init__(self, job: Job) -> None:
-        training, trainable = job.config.training, job.trainable
+        training, trainable, processes = job.config.training, job.trainable, job.processes
         self._job = job
-        self._plan = batch_plan(job.examples, training)
+        self._plan = batch_plan(job.examples, training, processes.count)
+        _check_all_have_data(self._plan, processes.count)
+        _say_batch(self._plan, job)
         self.done, self.total = 0, num_steps(self._plan, training)
-        self._optimizer = make_optimizer(trainable.param_groups, training, trainable.fused_backward)
+        self._optimizer = make_optimizer(
+            trainable.param_groups, training, trainable.fused_backward, processes
+        )
         self._schedule = make_schedule(self._optimizer, training, self.total)
         dtype = trainable.autocast or job.parts.dtype
         self._scaler = gradient_scaler(dtype, job.parts.device)
@@ -192,7 +202,6 @@ class Training:
         """
         with _private_random_state(self._job.parts.device):
             loss = self._backward()
-            _require_finite(loss, self.done + 1)
             grad_norm, learning_rate = self._update()
         self.done += 1
         validation = self._validate()
@@ -210,6 +219,7 @@ class Training:
         trainable = self._job.trainable
         return {
             "step": self.done,
+            "batch_size": self._plan.batch_size,
             "parameters": [parameter.detach() for parameter in trainable.parameters],
             "optimizer": self._optimizer.state_dict(),
             "schedule": self._schedule.state_dict(),
@@ -219,8 +229,13 @@ class Training:
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from what `state` gave in a training of the same job."""
+        """Go on from what `state` gave in a training of the same job.
+
+        Another number of processes goes on with the batches that the run has, if each of them gets
+        a part of those.
+        """
         trainable = self._job.trainable
+        self._keep_batches(state.get("batch_size", self._job.config.training.batch_size))
         with torch.no_grad():
             for parameter, kept in zip(trainable.parameters, state["parameters"], strict=True):
                 parameter.copy_(kept)
@@ -230,6 +245,22 @@ class Training:
         trainable.load_state(state["method"])
         self.best = Best(**state["best"]) if state["best"] else None
         self.done = state["step"]
+
+    def _keep_batches(self, batch_size: int) -> None:
+        job, training = self._job, self._job.config.training
+        kept = dataclasses.replace(self._plan, batch_size=batch_size)
+        if batch_size == self._plan.batch_size:
+            return
+        if kept.largest_batch < job.processes.count:
+            log.warning(
+                "Personalize: until now %d pictures made a batch, which is too few for %d "
+                "processes. From here on it is %d.",
+                batch_size, job.processes.count, self._plan.batch_size,
+            )  # fmt: skip
+            return
+        self._plan, self.total = kept, num_steps(kept, training)
+        self._schedule = make_schedule(self._optimizer, training, self.total)
+        _say_batch(kept, job)
 
     def _validate(self) -> float | None:
         """The loss of the held-out pictures, if it is time for it; the best step is remembered."""
@@ -252,17 +283,39 @@ class Training:
         """Gradients of one step in the parameters; its loss."""
         job, trainable = self._job, self._job.trainable
         total_loss = torch.zeros((), device=job.parts.device)
-        micro_batches = self._plan.step(self.done, job.config.training.gradient_accumulation)
-        num_instances = sum(self._plan.num_instances(pictures) for pictures in micro_batches)
+        parts = self._losses()
+        if trainable.fused_backward:  # the update is in the backward pass, of which there is one
+            parts = iter([sum(parts, total_loss)])
+        for part in parts:
+            total_loss = total_loss + part.detach()
+            if trainable.fused_backward:
+                self._require_finite(total_loss)
+            if part.requires_grad:  # else no prompt of these has a learned token
+                self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
+        loss = self._require_finite(total_loss)
+        sum_gradients(self._optimizer, trainable.parameters, job.processes)
+        return loss
+
+    def _losses(self) -> Iterator[Tensor]:
+        """What this process adds to the loss of a step, in parts that fit a forward pass."""
+        job, plan, training = self._job, self._plan, self._job.config.training
+        rank, count = job.processes.rank, job.processes.count
+        micro_batches = plan.step(self.done, training.gradient_accumulation)
+        num_instances = sum(plan.num_instances(pictures) for pictures in micro_batches)
         for micro, pictures in enumerate(micro_batches):
-            part = batch_loss(*losses_and_weights(job, pictures, self.done, micro), num_instances)
-            if not part.requires_grad:  # no prompt of these has a learned token
-                part = part + 0 * sum(p.sum() for p in trainable.parameters)
-            if trainable.fused_backward:  # the update is in the backward pass
-                _require_finite(part.item(), self.done + 1)
-            self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-            total_loss += part.detach()
-        return total_loss.item()
+            for share in plan.shares(pictures, training.batch_size, rank, count):
+                part = losses_and_weights(job, pictures, self.done, micro, share)
+                yield batch_loss(*part, num_instances)
+
+    def _require_finite(self, loss: Tensor) -> float:
+        """The loss of all processes together; what is not finite ends all of them."""
+        number = self._job.processes.total(loss.item())
+        if not math.isfinite(number):
+            raise NonFiniteLossError(
+                f"Training: the loss is {number} at step {self.done + 1}; it must be a finite "
+                "number.\nLower learning_rate (or use precision fp32), then queue again."
+            )
+        return number
 
     def _update(self) -> tuple[float, float]:
         """Use the gradients up; their length before clipping, and the learning rate."""
@@ -304,9 +357,21 @@ def _private_random_state(device: torch.device) -> Iterator[None]:
         yield
 
 
-def _require_finite(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise NonFiniteLossError(
-            f"Training: the loss is {loss} at step {step}; it must be a finite number.\n"
-            "Lower learning_rate (or use precision fp32), then queue again."
+def _check_all_have_data(plan: BatchPlan, num_processes: int) -> None:
+    if (most := plan.largest_batch) < num_processes:
+        raise DatasetError(
+            f"Several processes: {num_processes} of them train, but no batch has more than {most} "
+            "picture(s) of one shape, so some would never have any.\nStart at most "
+            f"{most}, or add pictures or repeats of one shape."
         )
+
+
+def _say_batch(plan: BatchPlan, job: Job) -> None:
+    training, processes = job.config.training, job.processes
+    if processes.is_first and plan.batch_size != training.batch_size:
+        log.info(
+            "Personalize: %d process(es) train; an update sees %d pictures (%d a batch over all of "
+            "them, times gradient_accumulation %d). The learning rate stays %g as it was set.",
+            processes.count, plan.batch_size * training.gradient_accumulation, plan.batch_size,
+            training.gradient_accumulation, training.learning_rate,
+        )  # fmt: skip

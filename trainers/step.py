@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import REFERENCES, Parts, Prompt, Text, Trainable, prompt_of
-from .data.batches import by_shape
+from .data.batches import Share, by_shape
 from .data.examples import Examples, Shown, stack_masks
 from .data.prior import put_teacher_samples
 from .data.validation import NUM_TIMESTEPS, held_out_samples
@@ -22,6 +22,7 @@ from .objective.losses import sample_losses
 from .objective.noise import draw_noise, generator_for
 from .objective.prompts import caption_prompts
 from .objective.timesteps import draw_timesteps, even_timesteps
+from .optimizers.processes import ALONE, Processes
 from .settings.objective import ObjectiveConfig
 from .settings.run import RunConfig
 
@@ -37,6 +38,7 @@ class Job:
             see prompt_of.
         prompts: what trains each caption of the instance images; see Trainable.
         held_out: pictures that are not trained but watched.
+        processes: those that train it together, all with the same job.
     """
 
     parts: Parts
@@ -46,6 +48,7 @@ class Job:
     config: RunConfig
     prompts: dict[str, tuple[str, ...]]
     held_out: Examples | None = None
+    processes: Processes = ALONE
 
 
 def all_prompts(
@@ -67,22 +70,31 @@ def all_prompts(
 
 
 def losses_and_weights(
-    job: Job, pictures: list[int], step: int, micro: int
+    job: Job, pictures: list[int], step: int, micro: int, share: Share | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Loss and weight of each sample of one micro-batch, both (B,) fp32."""
+    """Loss and weight of each sample of one micro-batch, or of a share of it, both (B,) fp32.
+
+    Noise and all that is drawn with it are those of the whole micro-batch, however it is shared.
+    """
     seed = job.config.training.seed
     generator = generator_for(seed, step, micro)
-    _seed_layers(job.parts.device, generator_for(seed, "layers", step, micro).initial_seed())
+    number, places = share or Share(0, list(range(len(pictures))))
+    place = ("layers", step, micro, *([number] if number else []))
+    _seed_layers(job.parts.device, generator_for(seed, *place).initial_seed())
     # One batch, unless class images have another shape than the instance images they go with.
-    groups = [
-        _same_shape(job, group, generator) for group in by_shape(pictures, job.examples.shapes)
-    ]
+    shapes = [job.examples.shapes[picture] for picture in pictures]
+    groups = []
+    for group in by_shape(range(len(pictures)), shapes):
+        taken = [index for index, place in enumerate(group) if place in places]
+        groups.append(_same_shape(job, [pictures[place] for place in group], taken, generator))
     losses, weights = zip(*groups, strict=True)
     return torch.cat(losses), torch.cat(weights)
 
 
-def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Loss and weight of each of some pictures of one shape, both (B,) fp32."""
+def _same_shape(
+    job: Job, pictures: list[int], taken: list[int], generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Loss and weight of those that are taken of some pictures of one shape, both (B,) fp32."""
     examples, parts, objective = job.examples, job.parts, job.config.objective
     shape = (len(pictures), *examples.latents[pictures[0]].shape)
     noise = draw_noise(shape, generator, objective.noise_offset)
@@ -93,6 +105,10 @@ def _same_shape(job: Job, pictures: list[int], generator: torch.Generator) -> tu
         "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
+    if not taken:
+        return torch.zeros(0, device=parts.device), torch.zeros(0, device=parts.device)
+    pictures, captions = [pictures[i] for i in taken], [captions[i] for i in taken]
+    noise, timesteps = noise[taken], timesteps[taken]
     losses, timesteps, noisy = _losses(job, examples, pictures, noise, timesteps, captions)
     is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
     weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
@@ -205,11 +221,13 @@ def validation_loss(job: Job) -> float:
     timesteps = even_timesteps(NUM_TIMESTEPS, job.config.objective, job.parts.objective)
     with evaluating(job):
         for picture, noise, timestep in held_out_samples(examples, timesteps, seed):
+            if picture % job.processes.count != job.processes.rank:
+                continue
             # The last of a caption's prompts is the caption itself.
             prompt = job.prompts[examples.captions[picture]][-1]
             loss, *_ = _losses(job, examples, [picture], noise, timestep, [prompt])
             losses.append(loss.item())
-    return sum(losses) / len(losses)
+    return job.processes.total(sum(losses)) / job.processes.total(len(losses))
 
 
 def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:

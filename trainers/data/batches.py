@@ -9,12 +9,24 @@ images, from an endless shuffled row of their own.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from ..objective.noise import generator_for
+
+
+class Share(NamedTuple):
+    """A part of a micro-batch that goes through the model at once: places in it.
+
+    Its number, among those of the micro-batch, is a part of the seed of its dropout.
+    """
+
+    number: int
+    places: list[int]
 
 
 @dataclass(frozen=True)
@@ -24,7 +36,7 @@ class BatchPlan:
     Attributes:
         shapes: each instance image's latent shape; one batch holds one shape.
         repeats: each instance image's visits an epoch.
-        batch_size: most pictures in one micro-batch.
+        batch_size: most pictures in one micro-batch, over all processes.
         seed: the run's seed.
         class_repeats: each class image's visits in a round through them; none for no class images.
     """
@@ -55,10 +67,34 @@ class BatchPlan:
         """How many of a micro-batch's pictures are instance images."""
         return sum(picture < len(self.shapes) for picture in pictures)
 
+    @property
+    def largest_batch(self) -> int:
+        """Most instance images that there are in a micro-batch."""
+        return max(map(len, self._epoch(0)))
+
     def step(self, step: int, num_micro_batches: int) -> list[list[int]]:
         """The micro-batches of one optimizer step, counted from 0."""
         first = step * num_micro_batches
         return [self.batch(index) for index in range(first, first + num_micro_batches)]
+
+    def shares(self, pictures: Sequence[int], size: int, rank: int, count: int) -> list[Share]:
+        """What one of `count` processes takes of a micro-batch: places, a share a forward pass.
+
+        Shares differ by one instance image at most, each with its class images. There are at least
+        as many as processes; some are empty where there are fewer pictures.
+
+        Args:
+            size: most instance images in a share.
+        """
+        num = self.num_instances(pictures)
+        together = max(count, math.ceil(num / size))
+        return [
+            Share(
+                number,
+                [place for place in range(len(pictures)) if place % num % together == number],
+            )
+            for number in range(rank, together, count)
+        ]
 
     def _class_image(self, position: int) -> int:
         round_number, place = divmod(position, sum(self.class_repeats))

@@ -1,1 +1,1 @@
-"""What turns gradients into updates: optimizers, schedules, the average of weights."""
+"""What turns gradients into updates: sums, optimizers, schedules, the average of weights."""

@@ -15,17 +15,24 @@ from torch import Tensor, nn
 from ..errors import UnavailableError
 from ..settings.training import TrainingConfig
 from .per_parameter import PerParameter
+from .processes import ALONE, Processes
 
 ELEMENTWISE = ("adamw", "adamw_8bit", "lion")  # Adafactor looks at rows and columns
 ParamGroups = list[dict[str, Any]]
 
 
 def make_optimizer(
-    groups: ParamGroups, config: TrainingConfig, fused_backward: bool = False
+    groups: ParamGroups,
+    config: TrainingConfig,
+    fused_backward: bool = False,
+    processes: Processes = ALONE,
 ) -> torch.optim.Optimizer:
     """The optimizer `config.optimizer` names, over `groups`, each with its own "lr".
 
     It is one for each parameter where it works in the backward pass or where weights are bf16.
+
+    Args:
+        processes: those whose gradients are summed in the backward pass.
 
     Raises:
         UnavailableError: its package is not installed.
@@ -40,8 +47,26 @@ def make_optimizer(
     max_norm = config.max_grad_norm or math.inf
     elementwise = config.optimizer in ELEMENTWISE
     return PerParameter(
-        groups, make, config.seed, fused=fused_backward, max_norm=max_norm, elementwise=elementwise
-    )
+        groups, make, config.seed, fused=fused_backward, max_norm=max_norm,
+        elementwise=elementwise, processes=processes,
+    )  # fmt: skip
+
+
+def sum_gradients(
+    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], processes: Processes
+) -> None:
+    """After the backward pass: the gradients of all processes together.
+
+    They are zero where no process has any at all: no prompt of the batch had a learned token.
+    """
+    if isinstance(optimizer, PerParameter) and optimizer.fused:
+        optimizer.finish_backward()
+        return
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    processes.add_gradients(trained)
+    if all(parameter.grad is None for parameter in trained):
+        for parameter in trained:
+            parameter.grad = torch.zeros_like(parameter)
 
 
 def clip_gradients(

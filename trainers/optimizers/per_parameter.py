@@ -16,13 +16,14 @@ from __future__ import annotations
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..objective.noise import generator_for
+from .processes import ALONE, InOrder, Processes
 
 # Numbers that are widened at once; 8-bit optimizers share a scale between 256 of them.
 PIECE = 256 * 8192
@@ -54,6 +55,7 @@ class PerParameter(torch.optim.Optimizer):
         max_norm: if fused, the longest gradient of each tensor.
         elementwise: the inner optimizer treats numbers apart from each other too, so that a large
             bf16 parameter can be widened and updated piece by piece.
+        processes: if fused, those whose gradients are summed before each update.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class PerParameter(torch.optim.Optimizer):
         fused: bool = False,
         max_norm: float = math.inf,
         elementwise: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
         super().__init__(groups, {})
         self.fused = fused
@@ -74,6 +77,7 @@ class PerParameter(torch.optim.Optimizer):
         self._pieces: dict[nn.Parameter, list[_Piece]] = {}
         numbers = itertools.count()
         self._groups = {parameter: group for group, parameter in self._parameters()}
+        self._sums = InOrder(processes, [group["params"] for group in self.param_groups])
         for parameter, group in self._groups.items():
             self._pieces[parameter] = [
                 _Piece(next(numbers), span, make_inner([{**group, "params": [_leaf(parameter)]}]))
@@ -91,6 +95,18 @@ class PerParameter(torch.optim.Optimizer):
             if parameter.grad is not None:
                 self.update(parameter)
         self._num_steps += 1
+
+    def take(self, parameter: nn.Parameter) -> None:
+        """In the backward pass: a parameter's gradient is complete in this process."""
+        self._update_all(self._sums.take(parameter))
+
+    def finish_backward(self) -> None:
+        """After the backward pass: update what has a gradient in other processes alone."""
+        self._update_all(self._sums.finish())
+
+    def _update_all(self, parameters: Iterable[nn.Parameter]) -> None:
+        for parameter in parameters:
+            self.update(parameter)
 
     @torch.no_grad()
     def update(self, parameter: nn.Parameter) -> None:
@@ -207,6 +223,6 @@ def _hook(optimizer: PerParameter) -> Callable[[Tensor], None]:
         alive = owner()
         assert alive is not None
         assert isinstance(parameter, nn.Parameter)
-        alive.update(parameter)
+        alive.take(parameter)
 
     return update
