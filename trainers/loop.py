@@ -292,9 +292,8 @@ class Training:
                 self._require_finite(total_loss)
             if part.requires_grad:  # else no prompt of these has a learned token
                 self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
-        loss = self._require_finite(total_loss)
         sum_gradients(self._optimizer, trainable.parameters, job.processes)
-        return loss
+        return self._require_finite(total_loss)
 
     def _losses(self) -> Iterator[Tensor]:
         """What this process adds to the loss of a step, in parts that fit a forward pass."""

@@ -193,7 +193,7 @@ def _told() -> Iterator[None]:
         yield
     except RuntimeError as error:
         raise ProcessesError(
-            f"Several processes: another process ended or cannot be reached ({error}).\n"
-            "What it said itself is above, or in its own log. Start all of them again, as many "
+            "Several processes: another process ended or cannot be reached, so this one ends too.\n"
+            "What the other said stands above, or in its own log. Start all of them again, as many "
             "as you like: the run goes on from its last state."
         ) from error

@@ -1,0 +1,120 @@
+"""Two processes that train together are one process with batches of twice the size."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests import together
+from trainers.data.batches import BatchPlan
+from trainers.errors import DatasetError
+from trainers.optimizers.processes import Processes
+
+NEAR = 1e-5
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What each of two processes with batches of one came to, and what the first said last."""
+    folder = tmp_path_factory.mktemp("processes")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", torch.optim.AdamW)
+        together.damp()
+        for case in ("lora", "fused"):
+            (folder / f"{case}.state").write_bytes(together.half(case, batch_size=2))
+    running = together.start(folder)
+    try:
+        said = [process.communicate(timeout=120)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, -9], said
+    made: list[dict[str, Any]] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    made[0]["lost"] = torch.load(folder / "lost.pt")
+    made[0]["said"], made[1]["said"] = said
+    return made
+
+
+def assert_near(ours: Mapping[str, Any], alone: Mapping[str, Any]) -> None:
+    """The same losses, lengths of gradients, rates, and weights, but for the order of sums."""
+    assert len(ours["rows"]) == len(alone["rows"])
+    for row, other in zip(ours["rows"], alone["rows"], strict=True):
+        assert row == pytest.approx(other, rel=NEAR)
+    assert far(ours["learned"], alone["learned"]) < NEAR
+
+
+def far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
+    """The largest difference of any tensor, as a share of its length."""
+    assert ours.keys() == theirs.keys()
+    return max(float((ours[k] - theirs[k]).norm() / theirs[k].norm()) for k in ours)
+
+
+@pytest.mark.parametrize("case", together.CASES)
+@pytest.mark.usefixtures("damped_adamw")
+def test_two_processes_equal_one_with_twice_the_batch(
+    case: str, outcomes: list[dict[str, Any]]
+) -> None:
+    made, job = together.training(case, batch_size=2)
+    before = together.learned(job)
+    alone = together.finished(made, job)
+    assert len(alone["rows"]) > 5
+    assert far(before, alone["learned"]) > 100 * NEAR
+    for rank in range(2):
+        assert_near(outcomes[rank][case], alone)
+    first, second = (outcomes[rank][case]["learned"] for rank in range(2))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert outcomes[0][case]["best"] == outcomes[1][case]["best"]
+
+
+@pytest.mark.parametrize("case", ["lora", "fused"])
+@pytest.mark.parametrize("batch_size", [1, 2])
+@pytest.mark.usefixtures("damped_adamw")
+def test_a_run_of_two_goes_on_in_one(
+    case: str, batch_size: int, outcomes: list[dict[str, Any]]
+) -> None:
+    rest = together.resumed(case, outcomes[0]["half"][case], batch_size=batch_size)
+    whole = outcomes[0][case]
+    assert_near(rest, {**whole, "rows": whole["rows"][together.HALF :]})
+
+
+@pytest.mark.parametrize("case", ["lora", "fused"])
+def test_a_run_of_one_goes_on_in_two(case: str, outcomes: list[dict[str, Any]]) -> None:
+    whole = outcomes[0][case]
+    rest = outcomes[0]["resumed"][case]
+    assert_near(rest, {**whole, "rows": whole["rows"][together.HALF :]})
+
+
+def test_one_that_is_lost_ends_the_others(outcomes: list[dict[str, Any]]) -> None:
+    message, seconds = outcomes[0]["lost"]
+    assert message.startswith("Several processes: another process ended or cannot be reached")
+    assert "goes on from its last state" in message
+    assert seconds < 10
+
+
+def test_the_first_says_how_many_pictures_an_update_sees(outcomes: list[dict[str, Any]]) -> None:
+    sentence = "2 process(es) train; an update sees 4 pictures (2 a batch over all of them"
+    assert sentence in outcomes[0]["said"]
+    assert "an update sees" not in outcomes[1]["said"]
+
+
+def test_more_processes_than_pictures_of_one_shape_are_refused() -> None:
+    with pytest.raises(DatasetError, match="4 of them train, but no batch has more than 3"):
+        together.training("lora", Processes(0, 4))
+
+
+@pytest.mark.parametrize(("size", "count"), [(1, 1), (1, 2), (2, 2), (2, 3), (4, 2), (1, 5)])
+def test_shares_are_all_of_a_batch_and_balanced(size: int, count: int) -> None:
+    plan = BatchPlan(("square",) * 5, (1,) * 5, 4, seed=0, class_repeats=(1, 1))
+    for pictures in map(plan.batch, range(4)):
+        shares = [plan.shares(pictures, size, rank, count) for rank in range(count)]
+        places = [share.places for own in shares for share in own]
+        assert sorted(place for some in places for place in some) == list(range(len(pictures)))
+        num = plan.num_instances(pictures)
+        instances = [sum(place < num for place in some) for some in places]
+        assert [2 * own for own in instances] == [len(some) for some in places]
+        assert max(instances) <= size
+        assert max(instances) - min(instances) <= 1

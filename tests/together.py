@@ -1,0 +1,175 @@
+"""Trainings that two processes do together, and one by itself; run as a module it is one of two."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tests import tiny
+from trainers.data.examples import Examples
+from trainers.data.validation import split
+from trainers.errors import ProcessesError
+from trainers.loop import Training, make_job
+from trainers.optimizers.processes import ALONE, Processes, join
+from trainers.step import Job
+
+log = logging.getLogger(__name__)
+
+STEPS = 10
+HALF = 5
+PRIOR = {"prior": "class images", "prior_weight": 0.7}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"gradient_accumulation": 2, "caption_dropout": 0.3, **PRIOR}),
+    "lora with text encoder": (
+        "lora",
+        {"train_text_encoder": True, "min_snr_gamma": 5.0, "lr_schedule": "cosine", "epochs": 4},
+    ),
+    "output preservation": ("lora", {"prior": "output preservation", "class_prompt": "a dog"}),
+    "dreambooth": (
+        "dreambooth",
+        {"train_text_encoder": True, "text_encoder_stop_step": 4, "ema_decay": 0.9, **PRIOR},
+    ),
+    "fused": ("dreambooth", {"fused_backward": True, "train_text_encoder": True}),
+    "textual inversion": ("textual_inversion", {"templates": "captions only"}),
+    "validation": ("lora", {"held_out": 0.4, "validate_every": 2, "hand_out": "best step"}),
+}
+Outcome = dict[str, Any]
+
+
+def pictures(with_classes: bool) -> Examples:
+    """Three pictures of one shape, one of them masked, and two of another: some batches are odd."""
+    instances = tiny.examples(counts=(3, 2), masked=True)
+    spoken = ("a photo of <sks> dog", "a beach", "<sks>", "a dog", "the <sks>")
+    if not with_classes:
+        return dataclasses.replace(instances, captions=spoken)
+    classes = tiny.examples(counts=(2, 2))
+    latents = tuple(1.5 * latent for latent in classes.latents)
+    captions = ("a dog",) * len(latents)
+    return instances.with_class_images(
+        dataclasses.replace(classes, latents=latents, captions=captions)
+    )
+
+
+def training(case: str, processes: Processes = ALONE, batch_size: int = 1) -> tuple[Training, Job]:
+    """A training of a case, before its first step."""
+    method, settings = CASES[case]
+    config = tiny.run_config(
+        method,
+        **{"steps": STEPS, "learning_rate": 0.1, "batch_size": batch_size, "seed": 3} | settings,
+    )
+    examples, watched = pictures("prior_weight" in settings), None
+    if config.validation.held_out:
+        examples, watched = split(examples, frozenset({1, 4}))
+    base = tiny.parts()
+    captions = [*examples.captions, *(watched.captions if watched else ()), "a dog", ""]
+    encoded = None if config.own.trains_text else tiny.encode_captions(base, captions)
+    job = make_job(base, examples, encoded, config, watched, processes)
+    return Training(job), job
+
+
+def finished(made: Training, job: Job) -> Outcome:
+    """What came of it."""
+    rows = []
+    while not made.has_ended:
+        rows.append(made.step().as_row())
+    best = made.best and (made.best.step, made.best.loss)
+    return {"rows": rows, "learned": learned(job), "best": best, "state": stored(made)}
+
+
+def learned(job: Job) -> dict[str, Tensor]:
+    """Copies of what is handed out."""
+    return {name: tensor.clone() for name, tensor in job.trainable.export().items()}
+
+
+def stored(made: Training) -> bytes:
+    """The state, as a file has it."""
+    file = io.BytesIO()
+    torch.save(made.state(), file)
+    return file.getvalue()
+
+
+def resumed(case: str, state: bytes, processes: Processes = ALONE, batch_size: int = 1) -> Outcome:
+    """The rest of a run, from its state."""
+    made, job = training(case, processes, batch_size)
+    made.load_state(torch.load(io.BytesIO(state), weights_only=True))
+    return finished(made, job)
+
+
+def half(case: str, processes: Processes = ALONE, batch_size: int = 1) -> bytes:
+    """The state in the middle of a run."""
+    made, _ = training(case, processes, batch_size)
+    for _ in range(HALF):
+        made.step()
+    return stored(made)
+
+
+def damp() -> None:
+    """As the fixture damped_adamw."""
+    torch.optim.AdamW = functools.partial(torch.optim.AdamW, eps=0.1)  # type: ignore[misc]
+
+
+# -- two processes ------------------------------------------------------------
+
+
+def start(folder: Path) -> list[subprocess.Popen[str]]:
+    """Two processes that train all cases and leave what came of it in `folder`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    facts = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+    told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    return [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.together", str(folder)],
+            env={**os.environ, **facts, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            cwd=Path(__file__).parent.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+
+
+def main(folder: Path) -> None:
+    """What one of the two does."""
+    logging.basicConfig(level=logging.INFO)
+    damp()
+    processes = join(cpu=True)
+    outcomes: dict[str, Any] = {}
+    for case in CASES:
+        started = time.monotonic()
+        outcomes[case] = finished(*training(case, processes))
+        log.info("%s: %.1f s", case, time.monotonic() - started)
+    outcomes["half"] = {case: half(case, processes) for case in ("lora", "fused")}
+    outcomes["resumed"] = {
+        case: resumed(case, (folder / f"{case}.state").read_bytes(), processes)
+        for case in ("lora", "fused")
+    }
+    torch.save(outcomes, folder / f"{processes.rank}.pt")
+    made, _ = training("lora", processes)
+    made.step()
+    if processes.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    started = time.monotonic()
+    try:
+        made.step()
+    except ProcessesError as error:
+        torch.save((str(error), time.monotonic() - started), folder / "lost.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
