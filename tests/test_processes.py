@@ -95,6 +95,11 @@ def test_one_that_is_lost_ends_the_others(outcomes: list[dict[str, Any]]) -> Non
     assert seconds < 10
 
 
+def test_processes_that_begin_unlike_are_refused(outcomes: list[dict[str, Any]]) -> None:
+    for own in outcomes:
+        assert own["unlike"].startswith("Several processes: they do not begin alike. This one is")
+
+
 def test_the_first_says_how_many_pictures_an_update_sees(outcomes: list[dict[str, Any]]) -> None:
     sentence = "2 process(es) train; an update sees 4 pictures (2 a batch over all of them"
     assert sentence in outcomes[0]["said"]

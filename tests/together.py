@@ -144,6 +144,18 @@ def start(folder: Path) -> list[subprocess.Popen[str]]:
     ]
 
 
+def unlike(processes: Processes) -> str:
+    """What is said where one of the two has read another state."""
+    made, job = training("lora", processes)
+    with torch.no_grad():
+        job.trainable.parameters[0][0] += processes.rank
+    try:
+        made.step()
+    except ProcessesError as error:
+        return str(error)
+    return ""
+
+
 def main(folder: Path) -> None:
     """What one of the two does."""
     logging.basicConfig(level=logging.INFO)
@@ -159,6 +171,7 @@ def main(folder: Path) -> None:
         case: resumed(case, (folder / f"{case}.state").read_bytes(), processes)
         for case in ("lora", "fused")
     }
+    outcomes["unlike"] = unlike(processes)
     torch.save(outcomes, folder / f"{processes.rank}.pt")
     made, _ = training("lora", processes)
     made.step()

@@ -24,7 +24,7 @@ from .data.dataset import Dataset
 from .data.examples import Examples
 from .data.prior import teach
 from .data.validation import check_watched, held_out_places
-from .errors import DatasetError, NonFiniteLossError
+from .errors import DatasetError, NonFiniteLossError, ProcessesError
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.precision import gradient_scaler
@@ -188,6 +188,7 @@ class Training:
         dtype = trainable.autocast or job.parts.dtype
         self._scaler = gradient_scaler(dtype, job.parts.device)
         self.best: Best | None = None
+        self._together = False
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -200,6 +201,8 @@ class Training:
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
         """
+        if not self._together:
+            self._check_together()
         with _private_random_state(self._job.parts.device):
             loss = self._backward()
             grad_norm, learning_rate = self._update()
@@ -278,6 +281,23 @@ class Training:
                 tokens = job.trainable.tokens()
             self.best = Best(self.done, loss, 0, tensors, tokens)
         return loss
+
+    def _check_together(self) -> None:
+        """See that all processes begin at one step with the same weights.
+
+        Raises:
+            ProcessesError: one has read another state, or has other numbers to begin with.
+        """
+        processes = self._job.processes
+        if processes.count > 1:
+            weights = sum(p.detach().double().sum().item() for p in self.parameters)
+            if not processes.agree(self.done, self.total, weights):
+                raise ProcessesError(
+                    f"Several processes: they do not begin alike. This one is at step {self.done} "
+                    f"of {self.total}, with weights that add up to {weights}.\nLet all of them see "
+                    "the same files, the run's folder too, with the same versions of all packages."
+                )
+        self._together = True
 
     def _backward(self) -> float:
         """Gradients of one step in the parameters; its loss."""

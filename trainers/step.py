@@ -79,8 +79,9 @@ def losses_and_weights(
     seed = job.config.training.seed
     generator = generator_for(seed, step, micro)
     number, places = share or Share(0, list(range(len(pictures))))
-    place = ("layers", step, micro, *([number] if number else []))
-    _seed_layers(job.parts.device, generator_for(seed, *place).initial_seed())
+    other = (number,) if number else ()
+    layers = generator_for(seed, "layers", step, micro, *other)
+    _seed_layers(job.parts.device, layers.initial_seed())
     # One batch, unless class images have another shape than the instance images they go with.
     shapes = [job.examples.shapes[picture] for picture in pictures]
     groups = []

@@ -72,6 +72,21 @@ class Processes:
         """
         self.total(0)
 
+    def agree(self, *numbers: float) -> bool:
+        """Whether all processes have the same numbers.
+
+        Raises:
+            ProcessesError: another one ended.
+        """
+        if self.count == 1:
+            return True
+        both = [*numbers, *(-number for number in numbers)]
+        most = torch.tensor(both, dtype=torch.float64, device=self.device)
+        with _told():
+            distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        largest, smallest = most.view(2, -1)
+        return bool((largest == -smallest).all())
+
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Let all processes have the sums of their gradients; none stays where no one has any.
 
@@ -90,9 +105,7 @@ class Processes:
                 continue
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             self._add(flat)
-            sums = flat.split([gradient.numel() for gradient in gradients])
-            for gradient, added in zip(gradients, sums, strict=True):
-                gradient.copy_(added.view_as(gradient))
+            torch._foreach_copy_(gradients, _cut(flat, gradients))
 
     def _add(self, tensor: Tensor) -> None:
         with _told():
@@ -146,6 +159,17 @@ class InOrder:
             yield parameter
 
 
+def joined(device: torch.device) -> Processes:
+    """Those that this process joined before; ALONE where it did not.
+
+    Args:
+        device: where this one trains.
+    """
+    if not (distributed.is_available() and distributed.is_initialized()):
+        return ALONE
+    return Processes(distributed.get_rank(), distributed.get_world_size(), device)
+
+
 def join(cpu: bool = False) -> Processes:
     """Those that `accelerate launch` or `torchrun` started with this one; ALONE without them.
 
@@ -159,9 +183,7 @@ def join(cpu: bool = False) -> Processes:
 
     with _told():
         state = PartialState(cpu=cpu, timeout=TIMEOUT)
-    if state.num_processes == 1:
-        return ALONE
-    return Processes(state.process_index, state.num_processes, state.device)
+    return joined(state.device)
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -169,6 +191,12 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         parameter.grad = torch.zeros_like(parameter)
     return parameter.grad
+
+
+def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
+    """A row of numbers, cut into tensors of the same shapes."""
+    pieces = torch.split(flat, [one.numel() for one in like])
+    return [piece.view_as(one) for piece, one in zip(pieces, like, strict=True)]
 
 
 def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
