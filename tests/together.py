@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+import trainers.optimizers.processes
 from tests import tiny
 from trainers.data.examples import Examples
 from trainers.data.validation import split
@@ -160,6 +161,7 @@ def main(folder: Path) -> None:
     """What one of the two does."""
     logging.basicConfig(level=logging.INFO)
     damp()
+    trainers.optimizers.processes.FUSED_BUCKET = 2**13  # several, though the models are tiny
     processes = join(cpu=True)
     outcomes: dict[str, Any] = {}
     for case in CASES:

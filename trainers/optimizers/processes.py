@@ -13,6 +13,7 @@ import contextlib
 import datetime
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor, distributed, nn
@@ -20,6 +21,8 @@ from torch import Tensor, distributed, nn
 from ..errors import ProcessesError
 
 BUCKET = 2**23  # numbers of gradients that are summed at once: few messages, little memory
+FUSED_BUCKET = 2**20  # the same where gradients are to go soon
+Each = TypeVar("Each", bound=Tensor)
 TIMEOUT = datetime.timedelta(minutes=30)  # the others wait while the first writes or samples
 
 
@@ -93,7 +96,7 @@ class Processes:
         Raises:
             ProcessesError: another one ended.
         """
-        if self.count == 1:
+        if self.count == 1 or not parameters:
             return
         having = [parameter.grad is not None for parameter in parameters]
         anywhere = torch.tensor(having, dtype=torch.int32, device=self.device)
@@ -113,13 +116,15 @@ class Processes:
 
 
 ALONE = Processes()
+_joined = [ALONE]  # what a process belongs to is a fact of the process
 
 
 class InOrder:
-    """Sums each gradient in the backward pass, in one order for all processes.
+    """Sums gradients in the backward pass, in one order for all processes.
 
     Which is complete first may differ between processes: one of them has no sample, or no
-    caption with a learned token. So each waits for its turn, from the last layers to the first.
+    caption with a learned token. So they go in buckets, from the last layers to the first, and each
+    waits for its turn.
 
     Args:
         groups: the parameters, by module.
@@ -127,7 +132,8 @@ class InOrder:
 
     def __init__(self, processes: Processes, groups: Iterable[Sequence[nn.Parameter]]) -> None:
         self._processes = processes
-        self._parameters = [parameter for group in groups for parameter in reversed(group)]
+        parameters = [parameter for group in groups for parameter in reversed(group)]
+        self._buckets = list(_buckets(parameters, FUSED_BUCKET))
         self._complete: set[nn.Parameter] = set()
         self._next = 0
 
@@ -137,41 +143,34 @@ class InOrder:
             yield parameter
             return
         self._complete.add(parameter)
-        while self._next < len(self._parameters):
-            if self._parameters[self._next] not in self._complete:
-                break
+        while self._next < len(self._buckets) and self._complete.issuperset(self._bucket()):
             yield from self._turn()
 
     def finish(self) -> Iterator[nn.Parameter]:
         """The rest, after the backward pass: what is not complete has no gradient here."""
-        while self._processes.count > 1 and self._next < len(self._parameters):
+        while self._processes.count > 1 and self._next < len(self._buckets):
             yield from self._turn()
         self._complete.clear()
         self._next = 0
 
+    def _bucket(self) -> list[nn.Parameter]:
+        """Those whose turn it is; a text encoder's training may have ended."""
+        return [parameter for parameter in self._buckets[self._next] if parameter.requires_grad]
+
     def _turn(self) -> Iterator[nn.Parameter]:
-        parameter = self._parameters[self._next]
+        bucket = self._bucket()
         self._next += 1
-        if not parameter.requires_grad:  # a text encoder whose training has ended
-            return
-        self._processes.add_gradients([parameter])
-        if parameter.grad is not None:
-            yield parameter
+        self._processes.add_gradients(bucket)
+        yield from (parameter for parameter in bucket if parameter.grad is not None)
 
 
-def joined(device: torch.device) -> Processes:
-    """Those that this process joined before; ALONE where it did not.
-
-    Args:
-        device: where this one trains.
-    """
-    if not (distributed.is_available() and distributed.is_initialized()):
-        return ALONE
-    return Processes(distributed.get_rank(), distributed.get_world_size(), device)
+def joined() -> Processes:
+    """Those that this process joined; ALONE where it did not, whatever else the host may do."""
+    return _joined[-1]
 
 
 def join(cpu: bool = False) -> Processes:
-    """Those that `accelerate launch` or `torchrun` started with this one; ALONE without them.
+    """Those that `torchrun` or `accelerate launch` started with this one; ALONE without them.
 
     Args:
         cpu: train on the CPU though there are GPUs.
@@ -183,7 +182,9 @@ def join(cpu: bool = False) -> Processes:
 
     with _told():
         state = PartialState(cpu=cpu, timeout=TIMEOUT)
-    return joined(state.device)
+    if state.num_processes > 1:
+        _joined.append(Processes(state.process_index, state.num_processes, state.device))
+    return joined()
 
 
 def _gradient(parameter: nn.Parameter) -> Tensor:
@@ -199,17 +200,17 @@ def _cut(flat: Tensor, like: Sequence[Tensor]) -> list[Tensor]:
     return [piece.view_as(one) for piece, one in zip(pieces, like, strict=True)]
 
 
-def _buckets(gradients: Iterable[Tensor]) -> Iterator[list[Tensor]]:
-    """Gradients of one kind, in order, as many as are summed at once."""
-    bucket: list[Tensor] = []
+def _buckets(tensors: Iterable[Each], most: int = BUCKET) -> Iterator[list[Each]]:
+    """Tensors in order, as many of one dtype as have `most` numbers, but one at least."""
+    bucket: list[Each] = []
     numbers = 0
-    for gradient in gradients:
-        other = bucket and bucket[0].dtype != gradient.dtype
-        if bucket and (other or numbers + gradient.numel() > BUCKET):
+    for tensor in tensors:
+        other = bucket and bucket[0].dtype != tensor.dtype
+        if bucket and (other or numbers + tensor.numel() > most):
             yield bucket
             bucket, numbers = [], 0
-        bucket.append(gradient)
-        numbers += gradient.numel()
+        bucket.append(tensor)
+        numbers += tensor.numel()
     if bucket:
         yield bucket
 

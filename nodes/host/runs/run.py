@@ -16,6 +16,7 @@ from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
 from ....trainers.objective.prompts import caption_prompts
 from ....trainers.objective.timesteps import check_objective
+from ....trainers.optimizers.processes import Processes, joined
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
@@ -55,17 +56,24 @@ class Run:
         return record(self.reporter.node)
 
     def describe(self, **how_it_went: Any) -> None:
-        """Write run.json.
+        """Write run.json, once for all processes.
 
         Raises:
             SaveError: it cannot be written.
         """
-        self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
+        if self.processes.is_first:
+            self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
 
     def note_graph(self) -> None:
         """Write the graph into a run.json that lacks it, as those of earlier versions do."""
-        with contextlib.suppress(SaveError):  # the run is there all the same
-            self.folder.complete({"graph": self.graph})
+        if self.processes.is_first:
+            with contextlib.suppress(SaveError):  # the run is there all the same
+                self.folder.complete({"graph": self.graph})
+
+    @property
+    def processes(self) -> Processes:
+        """Those that train it together: the first of them writes what is in its folder."""
+        return joined()
 
     @property
     def shown_path(self) -> str:
@@ -85,7 +93,7 @@ class Run:
     @property
     def asked_steps(self) -> int:
         """How many steps the run is to have."""
-        return planned_steps(self.sockets.dataset, self.config)
+        return planned_steps(self.sockets.dataset, self.config, self.processes.count)
 
     @property
     def kept_steps(self) -> int | None:

@@ -8,7 +8,7 @@ import gc
 import logging
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +38,7 @@ from ....trainers.runs.states import StateSaver
 from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
-from ....trainers.settings.store import ANEW
+from ....trainers.settings.store import ANEW, NOTHING
 from ....trainers.step import Job, all_prompts
 from ..folders import runs_folder
 from ..memory import Interrupt, device, make_room, training_session
@@ -95,7 +95,7 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
             return kept
         if config.changes_weights:
             _check_disk(sockets, config)
-        with run.folder.locked(lambda: run.reporter.status("waiting: this run trains elsewhere")):
+        with _held(run):
             if kept := _kept(run, node):
                 return kept
             try:
@@ -107,6 +107,17 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
                     stopped = run.folder.stopped()
                     run.describe(status="interrupted", stopped=stopped)
                 raise
+
+
+@contextlib.contextmanager
+def _held(run: Run) -> Iterator[None]:
+    """Hold the run for all processes that train it together."""
+    with contextlib.ExitStack() as held:
+        if run.processes.is_first:
+            waiting = "waiting: this run trains elsewhere"
+            held.enter_context(run.folder.locked(lambda: run.reporter.status(waiting)))
+        run.processes.wait()
+        yield
 
 
 def _say_why(run: Run, error: BaseException) -> None:
@@ -121,7 +132,7 @@ def _kept(run: Run, node: GraphNode) -> Outcome | None:
     """What an earlier run with the same facts learned, if it came to its end."""
     steps = run.kept_steps
     result = None if steps is None else run.folder.result(steps)
-    if result is None:
+    if run.processes.any(result is None) or result is None:
         return None
     log.info("Personalize: %s steps of '%s' were trained before.", steps, run.folder.path.name)
     run.note_graph()
@@ -151,14 +162,16 @@ def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
 def _train(run: Run) -> Outcome:
     folder, config, reporter = run.folder, run.config, run.reporter
     started = time.monotonic()
-    if config.store.if_run_exists == ANEW:
-        folder.drop_states()
     stopped = folder.stopped()
-    run.describe(status="training", stopped=stopped)
-    _forget_old_states(run)
+    if run.processes.is_first:
+        if config.store.if_run_exists == ANEW:
+            folder.drop_states()
+        run.describe(status="training", stopped=stopped)
+        _forget_old_states(run)
+    run.processes.wait()
     preview = run.sockets.preview
     previews = None
-    if preview is not None:
+    if preview is not None and run.processes.is_first:
         previews = Previews(preview, run.sockets, run.architecture, folder.previews)
     job = _job(run)
     if config.objective.uses_teacher:
@@ -170,6 +183,8 @@ def _train(run: Run) -> Outcome:
         stopped[asked] = steps
     gc.collect()  # the optimizer's state goes before the result comes
     result = _result(run, job, best, metrics, time.monotonic() - started)
+    if not run.processes.is_first:
+        return _outcome(run, result)
     try:
         folder.write_result(result)
         run.describe(status="stopped" if steps < asked else "done", stopped=stopped)
@@ -213,7 +228,7 @@ def _job(run: Run) -> Job:
         warn_of_dora(sockets.model)
     _note_what_is_unusual(run)
     parts, encoded = _parts(run, examples, watched)
-    return make_job(parts, examples, encoded, run.config, watched)
+    return make_job(parts, examples, encoded, run.config, watched, run.processes)
 
 
 def _note_what_is_unusual(run: Run) -> None:
@@ -228,12 +243,16 @@ def _steps(
     run: Run, job: Job, previews: Previews | None
 ) -> tuple[Best | None, list[dict[str, Any]]]:
     """Train to the end, or until Stop and keep: the best step, and what happened at each."""
-    training = Training(job)
+    training, store = Training(job), run.config.store
+    if not run.processes.is_first:
+        store = dataclasses.replace(store, keep_states=0, log_with=NOTHING)
     metrics = _go_on(run, training)
-    saver = StateSaver(run.folder, run.config.store, training)
+    saver = StateSaver(run.folder, store, training)
     PAGES.record(metrics)
-    with tracker(run.config.store.log_with, run.folder.path) as log_row:
-        while not training.has_ended and not (metrics and PAGES.asked_to_stop):
+    with tracker(store.log_with, run.folder.path) as log_row:
+        while not training.has_ended:
+            if metrics and run.processes.any(PAGES.asked_to_stop):
+                break
             progress = training.step()
             metrics.append(progress.as_row())
             log_row(metrics[-1])
