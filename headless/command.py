@@ -54,6 +54,7 @@ def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) 
     recipes = [changed(read_recipe(file), asked.set) for file in asked.files]
     hashes = [exported_hashes(file) if asked.dry_run else {} for file in asked.files]
     host.start(host.find_comfyui(asked.comfyui), of_host, terminal.say, terminal.count)
+    terminal.is_shown = host.join()
     for recipe, hashed in zip(recipes, hashes, strict=True):
         host.load_nodes(recipe, asked.custom_nodes)
         if not asked.other_files:

@@ -77,6 +77,18 @@ def start(comfyui: Path, arguments: Sequence[str], say: Say, count: Count) -> No
         signal.signal(one, _end)
 
 
+def join() -> bool:
+    """Meet the processes that a launcher started with this one; whether this is to be seen.
+
+    Raises:
+        ProcessesError: they do not find each other.
+    """
+    from ..nodes.host.memory import device
+    from ..trainers.optimizers import processes
+
+    return processes.join(cpu=device().type == "cpu").is_first
+
+
 def load_nodes(recipe: Recipe, packs: Sequence[str]) -> None:
     """See that there is every node of the recipe: the host's own, ours, and of the packs named.
 

@@ -10,9 +10,14 @@ LOG_SECONDS = 30.0  # between two lines about steps, where a bar cannot be drawn
 
 
 class Terminal:
-    """A bar with the loss, and a line for all else that a node would show in its body."""
+    """A bar with the loss, and a line for all else that a node would show in its body.
+
+    Attributes:
+        is_shown: of several processes that train together, one speaks.
+    """
 
     def __init__(self) -> None:
+        self.is_shown = True
         self._bar: Any = None
         self._last = ""
         self._logged_at = -LOG_SECONDS
@@ -27,7 +32,7 @@ class Terminal:
 
     def count(self, done: int, total: int) -> None:
         """How far the running node is."""
-        if not sys.stderr.isatty():
+        if not (sys.stderr.isatty() and self.is_shown):
             return
         if self._bar is None or self._bar.total != total or done < self._bar.n:
             from tqdm import tqdm
@@ -40,6 +45,8 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """A line of its own."""
+        if not self.is_shown:
+            return
         if self._bar is not None:
             self._bar.clear()
         print(text, flush=True)
