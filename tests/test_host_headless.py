@@ -136,6 +136,33 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_bytes(host: Host, tmp_pat
     check_equal(file, tmp_path)
 
 
+def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path: Path) -> None:
+    folder = host.base / "input" / "together"
+    folder.mkdir()
+    for number in range(3):
+        Image.new("RGB", (64, 64), (40 * number, 90, 160)).save(folder / f"{number}.png")
+    graph = Graph()
+    graph.train(*graph.load(), graph.dataset("together"), batch_size=2, seed=14, state_every=2)
+    (file,) = trained(host, graph)
+    _, *asked = command(host, file, "--set", "batch_size=1", output=tmp_path)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*launch, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
+        check=False, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("done: 4 steps in") == 1
+    assert "2 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
+    (run,) = (tmp_path / "personalize").glob("lora-*")
+    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    rows, expected = (
+        [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
+        for one in (run, file.parent)
+    )
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4)
+
+
 def exported(host: Host, graph: Graph, **inputs: Any) -> Path:
     """The folder that Export Run writes for the graph's training."""
     (target,) = (key for key, node in graph.items() if "Train" in node["class_type"])
