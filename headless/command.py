@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..trainers.errors import PersonalizeError, RecipeError
+from ..trainers.errors import PersonalizeError, ProcessesError, RecipeError
 from . import host
 from .changes import changed
 from .described import read_recipe
@@ -71,6 +71,8 @@ def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int
     folders = _look_at_runs(recipe, asked, terminal)
     ended_by = host.run(recipe)
     terminal.close()
+    if isinstance(ended_by, ProcessesError):
+        raise ended_by  # a launcher that lost one asks the others to end: that is no answer
     if (number := host.ended_by_signal()) is not None:
         return 128 + number
     if asked.dry_run and isinstance(ended_by, host.interrupt()):

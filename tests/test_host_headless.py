@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from PIL import Image
 from safetensors.torch import load_file
@@ -136,18 +137,25 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_bytes(host: Host, tmp_pat
     check_equal(file, tmp_path)
 
 
-def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path: Path) -> None:
+def squares(host: Host) -> str:
+    """Three pictures of one shape."""
     folder = host.base / "input" / "together"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     for number in range(3):
         Image.new("RGB", (64, 64), (40 * number, 90, 160)).save(folder / f"{number}.png")
+    return folder.name
+
+
+LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path: Path) -> None:
     graph = Graph()
-    graph.train(*graph.load(), graph.dataset("together"), batch_size=2, seed=14, state_every=2)
+    graph.train(*graph.load(), graph.dataset(squares(host)), batch_size=2, seed=14, state_every=2)
     (file,) = trained(host, graph)
     _, *asked = command(host, file, "--set", "batch_size=1", output=tmp_path)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*launch, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
+        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
         check=False, timeout=PATIENCE_SECONDS,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -161,6 +169,35 @@ def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path
     )
     for row, other in zip(rows, expected, strict=True):
         assert row == pytest.approx(other, rel=1e-4)
+
+
+def test_one_of_two_is_killed_and_the_run_goes_on_in_one(host: Host, tmp_path: Path) -> None:
+    graph = Graph()
+    graph.train(*graph.load(), graph.dataset(squares(host)), seed=15, state_every=2)
+    (file,) = trained(host, graph)
+    _, *asked = command(host, file, "--set", "steps=1000", output=tmp_path)
+    process = subprocess.Popen(
+        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    run = tmp_path / "personalize" / file.parent.name
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not states(run) and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+    (second,) = (
+        child
+        for child in psutil.Process(process.pid).children()
+        if child.environ().get("RANK") == "1"
+    )
+    second.kill()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "another process ended or cannot be reached" in said, said
+    newest = max(int(Path(name).stem) for name in states(run))
+    done = headless(host, file, "--set", f"steps={newest + 2}", output=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"going on from step {newest}" in done.stdout
+    assert "1 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
 
 
 def exported(host: Host, graph: Graph, **inputs: Any) -> Path:
