@@ -209,7 +209,8 @@ def test_hostile_prompts_and_folders_are_text(
     prompts = ["<img src=x onerror=window.hit=1>", "<sks> \u202e **a** `b`", "dog " * 2500]
     small(opened, steps=2, seed=800 + number)
     opened.run(
-        "() => app.graph.nodes.find((n) => n.type === 'PersonalizePreview').disconnectInput(0)"
+        "() => app.graph.nodes.find((n) => n.type === 'PersonalizePreview')"
+        ".disconnectInput('prompts')"
     )
     opened.run("() => app.refreshComboInNodes()")
     set_values(opened, "PersonalizePreview", prompts="\n".join(prompts), every_steps=1)
