@@ -34,15 +34,17 @@ COMMANDS = """\
 
    python COMFYUI/custom_nodes/{pack} run.json
 
-   N GPUs of one machine:
+   N GPUs of one machine, each with the whole model:
 
-   accelerate launch --multi_gpu --num_processes N COMFYUI/custom_nodes/{pack} run.json
+   torchrun --nproc-per-node N COMFYUI/custom_nodes/{pack} run.json
 
-   M machines with N GPUs each, on each of them, with R from 0 to M - 1 (T is M times N, IP the
-   address of the machine with R 0):
+   M machines with N GPUs each that share COMFYUI/output, on each of them, with R from 0 to M - 1
+   (IP is the address of the machine with R 0):
 
-   accelerate launch --multi_gpu --num_machines M --num_processes T --machine_rank R \\
-       --main_process_ip IP --main_process_port 29500 COMFYUI/custom_nodes/{pack} run.json
+   torchrun --nnodes M --nproc-per-node N --node-rank R --master-addr IP --master-port 29500 \\
+       COMFYUI/custom_nodes/{pack} run.json
+
+   accelerate launch takes the same, in its own words.
 
 COMFYUI is ComfyUI's folder. Its own arguments follow --, as in: ... run.json -- --lowvram
 The result is in COMFYUI/output/personalize/{run}. Copy that folder into the same place here, and
