@@ -10,6 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from tests import tiny_transformers
 from tests.conftest import on_a_cpu
 from tests.graphs import Graph, Link, as_new
 from tests.host import Host, HostError
@@ -197,3 +198,18 @@ def test_disk_that_cannot_hold_the_weights_is_told_before_the_training(host: Hos
     finally:
         small["1"]["inputs"]["free_bytes"] = 0
         host.run(small)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "trained"),
+    [(tiny_transformers.FLUX, "clip_l"), (tiny_transformers.CHROMA, "t5xxl")],
+    ids=["flux", "chroma"],
+)
+def test_disk_is_asked_for_what_trains_alone(
+    host: Host, recipe: dict[str, Any], trained: str
+) -> None:
+    graph = Graph()
+    model, clip, _ = graph.made(recipe)
+    graph.add("ProbeSaved", model=model, clip=clip, trained=trained)
+    (measured,) = [json.loads(o["found"][0]) for o in host.run(graph)["outputs"].values()]
+    assert measured["said"] == measured["needed"]

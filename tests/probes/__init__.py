@@ -10,7 +10,6 @@ import importlib
 import json
 import pathlib
 import sys
-import threading
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -297,70 +296,6 @@ class Kept(io.ComfyNode):
         return shown({"size": SIZE})
 
 
-class Sharing(io.ComfyNode):
-    """How many tensors of the twins stand on the host's own storage."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return probe("ProbeSharing", io.Model.Input("model"), io.Clip.Input("clip"))
-
-    @classmethod
-    def execute(cls, model: Any, clip: Any) -> io.NodeOutput:
-        found = {}
-        hosts = {"denoiser": model.model.diffusion_model, "text": clip.cond_stage_model}
-        with parts_of(model, clip) as parts:
-            for name, module in parts.modules.items():
-                host = hosts["denoiser" if name == "denoiser" else "text"]
-                addresses = {p.data_ptr() for p in host.parameters()}
-                pointers = [p.data_ptr() for p in module.parameters()]
-                found[name] = [sum(p in addresses for p in pointers), len(pointers)]
-        return shown(found)
-
-
-class Streamed(io.ComfyNode):
-    """A twin of a denoiser whose layers have notes on them, as when its host streams weights."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return probe("ProbeStreamed", io.Model.Input("model"), io.Clip.Input("clip"))
-
-    @classmethod
-    def execute(cls, model: Any, clip: Any) -> io.NodeOutput:
-        layer = model.model.diffusion_model.out[2]
-        notes = {"_v_weight": torch.ones(2, 2), "_pin_state": threading.Lock()}  # has no copy
-        vars(layer).update(notes)
-        try:
-            with parts_of(model, clip) as parts:
-                twin = parts.denoiser.out[2]
-                return shown({
-                    "twin": [note for note in notes if note in vars(twin)],
-                    "host": [note for note in notes if vars(layer).get(note) is notes[note]],
-                })  # fmt: skip
-        finally:
-            for note in notes:
-                vars(layer).pop(note, None)
-
-
-class Room(io.ComfyNode):
-    """How many models stay loaded where a host runs them on the CPU beside its GPU."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return probe("ProbeRoom", io.Clip.Input("clip"))
-
-    @classmethod
-    def execute(cls, clip: Any) -> io.NodeOutput:
-        management = comfy.model_management
-        management.load_models_gpu([clip.patcher])
-        before, unload_all = len(management.current_loaded_models), management.unload_all_models
-        management.unload_all_models = lambda: None  # of a GPU, which has none
-        try:
-            pack("nodes.host.memory").make_room()
-        finally:
-            management.unload_all_models = unload_all
-        return shown({"before": before, "after": len(management.current_loaded_models)})
-
-
 class Same(io.ComfyNode):
     """The largest difference of two conditionings, pooled output included."""
 
@@ -405,11 +340,12 @@ class Probes(ComfyExtension):
         from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
         from .tiny_models import Tiny
+        from .weights import Room, Saved, Sharing, Streamed
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded),
+            *(Kind, Learned, Loaded, Saved),
         ]
 
 

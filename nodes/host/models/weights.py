@@ -13,6 +13,8 @@ from torch import Tensor
 
 from ....trainers.models.architectures import DENOISER
 from ....trainers.runs.foreign import TEXT
+from .support import record_of
+from .tokenizer import encoder_names
 from .twin import HOST_DENOISER, alias
 
 BUNDLED = "bundle_emb."  # a learned token in a LoRA's file
@@ -91,11 +93,13 @@ def changed_weights(model: Any, clip: Any, learned: Mapping[str, Tensor]) -> dic
 
 
 def weights_bytes(model: Any, clip: Any, with_text: bool) -> int:
-    """What all weights of the denoiser, or of the text encoders too, take in the host's dtypes."""
+    """What the weights of all that trains take in the host's dtypes."""
+    trained = record_of(model).trained_encoders(encoder_names(clip)) if with_text else ()
+    starts = (HOST_DENOISER, *(f"{name}." for name in trained))
     return sum(
         weight.numel() * weight.element_size()
         for key, weight in host_weights(model, clip).items()
-        if with_text or key.startswith(HOST_DENOISER)
+        if key.startswith(starts)
     )
 
 
