@@ -126,12 +126,11 @@ class Host:
         if self._packs:
             command += ["--whitelist-custom-nodes", *self._packs]
         environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
-        environment |= self._environment
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(
                 [*command, *self._args],
                 cwd=self.comfyui,
-                env=environment,
+                env=environment | self._environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
