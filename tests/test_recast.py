@@ -91,7 +91,8 @@ def test_weight_of_another_layout_equals_a_widened_copy() -> None:
     layer = nn.Conv2d(24, 20, 3, padding=1).half().to(memory_format=torch.channels_last)
     for trained in (True, False):
         narrow = copy.deepcopy(layer).requires_grad_(trained)
-        wide = copy.deepcopy(narrow).float()
+        # In the plain layout, as ours computes: another layout's kernel adds in another order.
+        wide = copy.deepcopy(narrow).float().to(memory_format=torch.contiguous_format)
         assert_same(widened(narrow), wide, drawn(2, 24, 8, 8))
 
 
