@@ -16,9 +16,10 @@ from tests.plain_loop import plain_run
 from trainers import loop
 from trainers import step as step_module
 from trainers.contracts import Size, Text
+from trainers.data.batches import batch_plan, num_steps
 from trainers.data.examples import Examples
 from trainers.errors import NonFiniteLossError
-from trainers.loop import Progress, batch_plan, num_steps, train
+from trainers.loop import Progress, train
 from trainers.methods import METHODS
 from trainers.objective.noise import PREDICTIONS
 from trainers.settings.lora import LORA_VARIANTS

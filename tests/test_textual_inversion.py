@@ -14,9 +14,10 @@ from tests import tiny
 from trainers import loop
 from trainers import step as step_module
 from trainers.contracts import Parts, Trainable
+from trainers.data.batches import batch_plan
 from trainers.data.examples import Examples
 from trainers.errors import DatasetError, SettingsError
-from trainers.loop import batch_plan, train
+from trainers.loop import train
 from trainers.methods.textual_inversion import prepare
 from trainers.models.architectures import DENOISER
 from trainers.objective.losses import sample_losses

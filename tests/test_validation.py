@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from tests import tiny
 from tests.dataset_files import batch
+from trainers.data.batches import planned_steps
 from trainers.data.examples import Examples
 from trainers.data.validation import (
     NUM_TIMESTEPS,
@@ -20,7 +21,7 @@ from trainers.data.validation import (
     split,
 )
 from trainers.errors import DatasetError, SettingsError
-from trainers.loop import Training, make_job, planned_steps
+from trainers.loop import Training, make_job
 from trainers.objective.noise import generator_for
 from trainers.settings.run import RunConfig
 from trainers.step import Job, validation_loss

@@ -125,8 +125,8 @@ def damp() -> None:
 # -- two processes ------------------------------------------------------------
 
 
-def start(folder: Path) -> list[subprocess.Popen[str]]:
-    """Two processes that train all cases and leave what came of it in `folder`."""
+def start(folder: Path, module: str = "tests.together") -> list[subprocess.Popen[str]]:
+    """Two processes of a module that train and leave what came of it in `folder`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -134,7 +134,7 @@ def start(folder: Path) -> list[subprocess.Popen[str]]:
     told = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
     return [
         subprocess.Popen(
-            [sys.executable, "-m", "tests.together", str(folder)],
+            [sys.executable, "-m", module, str(folder)],
             env={**os.environ, **facts, **told, "RANK": str(rank), "LOCAL_RANK": str(rank)},
             cwd=Path(__file__).parent.parent,
             stdout=subprocess.PIPE,
@@ -157,6 +157,19 @@ def unlike(processes: Processes) -> str:
     return ""
 
 
+def lose_one(processes: Processes, folder: Path) -> None:
+    """Kill the second of two between two steps; what the first says of it, and after how long."""
+    made, _ = training("lora", processes)
+    made.step()
+    if processes.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    started = time.monotonic()
+    try:
+        made.step()
+    except ProcessesError as error:
+        torch.save((str(error), time.monotonic() - started), folder / "lost.pt")
+
+
 def main(folder: Path) -> None:
     """What one of the two does."""
     logging.basicConfig(level=logging.INFO)
@@ -175,15 +188,7 @@ def main(folder: Path) -> None:
     }
     outcomes["unlike"] = unlike(processes)
     torch.save(outcomes, folder / f"{processes.rank}.pt")
-    made, _ = training("lora", processes)
-    made.step()
-    if processes.rank == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    started = time.monotonic()
-    try:
-        made.step()
-    except ProcessesError as error:
-        torch.save((str(error), time.monotonic() - started), folder / "lost.pt")
+    lose_one(processes, folder)
 
 
 if __name__ == "__main__":

@@ -19,12 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import Parts, Prompt, Text
-from .data.batches import BatchPlan
-from .data.dataset import Dataset
+from .data.batches import BatchPlan, batch_plan, check_all_have_data, num_steps
 from .data.examples import Examples
 from .data.prior import teach
-from .data.validation import check_watched, held_out_places
-from .errors import DatasetError, NonFiniteLossError, ProcessesError
+from .data.validation import check_watched
+from .errors import NonFiniteLossError, ProcessesError
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.precision import gradient_scaler
@@ -33,8 +32,8 @@ from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
+from .optimizers.sharded import Part, check_sharding, optimizer_state, part_of, shard, whole
 from .settings.run import RunConfig
-from .settings.training import TrainingConfig
 from .settings.validation import BEST
 from .step import Job, evaluating, losses_and_weights, predict, train_adapters, validation_loss
 
@@ -94,12 +93,18 @@ def make_job(
     """
     check_objective(config.objective, parts.objective)
     check_watched(config.validation, held_out is not None and not config.validation.held_out)
+    if processes.shard:
+        check_sharding(config)
+    if processes.shard and config.changes_weights:
+        shard(parts.denoiser, processes)
     trainable = METHODS[config.method](parts, config)
     for module in parts.modules.values():
         train_adapters(module)
         guard_adapters(module)
         if config.training.gradient_checkpointing:
             checkpoint_blocks(module)
+    if processes.shard and not config.changes_weights:
+        shard(parts.denoiser, processes, trainable.parameters)
     instances = examples.captions[: examples.num_instances]
     watched = held_out.captions if held_out is not None else ()
     seed = config.training.seed
@@ -132,36 +137,6 @@ def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, tot
     return dataclasses.replace(job, examples=examples)
 
 
-def batch_plan(examples: Examples, training: TrainingConfig, num_processes: int = 1) -> BatchPlan:
-    """The order in which `examples` are visited by all processes together."""
-    num = examples.num_instances
-    return BatchPlan(
-        examples.shapes[:num],
-        examples.repeats[:num],
-        training.batch_size * num_processes,
-        training.seed,
-        class_repeats=examples.repeats[num:],
-    )
-
-
-def planned_steps(dataset: Dataset, config: RunConfig, num_processes: int = 1) -> int:
-    """Optimizer steps of a run on `dataset`, before any picture is encoded."""
-    training = config.training
-    away = held_out_places(len(dataset), config.validation.held_out, training.seed)
-    trained = [picture for place, picture in enumerate(dataset.pictures) if place not in away]
-    shapes = tuple(picture.bucket_px for picture in trained)
-    repeats = tuple(picture.repeats for picture in trained)
-    plan = BatchPlan(shapes, repeats, training.batch_size * num_processes, training.seed)
-    return num_steps(plan, training)
-
-
-def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
-    """Optimizer steps of the run: `steps`, or enough for `epochs` where those are set."""
-    if not training.epochs:
-        return training.steps
-    return math.ceil(training.epochs * plan.batches_per_epoch / training.gradient_accumulation)
-
-
 class Training:
     """A job under way: step by step, with a state between two steps that can be kept.
 
@@ -178,7 +153,7 @@ class Training:
         training, trainable, processes = job.config.training, job.trainable, job.processes
         self._job = job
         self._plan = batch_plan(job.examples, training, processes.count)
-        _check_all_have_data(self._plan, processes.count)
+        check_all_have_data(self._plan, processes.count)
         _say_batch(self._plan, job)
         self.done, self.total = 0, num_steps(self._plan, training)
         self._optimizer = make_optimizer(
@@ -203,12 +178,18 @@ class Training:
         """
         if not self._together:
             self._check_together()
-        with _private_random_state(self._job.parts.device):
+        processes, device = self._job.processes, self._job.parts.device
+        with _private_random_state(device), processes.sharing_out():
             loss = self._backward()
             grad_norm, learning_rate = self._update()
         self.done += 1
         validation = self._validate()
         return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
+
+    @property
+    def is_shared_out(self) -> bool:
+        """Whether each process trains parts of weights alone."""
+        return any(isinstance(parameter, Part) for parameter in self.parameters)
 
     @property
     def has_ended(self) -> bool:
@@ -218,13 +199,16 @@ class Training:
         return self.done >= self.total or bool(tired)
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs; its tensors are those of the training, not copies."""
+        """All that `load_state` needs; its tensors are those of the training, not copies.
+
+        Processes that have parts of weights must ask together.
+        """
         trainable = self._job.trainable
         return {
             "step": self.done,
             "batch_size": self._plan.batch_size,
-            "parameters": [parameter.detach() for parameter in trainable.parameters],
-            "optimizer": self._optimizer.state_dict(),
+            "parameters": [whole(parameter, parameter) for parameter in self.parameters],
+            "optimizer": optimizer_state(self._optimizer.state_dict(), self.parameters, whole),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "method": trainable.state(),
@@ -241,8 +225,9 @@ class Training:
         self._keep_batches(state.get("batch_size", self._job.config.training.batch_size))
         with torch.no_grad():
             for parameter, kept in zip(trainable.parameters, state["parameters"], strict=True):
-                parameter.copy_(kept)
-        self._optimizer.load_state_dict(state["optimizer"])
+                parameter.copy_(part_of(kept, parameter))
+        of_optimizer = optimizer_state(state["optimizer"], self.parameters, part_of)
+        self._optimizer.load_state_dict(of_optimizer)
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         trainable.load_state(state["method"])
@@ -290,7 +275,8 @@ class Training:
         """
         processes = self._job.processes
         if processes.count > 1:
-            weights = sum(p.detach().double().sum().item() for p in self.parameters)
+            alike = (p for p in self.parameters if not isinstance(p, Part))
+            weights = sum(p.detach().double().sum().item() for p in alike)
             if not processes.agree(self.done, self.total, weights):
                 raise ProcessesError(
                     f"Several processes: they do not begin alike. This one is at step {self.done} "
@@ -340,7 +326,9 @@ class Training:
         """Use the gradients up; their length before clipping, and the learning rate."""
         training, trainable = self._job.config.training, self._job.trainable
         self._scaler.unscale_(self._optimizer)
-        grad_norm = clip_gradients(self._optimizer, trainable.parameters, training.max_grad_norm)
+        grad_norm = clip_gradients(
+            self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
+        )
         learning_rate = float(self._schedule.get_last_lr()[0])
         self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -374,15 +362,6 @@ def _private_random_state(device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         yield
-
-
-def _check_all_have_data(plan: BatchPlan, num_processes: int) -> None:
-    if (most := plan.largest_batch) < num_processes:
-        raise DatasetError(
-            f"Several processes: {num_processes} of them train, but no batch has more than {most} "
-            "picture(s) of one shape, so some would never have any.\nStart at most "
-            f"{most}, or add pictures or repeats of one shape."
-        )
 
 
 def _say_batch(plan: BatchPlan, job: Job) -> None:

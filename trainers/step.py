@@ -106,8 +106,10 @@ def _same_shape(
         "" if drop and picture not in examples.teacher else _prompt(job, picture, generator)
         for picture, drop in zip(pictures, dropped, strict=True)
     ]
-    if not taken:
+    is_idle = not taken
+    if is_idle and not job.processes.shard:
         return torch.zeros(0, device=parts.device), torch.zeros(0, device=parts.device)
+    taken = taken or [0]  # all put the blocks together, so all run them
     pictures, captions = [pictures[i] for i in taken], [captions[i] for i in taken]
     noise, timesteps = noise[taken], timesteps[taken]
     losses, timesteps, noisy = _losses(job, examples, pictures, noise, timesteps, captions)
@@ -120,7 +122,7 @@ def _same_shape(
         kept = _preserving_losses(job, noisy, timesteps, shown)
         losses = torch.cat([losses, kept])
         weights = torch.cat([weights, torch.full_like(kept, objective.prior_weight)])
-    return losses, weights
+    return losses, weights * (not is_idle)
 
 
 def _preserving_losses(job: Job, noisy: Tensor, timesteps: Tensor, shown: list[Shown]) -> Tensor:
@@ -170,7 +172,8 @@ def predict(
         for caption, seen in zip(captions, controls, strict=True)
     ]
     parts, autocast = job.parts, job.trainable.autocast
-    with torch.autocast(parts.device.type, autocast, enabled=autocast is not None):
+    keeps = not job.processes.shard  # what a block had in narrow would stay when its weights go
+    with torch.autocast(parts.device.type, autocast, autocast is not None, keeps):
         # Samples often share a caption; a text encoder that trains reads it once.
         encode = parts.text.encode if job.encoded is None else job.encoded.__getitem__
         texts = {prompt: encode(prompt) for prompt in dict.fromkeys(prompts)}
@@ -220,14 +223,16 @@ def validation_loss(job: Job) -> float:
     assert examples is not None
     losses = []
     timesteps = even_timesteps(NUM_TIMESTEPS, job.config.objective, job.parts.objective)
+    own = job.processes.own(len(examples.latents))
     with evaluating(job):
         for picture, noise, timestep in held_out_samples(examples, timesteps, seed):
-            if picture % job.processes.count != job.processes.rank:
+            if picture not in own:
                 continue
             # The last of a caption's prompts is the caption itself.
             prompt = job.prompts[examples.captions[picture]][-1]
             loss, *_ = _losses(job, examples, [picture], noise, timestep, [prompt])
-            losses.append(loss.item())
+            if job.processes.is_for(picture):
+                losses.append(loss.item())
     return job.processes.total(sum(losses)) / job.processes.total(len(losses))
 
 

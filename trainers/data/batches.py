@@ -16,7 +16,13 @@ from typing import NamedTuple
 
 import torch
 
+from ..errors import DatasetError
 from ..objective.noise import generator_for
+from ..settings.run import RunConfig
+from ..settings.training import TrainingConfig
+from .dataset import Dataset
+from .examples import Examples
+from .validation import held_out_places
 
 
 class Share(NamedTuple):
@@ -80,14 +86,14 @@ class BatchPlan:
     def shares(self, pictures: Sequence[int], size: int, rank: int, count: int) -> list[Share]:
         """What one of `count` processes takes of a micro-batch: places, a share a forward pass.
 
-        Shares differ by one instance image at most, each with its class images. There are at least
-        as many as processes; some are empty where there are fewer pictures.
+        Shares differ by one instance image at most, each with its class images. All processes have
+        as many; some are empty where there are fewer pictures.
 
         Args:
             size: most instance images in a share.
         """
         num = self.num_instances(pictures)
-        together = max(count, math.ceil(num / size))
+        together = count * math.ceil(num / (size * count))
         return [
             Share(
                 number,
@@ -118,6 +124,50 @@ class BatchPlan:
             batches += [shuffled[start : start + self.batch_size] for start in starts]
         order = torch.randperm(len(batches), generator=generator).tolist()
         return [batches[place] for place in order]
+
+
+def batch_plan(examples: Examples, training: TrainingConfig, num_processes: int = 1) -> BatchPlan:
+    """The order in which `examples` are visited by all processes together."""
+    num = examples.num_instances
+    return BatchPlan(
+        examples.shapes[:num],
+        examples.repeats[:num],
+        training.batch_size * num_processes,
+        training.seed,
+        class_repeats=examples.repeats[num:],
+    )
+
+
+def planned_steps(dataset: Dataset, config: RunConfig, num_processes: int = 1) -> int:
+    """Optimizer steps of a run on `dataset`, before any picture is encoded."""
+    training = config.training
+    away = held_out_places(len(dataset), config.validation.held_out, training.seed)
+    trained = [picture for place, picture in enumerate(dataset.pictures) if place not in away]
+    shapes = tuple(picture.bucket_px for picture in trained)
+    repeats = tuple(picture.repeats for picture in trained)
+    plan = BatchPlan(shapes, repeats, training.batch_size * num_processes, training.seed)
+    return num_steps(plan, training)
+
+
+def num_steps(plan: BatchPlan, training: TrainingConfig) -> int:
+    """Optimizer steps of the run: `steps`, or enough for `epochs` where those are set."""
+    if not training.epochs:
+        return training.steps
+    return math.ceil(training.epochs * plan.batches_per_epoch / training.gradient_accumulation)
+
+
+def check_all_have_data(plan: BatchPlan, num_processes: int) -> None:
+    """See that no process of a training is left without pictures.
+
+    Raises:
+        DatasetError: batches are smaller than processes are many.
+    """
+    if (most := plan.largest_batch) < num_processes:
+        raise DatasetError(
+            f"Several processes: {num_processes} of them train, but no batch has more than {most} "
+            "picture(s) of one shape, so some would never have any.\nStart at most "
+            f"{most}, or add pictures or repeats of one shape."
+        )
 
 
 def by_shape(pictures: Iterable[int], shapes: Sequence[Hashable]) -> list[list[int]]:

@@ -9,7 +9,7 @@ must be private copies, since they are changed in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from ..errors import UnavailableError
 from ..models.architectures import DENOISER
 from ..models.precision import compute_dtype
 from ..optimizers.average import Average
+from ..optimizers.sharded import weights_of, whole
 from ..settings.dreambooth import DreamBoothConfig
 from ..settings.run import RunConfig
 from .learned_tokens import copies, train_tokens
@@ -35,7 +36,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     named: dict[str, nn.Parameter] = {}
     groups: list[dict[str, Any]] = []
     for name, rate in rates.items():
-        weights = dict(parts.modules[name].named_parameters())
+        weights = weights_of(parts.modules[name])
         for parameter in weights.values():
             parameter.requires_grad_()
         named |= {f"{name}.{key}": parameter for key, parameter in weights.items()}
@@ -53,8 +54,10 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
 
     def export() -> dict[str, Tensor]:
         # No copies where the weights are on the CPU: they are private, and may be gigabytes.
-        chosen = named.values() if steps.average is None else steps.average.values
-        return {key: tensor.detach().cpu() for key, tensor in zip(named, chosen, strict=True)}
+        return {
+            key: whole(chosen, parameter).cpu()
+            for (key, parameter), chosen in zip(named.items(), steps.values, strict=True)
+        }
 
     return Trainable(
         groups,
@@ -80,10 +83,16 @@ class _Steps:
     def __init__(
         self, named: Mapping[str, nn.Parameter], text: list[nn.Parameter], own: DreamBoothConfig
     ) -> None:
+        self._weights = list(named.values())
         place = torch.device("cpu") if own.ema_on_cpu else None
         self.average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
         self._text, self._stop = text, own.text_encoder_stop_step or math.inf
         self._done = 0
+
+    @property
+    def values(self) -> Iterable[Tensor]:
+        """What is handed out of each weight."""
+        return self._weights if self.average is None else self.average.values
 
     def count(self) -> None:
         self._done += 1

@@ -8,7 +8,7 @@ gets a copy of it inside the part that is computed again; with the module's norm
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -43,6 +43,11 @@ def blocks(module: nn.Module, listed: bool = False) -> Iterator[nn.Module]:
             yield child
 
 
+def run_on_copies(block: nn.Module) -> None:
+    """Let a block change what it is given though others need that as it was; in place."""
+    block.forward = _on_copies(block.forward)
+
+
 def inside_checkpoint() -> bool:
     """Whether a checkpointed block is at work: what it saves for the backward pass is dropped."""
     return _inside
@@ -59,15 +64,16 @@ def _lists_blocks(module: nn.Module) -> bool:
 
 def _checkpoint(block: nn.Module) -> None:
     forward = block.forward
+    on_copies = _on_copies(forward)
 
-    def on_copies(*args: Any, **kwargs: Any) -> Any:
+    def marked(*args: Any, **kwargs: Any) -> Any:
         with _marked():
-            return forward(*map(_copy, args), **{k: _copy(v) for k, v in kwargs.items()})
+            return on_copies(*args, **kwargs)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(on_copies, *args, use_reentrant=False, **kwargs)
+        return checkpoint(marked, *args, use_reentrant=False, **kwargs)
 
     block.forward = checkpointed
 
@@ -80,6 +86,13 @@ def _marked() -> Iterator[None]:
         yield
     finally:
         _inside = before
+
+
+def _on_copies(forward: Callable[..., Any]) -> Callable[..., Any]:
+    def run(*args: Any, **kwargs: Any) -> Any:
+        return forward(*map(_copy, args), **{k: _copy(v) for k, v in kwargs.items()})
+
+    return run
 
 
 def _copy(value: Any) -> Any:

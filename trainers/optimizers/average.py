@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from .sharded import part_of, whole
+
 
 class Average:
     """The average of some parameters, in fp32.
@@ -43,11 +45,13 @@ class Average:
             value.lerp_(parameter.to(value.device, value.dtype), share)
 
     def state(self) -> dict[str, Any]:
-        """All that `load_state` needs; no copies."""
-        return {"num_updates": self.num_updates, "values": self.values}
+        """All that `load_state` needs; no copies but of what is shared out."""
+        both = zip(self.values, self._parameters, strict=True)
+        return {"num_updates": self.num_updates, "values": [whole(*one) for one in both]}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave over the same parameters."""
         self.num_updates = state["num_updates"]
-        for value, kept in zip(self.values, state["values"], strict=True):
-            value.copy_(kept)
+        rows = zip(self.values, state["values"], self._parameters, strict=True)
+        for value, kept, parameter in rows:
+            value.copy_(part_of(kept, parameter))

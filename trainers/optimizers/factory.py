@@ -16,6 +16,7 @@ from ..errors import UnavailableError
 from ..settings.training import TrainingConfig
 from .per_parameter import PerParameter
 from .processes import ALONE, Processes
+from .sharded import Part, clip_parts
 
 ELEMENTWISE = ("adamw", "adamw_8bit", "lion")  # Adafactor looks at rows and columns
 ParamGroups = list[dict[str, Any]]
@@ -63,14 +64,20 @@ def sum_gradients(
         optimizer.finish_backward()
         return
     trained = [parameter for parameter in parameters if parameter.requires_grad]
-    processes.add_gradients(trained)
+    for parameter in trained:
+        if isinstance(parameter, Part):
+            parameter.take_gradient()
+    processes.add_gradients([p for p in trained if not isinstance(p, Part)])
     if all(parameter.grad is None for parameter in trained):
         for parameter in trained:
             parameter.grad = torch.zeros_like(parameter)
 
 
 def clip_gradients(
-    optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter], max_norm: float
+    optimizer: torch.optim.Optimizer,
+    parameters: Iterable[nn.Parameter],
+    max_norm: float,
+    processes: Processes = ALONE,
 ) -> Tensor:
     """Shorten the gradients together to `max_norm` (0: not at all); their length before.
 
@@ -78,6 +85,9 @@ def clip_gradients(
     """
     if isinstance(optimizer, PerParameter) and optimizer.fused:
         return optimizer.take_norm()
+    parameters = list(parameters)
+    if any(isinstance(parameter, Part) for parameter in parameters):
+        return clip_parts(parameters, max_norm or math.inf, processes)
     return torch.nn.utils.clip_grad_norm_(parameters, max_norm or math.inf)
 
 

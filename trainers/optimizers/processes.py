@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -36,11 +37,13 @@ class Processes:
         rank: this one's number, from 0.
         count: how many there are.
         device: where the numbers that are exchanged must lie.
+        shard: whether each has but a part of the denoiser's weights; see sharded.py.
     """
 
     rank: int = 0
     count: int = 1
     device: torch.device = torch.device("cpu")
+    shard: bool = False
 
     @property
     def is_first(self) -> bool:
@@ -89,6 +92,34 @@ class Processes:
             distributed.all_reduce(most, distributed.ReduceOp.MAX)
         largest, smallest = most.view(2, -1)
         return bool((largest == -smallest).all())
+
+    @contextlib.contextmanager
+    def sharing_out(self) -> Iterator[None]:
+        """For steps in which torch itself exchanges what is shared out.
+
+        Raises:
+            ProcessesError: another one ended.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            lost = isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+            if not (self.shard and lost):
+                raise
+            raise _lost() from error
+
+    def own(self, number: int) -> frozenset[int]:
+        """Which of `number` forward passes this process does; see `is_for`.
+
+        Where weights are shared out all do as many, so some do the first one in vain.
+        """
+        own = frozenset(filter(self.is_for, range(number)))
+        waits = self.shard and len(own) < math.ceil(number / self.count)
+        return own | {0} if waits else own
+
+    def is_for(self, place: int) -> bool:
+        """Whether this process answers for a place in a row."""
+        return place % self.count == self.rank
 
     def add_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
         """Let all processes have the sums of their gradients; none stays where no one has any.
@@ -169,11 +200,12 @@ def joined() -> Processes:
     return _joined[-1]
 
 
-def join(cpu: bool = False) -> Processes:
+def join(cpu: bool = False, shard: bool = False) -> Processes:
     """Those that `torchrun` or `accelerate launch` started with this one; ALONE without them.
 
     Args:
         cpu: train on the CPU though there are GPUs.
+        shard: share the denoiser's weights out among them.
 
     Raises:
         ProcessesError: they do not find each other.
@@ -183,7 +215,8 @@ def join(cpu: bool = False) -> Processes:
     with _told():
         state = PartialState(cpu=cpu, timeout=TIMEOUT)
     if state.num_processes > 1:
-        _joined.append(Processes(state.process_index, state.num_processes, state.device))
+        rank, count = state.process_index, state.num_processes
+        _joined.append(Processes(rank, count, state.device, shard))
     return joined()
 
 
@@ -221,8 +254,12 @@ def _told() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise ProcessesError(
-            "Several processes: another process ended or cannot be reached, so this one ends too.\n"
-            "What the other said stands above, or in its own log. Start all of them again, as many "
-            "as you like: the run goes on from its last state."
-        ) from error
+        raise _lost() from error
+
+
+def _lost() -> ProcessesError:
+    return ProcessesError(
+        "Several processes: another process ended or cannot be reached, so this one ends too.\n"
+        "What the other said stands above, or in its own log. Start all of them again, as many "
+        "as you like: the run goes on from its last state."
+    )

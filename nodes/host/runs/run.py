@@ -9,9 +9,9 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ....trainers.data.batches import planned_steps
 from ....trainers.data.captions import one_line
 from ....trainers.errors import SaveError
-from ....trainers.loop import planned_steps
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import compute_dtype
 from ....trainers.objective.prompts import caption_prompts

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError
+from ...optimizers.sharded import put_together
 from ...settings.lora import LoraConfig
 from .oft import OftLayer, turn_outputs
 from .pissa import START, start_from_principal
@@ -159,7 +160,7 @@ def _dora_scale(layer: Any) -> Tensor:
     |W| instead when the scale is per output, so the ratio of the two norms goes into the scale.
     """
     with torch.no_grad():
-        weight = layer.get_base_layer().weight.float()
+        weight = put_together(layer.get_base_layer().weight).float()
         merged = weight + layer.get_delta_weight(ADAPTER).float()
         ratio = weight.flatten(1).norm(dim=1) / merged.flatten(1).norm(dim=1)
         return _kept(layer.lora_magnitude_vector[ADAPTER].weight.flatten() * ratio)
