@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from tests.conftest import HOST_ARGUMENTS
 from tests.graphs import SMALL_LORA, Graph
 from tests.host import PACK_NAME, Host, HostError
+from tests.test_host_class_images import SMALL
 from tests.tiny_transformers import CHROMA
 
 PATIENCE_SECONDS = 300
@@ -151,7 +152,13 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path: Path) -> None:
     graph = Graph()
-    graph.train(*graph.load(), graph.dataset(squares(host)), batch_size=2, seed=14, state_every=2)
+    base = graph.load()
+    sockets = dict(zip(("model", "clip", "vae"), base, strict=True))
+    asked_for = {**SMALL, "prompt": "a cup", "count": 5, "batch_size": 2}
+    (classes,) = graph.add("PersonalizeClassImages", **sockets, **asked_for)
+    dataset = graph.dataset(squares(host))
+    settings = {"class_dataset": classes, "batch_size": 2, "seed": 14, "state_every": 2}
+    graph.train(*base, dataset, **settings)
     (file,) = trained(host, graph)
     _, *asked = command(host, file, "--set", "batch_size=1", output=tmp_path)
     done = subprocess.run(
@@ -161,6 +168,11 @@ def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done: 4 steps in") == 1
     assert "2 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
+    (made,) = (tmp_path / "personalize" / "class_images").iterdir()
+    theirs = host.base / "output" / "personalize" / "class_images" / made.name
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == {
+        p.name: p.read_bytes() for p in theirs.iterdir()
+    }
     (run,) = (tmp_path / "personalize").glob("lora-*")
     assert json.loads((run / "run.json").read_text())["status"] == "done"
     rows, expected = (

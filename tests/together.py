@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 import trainers.optimizers.processes
@@ -25,6 +27,8 @@ from trainers.data.validation import split
 from trainers.errors import ProcessesError
 from trainers.loop import Training, make_job
 from trainers.optimizers.processes import ALONE, Processes, join
+from trainers.runs.pictures.class_images import ClassFolder
+from trainers.settings.class_images import ClassImagesConfig
 from trainers.step import Job
 
 log = logging.getLogger(__name__)
@@ -157,6 +161,18 @@ def unlike(processes: Processes) -> str:
     return ""
 
 
+def painted(folder: Path, processes: Processes = ALONE) -> list[list[int]]:
+    """Makes class images, each of a color by its seed; the batches of seeds made here."""
+    config = ClassImagesConfig(seed=3, count=10, batch_size=2, width=64, height=64)
+    kept = ClassFolder.open(folder, config.prompt, {})
+    batches = kept.share(config, processes)
+    for seed in itertools.chain(*batches):
+        kept.write(seed, Image.new("RGB", (64, 64), (seed, 90, 160)))
+    kept.wait(config.seeds, processes)
+    assert len(kept.dataset(config)) == config.count
+    return batches
+
+
 def main(folder: Path) -> None:
     """What one of the two does."""
     logging.basicConfig(level=logging.INFO)
@@ -174,6 +190,11 @@ def main(folder: Path) -> None:
         for case in ("lora", "fused")
     }
     outcomes["unlike"] = unlike(processes)
+    outcomes["painted"] = painted(folder / "class images", processes)
+    try:
+        painted(folder / str(processes.rank), processes)
+    except ProcessesError as error:
+        outcomes["not shared"] = str(error)
     torch.save(outcomes, folder / f"{processes.rank}.pt")
     made, _ = training("lora", processes)
     made.step()
