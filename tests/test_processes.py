@@ -126,6 +126,16 @@ def test_class_images_in_a_folder_that_not_all_see_are_refused(
         assert f"here, {num} of 10.\nAll of them must see the same files" in message
 
 
+def test_each_asks_the_teacher_for_its_share(outcomes: list[dict[str, Any]]) -> None:
+    alone = together.taught()
+    assert alone["asked"] == 5
+    assert [own["taught"]["asked"] for own in outcomes] == [3, 2]
+    for own in outcomes:
+        made = own["taught"]
+        assert made["timesteps"] == alone["timesteps"]
+        assert [t.tolist() for t in made["targets"]] == [t.tolist() for t in alone["targets"]]
+
+
 def test_the_first_says_how_many_pictures_an_update_sees(outcomes: list[dict[str, Any]]) -> None:
     sentence = "2 process(es) train; an update sees 4 pictures (2 a batch over all of them"
     assert sentence in outcomes[0]["said"]
