@@ -174,7 +174,8 @@ def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path
         p.name: p.read_bytes() for p in theirs.iterdir()
     }
     (run,) = (tmp_path / "personalize").glob("lora-*")
-    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    told = json.loads((run / "run.json").read_text())
+    assert (told["status"], told["processes"]) == ("done", 2)
     rows, expected = (
         [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
         for one in (run, file.parent)
