@@ -12,8 +12,12 @@ import os
 import sys
 
 
-def main() -> int:
-    """Load the pack under the name that ComfyUI gives it, so that the two share its modules."""
+def load() -> str:
+    """Load the pack under the name that ComfyUI gives it, so that the two share its modules.
+
+    Returns:
+        That name.
+    """
     parent, name = os.path.split(os.path.dirname(os.path.abspath(__file__)))
     folder = os.path.join(os.path.realpath(parent), name)
     # Python looks into the folder of a script first, where `nodes` would be ours.
@@ -24,6 +28,12 @@ def main() -> int:
     assert spec.loader is not None
     module = sys.modules[package] = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    return package
+
+
+def main() -> int:
+    """The command's exit code."""
+    package = load()
     return int(importlib.import_module(f"{package}.headless.command").main(sys.argv[1:]))
 
 

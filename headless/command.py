@@ -7,6 +7,7 @@ the signal's number (130 is Ctrl-C): stopped; the same command goes on.
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,9 +72,10 @@ def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int
     folders = _look_at_runs(recipe, asked, terminal)
     ended_by = host.run(recipe)
     terminal.close()
-    if isinstance(ended_by, ProcessesError):
+    number = host.ended_by_signal()
+    if isinstance(ended_by, ProcessesError) and number != signal.SIGINT:
         raise ended_by  # a launcher that lost one asks the others to end: that is no answer
-    if (number := host.ended_by_signal()) is not None:
+    if number is not None:
         return 128 + number
     if asked.dry_run and isinstance(ended_by, host.interrupt()):
         return 0

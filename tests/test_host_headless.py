@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from safetensors.torch import load_file
 from tests.conftest import HOST_ARGUMENTS
 from tests.graphs import SMALL_LORA, Graph
 from tests.host import PACK_NAME, Host, HostError
+from tests.test_host_class_images import SMALL
 from tests.tiny_transformers import CHROMA
 
 PATIENCE_SECONDS = 300
@@ -61,13 +64,28 @@ def stopped(host: Host, run: Path, number: int, *own: object, output: Path) -> i
         command(host, *own, output=output), env=os.environ | ENVIRONMENT,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while states(run) == before and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
+    until(process, lambda: states(run) != before)
     process.send_signal(number)
     said = process.communicate(timeout=PATIENCE_SECONDS)[0].decode()
     assert states(run) != before, said
     return process.returncode
+
+
+def until(process: subprocess.Popen[Any], done: Callable[[], Any]) -> None:
+    """Wait for something that a process does; in vain if it ends before."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not done() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+def member(launcher: subprocess.Popen[str], rank: str) -> psutil.Process:
+    """One of the processes that a launcher started."""
+    (found,) = (
+        child
+        for child in psutil.Process(launcher.pid).children()
+        if child.environ().get("RANK") == rank
+    )
+    return found
 
 
 def states(run: Path) -> set[str]:
@@ -151,7 +169,13 @@ LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--npro
 
 def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path: Path) -> None:
     graph = Graph()
-    graph.train(*graph.load(), graph.dataset(squares(host)), batch_size=2, seed=14, state_every=2)
+    base = graph.load()
+    sockets = dict(zip(("model", "clip", "vae"), base, strict=True))
+    asked_for = {**SMALL, "prompt": "a cup", "count": 5, "batch_size": 2}
+    (classes,) = graph.add("PersonalizeClassImages", **sockets, **asked_for)
+    dataset = graph.dataset(squares(host))
+    settings = {"class_dataset": classes, "batch_size": 2, "seed": 14, "state_every": 2}
+    graph.train(*base, dataset, **settings)
     (file,) = trained(host, graph)
     _, *asked = command(host, file, "--set", "batch_size=1", output=tmp_path)
     done = subprocess.run(
@@ -161,8 +185,14 @@ def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.count("done: 4 steps in") == 1
     assert "2 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
+    (made,) = (tmp_path / "personalize" / "class_images").iterdir()
+    theirs = host.base / "output" / "personalize" / "class_images" / made.name
+    assert {p.name: p.read_bytes() for p in made.iterdir()} == {
+        p.name: p.read_bytes() for p in theirs.iterdir()
+    }
     (run,) = (tmp_path / "personalize").glob("lora-*")
-    assert json.loads((run / "run.json").read_text())["status"] == "done"
+    told = json.loads((run / "run.json").read_text())
+    assert (told["status"], told["processes"]) == ("done", 2)
     rows, expected = (
         [json.loads(line) for line in (one / "metrics.jsonl").read_text().splitlines()]
         for one in (run, file.parent)
@@ -181,15 +211,8 @@ def test_one_of_two_is_killed_and_the_run_goes_on_in_one(host: Host, tmp_path: P
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
     run = tmp_path / "personalize" / file.parent.name
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while not states(run) and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    (second,) = (
-        child
-        for child in psutil.Process(process.pid).children()
-        if child.environ().get("RANK") == "1"
-    )
-    second.kill()
+    until(process, lambda: states(run))
+    member(process, "1").kill()
     said, _ = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "another process ended or cannot be reached" in said, said
@@ -198,6 +221,28 @@ def test_one_of_two_is_killed_and_the_run_goes_on_in_one(host: Host, tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"going on from step {newest}" in done.stdout
     assert "1 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
+
+
+def test_cancel_that_one_of_two_hears_ends_both_with_a_state(host: Host, tmp_path: Path) -> None:
+    told = {
+        "method": "lora", "base": {"checkpoint": "thin_sd15.safetensors"}, **SMALL_LORA,
+        "dataset": {"folder": squares(host), "resolution": 64, "prompt": "a photo of sks dog"},
+        "steps": 1000, "state_every": 5,
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    _, *asked = command(host, tmp_path / "a.json", output=tmp_path)
+    process = subprocess.Popen(
+        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    until(process, lambda: list(tmp_path.glob("personalize/*/state/*.pt")))
+    (run,) = (tmp_path / "personalize").glob("lora-*")
+    member(process, "1").send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    (step,) = re.findall(r"cancelled at step (\d+); run again goes on", said)
+    assert max(int(Path(name).stem) for name in states(run)) == int(step)
+    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
+    assert "another process ended" not in said, said
 
 
 def exported(host: Host, graph: Graph, **inputs: Any) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,6 +35,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             process.kill()
     assert [process.returncode for process in running] == [0, -9], said
     made: list[dict[str, Any]] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    made[0]["class images"] = folder / "class images"
     made[0]["lost"] = torch.load(folder / "lost.pt")
     made[0]["said"], made[1]["said"] = said
     return made
@@ -98,6 +100,40 @@ def test_one_that_is_lost_ends_the_others(outcomes: list[dict[str, Any]]) -> Non
 def test_processes_that_begin_unlike_are_refused(outcomes: list[dict[str, Any]]) -> None:
     for own in outcomes:
         assert own["unlike"].startswith("Several processes: they do not begin alike. This one is")
+
+
+def test_each_makes_its_share_of_the_class_images(
+    outcomes: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    alone = together.painted(tmp_path)
+    assert alone == [[3, 4], [5, 6], [7, 8], [9, 10], [11, 12]]
+    first, second = (own["painted"] for own in outcomes)
+    assert first == alone[::2]
+    assert second == alone[1::2]
+    ours, theirs = (
+        {file.name: file.read_bytes() for file in folder.glob("*/*")}
+        for folder in (outcomes[0]["class images"], tmp_path)
+    )
+    assert len(ours) == 11
+    assert ours == theirs
+
+
+def test_class_images_in_a_folder_that_not_all_see_are_refused(
+    outcomes: list[dict[str, Any]],
+) -> None:
+    told = [own["not shared"] for own in outcomes]
+    for message, num in zip(told, (4, 6), strict=True):
+        assert f"here, {num} of 10.\nAll of them must see the same files" in message
+
+
+def test_each_asks_the_teacher_for_its_share(outcomes: list[dict[str, Any]]) -> None:
+    alone = together.taught()
+    assert alone["asked"] == 5
+    assert [own["taught"]["asked"] for own in outcomes] == [3, 2]
+    for own in outcomes:
+        made = own["taught"]
+        assert made["timesteps"] == alone["timesteps"]
+        assert [t.tolist() for t in made["targets"]] == [t.tolist() for t in alone["targets"]]
 
 
 def test_the_first_says_how_many_pictures_an_update_sees(outcomes: list[dict[str, Any]]) -> None:

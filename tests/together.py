@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import io
+import itertools
 import logging
 import os
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 import trainers.optimizers.processes
@@ -23,8 +25,10 @@ from tests import tiny
 from trainers.data.examples import Examples
 from trainers.data.validation import split
 from trainers.errors import ProcessesError
-from trainers.loop import Training, make_job
+from trainers.loop import Training, make_job, with_teacher
 from trainers.optimizers.processes import ALONE, Processes, join
+from trainers.runs.pictures.class_images import ClassFolder
+from trainers.settings.class_images import ClassImagesConfig
 from trainers.step import Job
 
 log = logging.getLogger(__name__)
@@ -170,6 +174,39 @@ def lose_one(processes: Processes, folder: Path) -> None:
         torch.save((str(error), time.monotonic() - started), folder / "lost.pt")
 
 
+def taught(processes: Processes = ALONE) -> Outcome:
+    """What the base says as a teacher, and how often it was asked here."""
+    config = tiny.run_config("lora", prior="teacher", class_prompt="a dog", prior_samples=5)
+    base, asked = tiny.parts(), []
+
+    def counting(noisy: Tensor, *others: Any) -> Tensor:
+        asked.append(len(noisy))
+        return base.predict(noisy, *others)
+
+    counted = dataclasses.replace(base, predict=counting)
+    pictures = tiny.examples(counts=(2, 1))
+    encoded = tiny.encode_captions(base, [*pictures.captions, "a dog", ""])
+    job = with_teacher(make_job(counted, pictures, encoded, config, processes=processes))
+    teacher = job.examples.teacher
+    return {
+        "asked": sum(asked),
+        "targets": [one.target for one in teacher.values()],
+        "timesteps": [one.timestep for one in teacher.values()],
+    }
+
+
+def painted(folder: Path, processes: Processes = ALONE) -> list[list[int]]:
+    """Makes class images, each of a color by its seed; the batches of seeds made here."""
+    config = ClassImagesConfig(seed=3, count=10, batch_size=2, width=64, height=64)
+    kept = ClassFolder.open(folder, config.prompt, {})
+    batches = kept.share(config, processes)
+    for seed in itertools.chain(*batches):
+        kept.write(seed, Image.new("RGB", (64, 64), (seed, 90, 160)))
+    kept.wait(config.seeds, processes)
+    assert len(kept.dataset(config)) == config.count
+    return batches
+
+
 def main(folder: Path) -> None:
     """What one of the two does."""
     logging.basicConfig(level=logging.INFO)
@@ -187,6 +224,12 @@ def main(folder: Path) -> None:
         for case in ("lora", "fused")
     }
     outcomes["unlike"] = unlike(processes)
+    outcomes["taught"] = taught(processes)
+    outcomes["painted"] = painted(folder / "class images", processes)
+    try:
+        painted(folder / str(processes.rank), processes)
+    except ProcessesError as error:
+        outcomes["not shared"] = str(error)
     torch.save(outcomes, folder / f"{processes.rank}.pt")
     lose_one(processes, folder)
 

@@ -133,6 +133,7 @@ def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, tot
             job.config.objective,
             job.config.training.seed,
             report,
+            job.processes,
         )
     return dataclasses.replace(job, examples=examples)
 

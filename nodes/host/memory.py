@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import comfy.model_management
 import torch
 
+from ...trainers.optimizers.processes import Processes
 from .models.training_mode import training_mode
 
 
@@ -47,6 +48,26 @@ Interrupt: type[BaseException] = comfy.model_management.InterruptProcessingExcep
 def check_interrupt() -> None:
     """Raise the host's interrupt if the user pressed Cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+@contextmanager
+def cancel_together(processes: Processes) -> Iterator[None]:
+    """Cancel inside is raised at its end, and in all processes, whichever of them heard of it.
+
+    One that ended by itself would leave the others in the middle of a step.
+
+    Raises:
+        ProcessesError: another process ended.
+    """
+    asked = False
+    try:
+        yield
+    except Interrupt:
+        asked = True
+    # Asked once: what comes later is for the next time, in all of them.
+    if processes.any(asked or comfy.model_management.processing_interrupted()):
+        comfy.model_management.interrupt_current_processing(False)
+        raise Interrupt
 
 
 @contextmanager

@@ -93,6 +93,19 @@ class Processes:
         largest, smallest = most.view(2, -1)
         return bool((largest == -smallest).all())
 
+    def given(self, tensor: Tensor, by: int = 0) -> Tensor:
+        """A tensor as process `by` has it; the others pass one of the same shape and dtype.
+
+        Raises:
+            ProcessesError: another one ended.
+        """
+        if self.count == 1:
+            return tensor
+        there = tensor.to(self.device).clone(memory_format=torch.contiguous_format)
+        with _told():
+            distributed.broadcast(there, src=by)
+        return there.to(tensor.device)
+
     @contextlib.contextmanager
     def sharing_out(self) -> Iterator[None]:
         """For steps in which torch itself exchanges what is shared out.

@@ -1,4 +1,7 @@
-"""Makes class images with the host's own sampler: those that are missing, in batches."""
+"""Makes class images with the host's own sampler: those that are missing, in batches.
+
+Several processes that train together make a share each.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import Any
 
 from ....trainers.data.dataset import Dataset
 from ....trainers.models.architectures import Architecture
+from ....trainers.optimizers.processes import joined
 from ....trainers.runs.pictures.class_images import ClassFolder
 from ....trainers.settings.class_images import ClassImagesConfig
 from ..folders import runs_folder
@@ -36,13 +40,16 @@ def class_images(painter: Painter, config: ClassImagesConfig) -> Dataset:
     Raises:
         UnsupportedModelError: a model or clip that cannot be trained.
         SaveError: the disk is full; the pictures made so far stay.
+        ProcessesError: another process that makes some of them ended.
     """
     architecture = check_model(painter.model)
     check_clip(painter.clip, painter.model)
     key = _key(painter, config, architecture)
     folder = ClassFolder.open(runs_folder() / "class_images", config.prompt, key)
-    if missing := folder.missing(config.seeds):
-        _make(painter, config, folder, missing)
+    processes = joined()
+    if share := folder.share(config, processes):
+        _make(painter, config, folder, share)
+    folder.wait(config.seeds, processes)
     return folder.dataset(config)
 
 
@@ -60,7 +67,7 @@ def _key(painter: Painter, config: ClassImagesConfig, architecture: Architecture
 
 
 def _make(
-    painter: Painter, config: ClassImagesConfig, folder: ClassFolder, missing: list[int]
+    painter: Painter, config: ClassImagesConfig, folder: ClassFolder, batches: list[list[int]]
 ) -> None:
     conditionings = (
         conditioning(painter.clip, config.prompt),
@@ -69,10 +76,9 @@ def _make(
     how = Sampling(config.steps, config.cfg, painter.sampler_name, painter.scheduler)
     stride_px = painter.vae.spacial_compression_encode()
     size = (config.height // stride_px, config.width // stride_px)
-    progress = PictureProgress(painter.model, len(missing), config.steps)
-    for start in range(0, len(missing), config.batch_size):
+    progress = PictureProgress(painter.model, sum(map(len, batches)), config.steps)
+    for batch in batches:
         check_interrupt()
-        batch = missing[start : start + config.batch_size]
         # Another graph or host may be making the same ones.
         if todo := [seed for seed in batch if not folder.file(seed).exists()]:
             latents = sample(painter.model, how, conditionings, todo, size, progress)

@@ -19,7 +19,7 @@ SHOWN_SECONDS = 0.4  # between two updates, so that pages cost a training next t
 
 
 class Reporter:
-    """Shows how far a node is; each call also honours Cancel."""
+    """Shows how far a node is; each call but `step` and `say` also honours Cancel."""
 
     def __init__(self, node: GraphNode) -> None:
         self.node = node
@@ -57,7 +57,6 @@ class Reporter:
             self.say(f"{what} {done}/{total}")
 
     def step(self, progress: Progress) -> None:
-        check_interrupt()
         self._losses.append(progress.loss)
         self._times.append(time.monotonic())
         if self._is_due(progress.step == progress.num_steps):

@@ -62,6 +62,7 @@ class Run:
             SaveError: it cannot be written.
         """
         if self.processes.is_first:
+            how_it_went["processes"] = self.processes.count
             self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
 
     def note_graph(self) -> None:

@@ -41,7 +41,7 @@ from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, NOTHING
 from ....trainers.step import Job, all_prompts
 from ..folders import runs_folder
-from ..memory import Interrupt, device, make_room, training_session
+from ..memory import Interrupt, cancel_together, device, make_room, training_session
 from ..models.parts import parts_of
 from ..models.support import warn_of_dora, warn_of_what_is_left_out
 from ..models.text import encode_captions
@@ -251,16 +251,17 @@ def _steps(
     PAGES.record(metrics)
     with tracker(store.log_with, run.folder.path) as log_row:
         while not training.has_ended:
-            if metrics and run.processes.any(PAGES.asked_to_stop):
+            if metrics and PAGES.asked_to_stop:  # in a page, which one process serves
                 break
             progress = training.step()
             metrics.append(progress.as_row())
             log_row(metrics[-1])
             try:
-                run.reporter.step(progress)
-                saver.after_step(metrics)
-                if previews is not None and previews.after_step(job, progress):
-                    PAGES.has_previews()
+                with cancel_together(run.processes):
+                    run.reporter.step(progress)
+                    saver.after_step(metrics)
+                    if previews is not None and previews.after_step(job, progress):
+                        PAGES.has_previews()
             except BaseException as error:  # Cancel, which is none of Exception's children
                 saver.save(metrics)
                 if isinstance(error, Interrupt):
