@@ -13,6 +13,7 @@ from ..folders import runs_folder
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.support import check_clip, check_model
+from ..runs.base import known_files
 from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 
 # Settings that decide what a picture is.
@@ -43,7 +44,7 @@ def class_images(painter: Painter, config: ClassImagesConfig) -> Dataset:
     folder = ClassFolder.open(runs_folder() / "class_images", config.prompt, key)
     if missing := folder.missing(config.seeds):
         _make(painter, config, folder, missing)
-    return folder.dataset(config)
+    return folder.dataset(config, known_files())
 
 
 def _key(painter: Painter, config: ClassImagesConfig, architecture: Architecture) -> dict[str, Any]:

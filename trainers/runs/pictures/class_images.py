@@ -10,7 +10,7 @@ missing, and two who ask at once write the same. Each file is written whole or n
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 from PIL import Image
 
 from ...data.dataset import Dataset, folder_dataset
+from ...data.pictures import file_hash
 from ...settings.class_images import ClassImagesConfig
 from ...settings.dataset import DatasetConfig
 from .kept import keyed_folder, write_picture
@@ -56,10 +57,16 @@ class ClassFolder:
         """
         write_picture(self.file(seed), picture)
 
-    def dataset(self, config: ClassImagesConfig) -> Dataset:
-        """Exactly the pictures of `config.seeds`, each with the prompt as its caption."""
+    def dataset(
+        self, config: ClassImagesConfig, hash_file: Callable[[Path], bytes] = file_hash
+    ) -> Dataset:
+        """Exactly the pictures of `config.seeds`, each with the prompt as its caption.
+
+        Args:
+            hash_file: see `folder_dataset`.
+        """
         settings = DatasetConfig(
             prompt=config.prompt, captions="prompt", resolution=config.resolution_px
         )
         names = {self.file(seed).name for seed in config.seeds}
-        return folder_dataset(self.path, settings, only=names)
+        return folder_dataset(self.path, settings, only=names, hash_file=hash_file)
