@@ -90,12 +90,14 @@ class FolderDataset(io.ComfyNode):
     def execute(cls, folder: str, control_folder: str = "", **settings: Any) -> io.NodeOutput:
         from ..trainers.data.dataset import folder_dataset
         from .host.pictures.overview import reading_progress, show_dataset
+        from .host.runs.base import known_files
 
         config = from_values(DatasetConfig, settings)
         controls = [dataset_folder(name) for name in folder_names(control_folder)]
         dataset = folder_dataset(
-            dataset_folder(folder), config, reading_progress(), control_folders=controls
-        )
+            dataset_folder(folder), config, reading_progress(), control_folders=controls,
+            hash_file=known_files(),
+        )  # fmt: skip
         return io.NodeOutput(dataset, ui=show_dataset(dataset, has_body=True))
 
 

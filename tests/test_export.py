@@ -18,6 +18,7 @@ from safetensors import safe_open
 from tests import tiny
 from tests.dataset_files import batch
 from trainers.errors import SaveError
+from trainers.methods.adapters.variants import held_layers
 from trainers.methods.results import Adapter
 from trainers.models.architectures import GENERIC, SD2, SD15, SDXL, Architecture
 from trainers.runs.files import (
@@ -64,6 +65,31 @@ def test_metadata_says_which_kind_it_is(
     resized = merged_metadata([made], [2])
     assert resized["ss_network_module"] == "networks.lora"
     assert "ss_network_args" not in resized
+
+
+# kohya's sense of the two: the LoRA of its file counts alpha / dim.
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"rank_stabilized": True},
+        {"rank_stabilized": True, "variant": "dora"},
+        {"rank_stabilized": True, "initialization": "pissa"},
+    ],
+    ids=["plain", "rslora", "dora", "pissa"],
+)
+def test_metadata_alpha_by_rank_is_the_scale_of_the_training(settings: dict[str, Any]) -> None:
+    made = metadata(["a"], rank=4, alpha=2.0, **settings)
+    scale = float(made["ss_network_alpha"]) / int(made["ss_network_dim"])
+    ready, _ = tiny.trained(tiny.run_config(steps=1, rank=4, alpha=2.0, **settings))
+    module = ready.parts.modules["denoiser"]
+    for name, held in held_layers(module, kohya=True):
+        layer: Any = module.get_submodule(name)
+        added = sum(layer.get_delta_weight(adapter) for adapter in layer.active_adapters)
+        up, down = held["lora_up.weight"].flatten(1), held["lora_down.weight"].flatten(1)
+        torch.testing.assert_close(scale * up @ down, added.flatten(1), rtol=0, atol=1e-6)
+        assert len(down) == int(made["ss_network_dim"])
+        assert float(held["alpha"]) == pytest.approx(float(made["ss_network_alpha"]))
 
 
 def test_metadata_says_how_it_was_trained() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.test_checkpoint import folder_of, result, state
-from trainers.runs.folder import make_room_for_states
+from trainers.runs.states import make_room_for_states
 
 # -- several at once ----------------------------------------------------------
 

@@ -26,8 +26,24 @@ from .beside.controls import control_files, given_control, raise_small
 from .beside.masks import check_mask_files, mask_sources, raise_masks
 from .buckets import bucket_of, control_size, size_problem
 from .captions import clean_lines, find_captions, in_words, one_line
-from .listing import PICTURE_SUFFIXES, Listing, list_folder, named, raise_listed
-from .pictures import LARGEST_PX, READ_ERRORS, Control, FileSource, Picture, TensorSource, inspect
+from .listing import (
+    PICTURE_SUFFIXES,
+    Listing,
+    list_folder,
+    named,
+    raise_listed,
+    unread_notices,
+)
+from .pictures import (
+    LARGEST_PX,
+    READ_ERRORS,
+    Control,
+    FileSource,
+    Picture,
+    TensorSource,
+    file_hash,
+    inspect,
+)
 
 __all__ = ["Dataset", "Picture", "batch_dataset", "folder_dataset"]
 
@@ -137,6 +153,8 @@ def folder_dataset(
     on_picture: Callable[[int, int], None] | None = None,
     only: Container[str] | None = None,
     control_folders: Sequence[Path] = (),
+    *,
+    hash_file: Callable[[Path], bytes] = file_hash,
 ) -> Dataset:
     """The pictures of a folder, and ten times those of its sub-folders named like `10_dog`.
 
@@ -144,6 +162,7 @@ def folder_dataset(
         on_picture: is told (done, total) after each picture that was decoded; may raise.
         only: names of the pictures to take; None takes all.
         control_folders: where control images lie that are not beside their pictures.
+        hash_file: the SHA-256 of a file, for fingerprints; one may be given that remembers.
 
     Raises:
         DatasetError: a folder is missing or empty, or pictures, captions, masks or control images
@@ -159,14 +178,17 @@ def folder_dataset(
     sizes = [(width, height) for width, height, _ in facts]
     _raise_shapes(folder.name, [file.name for file in listing.pictures], sizes, config)
     captions = find_captions(listing, config)
-    sources = mask_sources(listing, config, [transparent for *_, transparent in facts])
+    sources = [
+        dataclasses.replace(source, hash_file=hash_file)
+        for source in mask_sources(listing, config, [transparent for *_, transparent in facts])
+    ]
     buckets = [bucket_of(*size, config) for size in sizes]
     shown = [
         tuple(
             Control(
                 _shown_path(path, listing),
                 control_size(control_facts[path][:2], size, bucket),
-                FileSource(path),
+                FileSource(path, hash_file=hash_file),
             )
             for path in paths
         )
@@ -185,7 +207,7 @@ def folder_dataset(
     check_mask_files(folder.name, pictures, sources)
     notices = [
         *captions.notices,
-        *_folder_notices(listing, config, control_folders),
+        *unread_notices(listing, config, control_folders),
         *control_notices,
         *_transparency_notice(pictures, facts, control_facts),
         *_picture_notices(pictures, config),
@@ -350,26 +372,6 @@ def _one_each(name: str, what: str, given: Sequence[Item], num_images: int) -> l
             f"Allowed: one for all, or one for each image."
         )
     return list(given)
-
-
-def _folder_notices(
-    listing: Listing, config: DatasetConfig, read_elsewhere: Sequence[Path]
-) -> list[str]:
-    notices = []
-    read = {path.name for path in read_elsewhere if path.parent == listing.folder}
-    if ignored := [name for name in listing.ignored_folders if name not in read]:
-        ignored_names = named(ignored, 6)
-        notices.append(f"not read: sub-folders {ignored_names} (only names like 10_dog are)")
-    if listing.foreign:
-        notices.append(f"not read: {named(listing.foreign, 6)} (save them as PNG or JPEG)")
-    if listing.strays:
-        notices.append(f"masks without a picture: {named(listing.strays, 6)}")
-    unused = [file.name for file in listing.pictures if "mask" in file.beside]
-    if unused and config.masks not in ("auto", "file"):
-        notices.append(
-            f"masks is '{config.masks}', so mask files of {named(unused, 6)} are not used"
-        )
-    return notices
 
 
 def _transparency_notice(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import DatasetError
+from ..settings.dataset import DatasetConfig
 
 PICTURE_SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
@@ -135,6 +136,31 @@ def folder_state(folder: Path) -> str:
                 f"{part.name}/{path.name}\0{facts.st_size}\0{facts.st_mtime_ns}\n".encode()
             )
     return digest.hexdigest()
+
+
+def unread_notices(
+    listing: Listing, config: DatasetConfig, read_elsewhere: Sequence[Path]
+) -> list[str]:
+    """What lies in the folder and is not read, a line for each kind.
+
+    Args:
+        read_elsewhere: folders that are read beside it.
+    """
+    notices = []
+    read = {path.name for path in read_elsewhere if path.parent == listing.folder}
+    if ignored := [name for name in listing.ignored_folders if name not in read]:
+        ignored_names = named(ignored, 6)
+        notices.append(f"not read: sub-folders {ignored_names} (only names like 10_dog are)")
+    if listing.foreign:
+        notices.append(f"not read: {named(listing.foreign, 6)} (save them as PNG or JPEG)")
+    if listing.strays:
+        notices.append(f"masks without a picture: {named(listing.strays, 6)}")
+    unused = [file.name for file in listing.pictures if "mask" in file.beside]
+    if unused and config.masks not in ("auto", "file"):
+        notices.append(
+            f"masks is '{config.masks}', so mask files of {named(unused, 6)} are not used"
+        )
+    return notices
 
 
 def named(names: Iterable[str], limit: int = 20) -> str:

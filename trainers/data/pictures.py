@@ -10,7 +10,7 @@ import struct
 import threading
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -95,13 +95,23 @@ class Picture:
     controls: tuple[Control, ...] = ()
 
 
+def file_hash(path: Path) -> bytes:
+    """The SHA-256 of a file."""
+    return hashlib.sha256(path.read_bytes()).digest()
+
+
 @dataclass(frozen=True)
 class FileSource:
-    """A picture file; its mask is `mask_path`'s brightness or else, if asked, its own alpha."""
+    """A picture file; its mask is `mask_path`'s brightness or else, if asked, its own alpha.
+
+    Attributes:
+        hash_file: the SHA-256 of a file, where that may be known.
+    """
 
     path: Path
     mask_path: Path | None = None
     alpha_mask: bool = False
+    hash_file: Callable[[Path], bytes] = field(default=file_hash, repr=False, compare=False)
 
     def pixels(self, bucket_px: tuple[int, int]) -> Tensor:
         with opened(self.path) as image:
@@ -126,7 +136,7 @@ class FileSource:
     def digest(self) -> bytes:
         digest = hashlib.sha256(f"alpha mask: {self.alpha_mask}".encode())
         for path in (self.path, self.mask_path):
-            digest.update(hashlib.sha256(path.read_bytes() if path else b"").digest())
+            digest.update(self.hash_file(path) if path else hashlib.sha256().digest())
         return digest.digest()
 
 

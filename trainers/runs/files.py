@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import json
 import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -22,6 +23,15 @@ from ..methods.results import not_finite
 BAD_SIGNS = re.compile(r'[<>:"|?*\x00-\x1f\x7f\ud800-\udfff]')
 RESERVED = re.compile(r"(con|prn|aux|nul|(com|lpt)[1-9])(\..*)?", re.IGNORECASE)
 MOST_BYTES = 200  # of a part; with number and ending it stays below 255
+
+# What safetensors calls the dtypes that results and LoRAs have.
+TYPES = {
+    torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3", torch.float8_e5m2: "F8_E5M2", torch.int64: "I64",
+    torch.int32: "I32", torch.int16: "I16", torch.int8: "I8", torch.uint8: "U8", torch.bool: "BOOL",
+}  # fmt: skip
+MOST_READ_BYTES = 10**9  # adapters; whole models stay on the disk until they are needed
+ALIGNED = 8  # bytes: tensors begin at a multiple of it
 
 
 def checked_prefix(prefix: str) -> str:
@@ -56,20 +66,71 @@ def save_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str],
     dtype: torch.dtype | None,
+    instead: Path | None = None,
 ) -> None:
     """Write a safetensors file at `path`, all or nothing; an existing file is replaced.
 
+    One tensor after the other is made what the file has, so no more than one is there twice. That
+    is why it is written here: safetensors' own functions want all of them so at once, and before
+    0.7 copy all of them besides.
+
     Args:
         dtype: of the file's tensors; None leaves each as it is.
+        instead: see `whole_file`.
 
     Raises:
         SaveError: the disk is full or the folder cannot be written.
     """
-    import safetensors.torch
+    header, num_bytes = _header(tensors, metadata, dtype)
+    with whole_file(path, len(header) + num_bytes, instead) as file:
+        file.write(header)
+        for content in _contents(tensors, dtype):
+            file.write(content)
 
-    stored = {key: _as_stored(tensor, dtype) for key, tensor in tensors.items()}
-    content = safetensors.torch.save(stored, metadata=dict(metadata))
-    write_whole(path, content)
+
+def _header(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], dtype: torch.dtype | None
+) -> tuple[bytes, int]:
+    """What a safetensors file begins with, and how many bytes follow."""
+    told: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    start = 0
+    for key in _in_order(tensors, dtype):
+        kept = _stored_dtype(tensors[key], dtype)
+        end = start + tensors[key].numel() * kept.itemsize
+        shape = list(tensors[key].shape)
+        told[key] = {"dtype": TYPES[kept], "shape": shape, "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(told, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % ALIGNED)
+    return len(text).to_bytes(8, "little") + text, start
+
+
+def _contents(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[memoryview]:
+    """The bytes of each tensor, as a file has them one after the other."""
+    for key in _in_order(tensors, dtype):
+        yield _as_stored(tensors[key], dtype).flatten().view(torch.uint8).numpy().data
+
+
+def _in_order(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
+    """As in files of safetensors' own: wide numbers first, so that each lies at its multiple."""
+    return sorted(tensors, key=lambda key: (-_stored_dtype(tensors[key], dtype).itemsize, key))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file on the CPU.
+
+    Up to MOST_READ_BYTES are in memory of their own, so that nothing holds the file; larger ones
+    are mapped, and while they are there Windows neither replaces nor deletes it.
+
+    Raises:
+        OSError, safetensors.SafetensorError: it is missing, cut, or something else.
+    """
+    import safetensors
+
+    maps = path.stat().st_size > MOST_READ_BYTES
+    with safetensors.safe_open(path, "pt") as file:
+        tensors = ((key, file.get_tensor(key)) for key in file.keys())
+        return {key: tensor if maps else tensor.clone() for key, tensor in tensors}
 
 
 def sha256(path: Path) -> str:
@@ -83,12 +144,11 @@ def sha256(path: Path) -> str:
 
 def content_hashes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, str]:
     """The SHA-256 of a file's tensors without its header, as modelspec and A1111 call it."""
-    import safetensors.torch
-
-    content = safetensors.torch.save({k: _as_stored(t, dtype) for k, t in tensors.items()})
-    header = 8 + int.from_bytes(content[:8], "little")
-    digest = hashlib.sha256(memoryview(content)[header:]).hexdigest()
-    return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
+    digest = hashlib.sha256()
+    for content in _contents(tensors, dtype):
+        digest.update(content)
+    found = digest.hexdigest()
+    return {"modelspec.hash_sha256": f"0x{found}", "sshs_model_hash": found}
 
 
 def holds(
@@ -131,7 +191,7 @@ def check_finite(
     Raises:
         SaveError: some are not finite, or not in the file's dtype.
     """
-    bad = not_finite({key: _as_stored(tensor, dtype) for key, tensor in tensors.items()})
+    bad = [key for key, tensor in tensors.items() if not_finite({key: _as_stored(tensor, dtype)})]
     if not bad:
         return
     named = ", ".join(bad[:most_named]) + (", ..." if len(bad) > most_named else "")
@@ -144,9 +204,12 @@ def check_finite(
 
 
 def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to("cpu", _stored_dtype(tensor, dtype)).contiguous()
+
+
+def _stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
     # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
-    kept = (dtype or tensor.dtype) if tensor.ndim else torch.float32
-    return tensor.detach().to("cpu", kept).contiguous()
+    return (dtype or tensor.dtype) if tensor.ndim else torch.float32
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -156,11 +219,12 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def whole_file(path: Path, num_bytes: int = 0) -> Iterator[IO[bytes]]:
+def whole_file(path: Path, num_bytes: int = 0, instead: Path | None = None) -> Iterator[IO[bytes]]:
     """A temporary file beside `path` to write into, renamed into its place at the end.
 
     Args:
         num_bytes: its size, if that is known, for the message.
+        instead: its name where `path` cannot be replaced, as on Windows while it is mapped.
 
     Raises:
         SaveError: the disk is full or the folder cannot be written.
@@ -174,7 +238,12 @@ def whole_file(path: Path, num_bytes: int = 0) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)  # a temporary file is private; a result is not
-        temporary.replace(path)
+        try:
+            temporary.replace(path)
+        except PermissionError:
+            if instead is None:
+                raise
+            temporary.replace(instead)
     except OSError as error:
         raise save_error(path, num_bytes, error) from error
     finally:

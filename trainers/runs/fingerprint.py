@@ -1,17 +1,28 @@
-"""Hashes of weights: of all their bytes, so that no finetune or merge passes for another."""
+"""Hashes of weights and files: of all their bytes, so that none passes for another."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import json
 import os
+import re
+import time
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from ..errors import SaveError
+from .files import sha256, write_whole
+
 MOST_THREADS = 8
+MOST_BYTES = 5_000_000  # of what is remembered: 50,000 files
+SETTLED_SECONDS = 3  # clocks of file systems are coarse: a younger file may change unseen
+LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{64})\n")
 
 
 def weights_fingerprint(modules: Mapping[str, nn.Module]) -> str:
@@ -42,3 +53,65 @@ def tensors_fingerprint(tensors: Mapping[str, Tensor]) -> str:
 def _checksum(tensor: Tensor) -> int:
     flat = tensor.detach().cpu().contiguous().flatten()
     return zlib.crc32(flat.view(torch.uint8).numpy().data) if len(flat) else 0
+
+
+class KnownFiles:
+    """The SHA-256 of files, remembered by path, size and time of the last change.
+
+    They are lines of a file of their own, each written at once at its end, so several processes
+    may share it. What cannot be written or read there is only read again where it comes from.
+
+    Args:
+        kept: the file; it need not be there.
+    """
+
+    def __init__(self, kept: Path) -> None:
+        self._kept = kept
+        self._hashes: dict[bytes, bytes] = {}
+        self._read_bytes = 0
+
+    def __call__(self, path: Path) -> bytes:
+        """The hash of a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
+        name, settled = _name(path)
+        self._catch_up()
+        if name not in self._hashes:
+            found = sha256(path).encode()
+            if not settled or _name(path)[0] != name:
+                return bytes.fromhex(found.decode())
+            self._remember(name, found)
+        return bytes.fromhex(self._hashes[name].decode())
+
+    def _catch_up(self) -> None:
+        """Read what others have written since."""
+        with contextlib.suppress(OSError), self._kept.open("rb") as file:
+            if file.seek(0, os.SEEK_END) < self._read_bytes:  # cut: see below
+                self._read_bytes = 0
+            file.seek(self._read_bytes)
+            for line in file:
+                if match := LINE.fullmatch(line):
+                    self._hashes[match[1]] = match[2]
+                if line.endswith(b"\n"):
+                    self._read_bytes += len(line)
+
+    def _remember(self, name: bytes, found: bytes) -> None:
+        self._hashes[name] = found
+        with contextlib.suppress(OSError, SaveError):
+            self._kept.parent.mkdir(parents=True, exist_ok=True)
+            with self._kept.open("ab", buffering=0) as file:
+                file.write(b"%b %b\n" % (name, found))
+                if file.tell() <= MOST_BYTES:
+                    return
+            lines = self._kept.read_bytes().splitlines(keepends=True)
+            write_whole(self._kept, b"".join(lines[len(lines) // 2 :]))
+
+
+def _name(path: Path) -> tuple[bytes, bool]:
+    """What stands for a file as it is now, and whether its time would tell of a change."""
+    facts = path.stat()
+    told = json.dumps([os.path.realpath(path), facts.st_size, facts.st_mtime_ns])
+    settled = time.time() - facts.st_mtime > SETTLED_SECONDS
+    return hashlib.sha256(told.encode()).hexdigest()[:32].encode(), settled

@@ -30,19 +30,19 @@ from typing import Any
 import filelock
 import safetensors
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
 from ..data.captions import one_line
 from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
-from .files import save_error, save_tensors, whole_file, write_whole
+from .files import read_tensors, save_error, save_tensors, whole_file, write_whole
 from .story import read_metrics
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the files, and of all in trainers/ that decides a result; a new one, new runs
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
+RESULT = re.compile(r"result-(\d{8,})(?:\.(\d+))?\.safetensors")
 MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
 
 
@@ -237,15 +237,15 @@ class RunFolder:
 
     def result(self, steps: int) -> Result | None:
         """What this run learned in so many steps, if it has been that far."""
-        path = self._result_path(steps)
+        path = self._result_path(steps, self._result_numbers(steps)[-1])
         try:
             metadata = self._metadata(path)
             if metadata.pop(MEANT_BY, None) != self.fingerprint:
                 return None
             tokens_path = self._tokens_path(steps)
-            tokens = load_file(tokens_path) if tokens_path.exists() else {}
+            tokens = read_tensors(tokens_path) if tokens_path.exists() else {}
             metrics = read_metrics(self.path, steps)
-            return Result(steps, load_file(path), metadata, _nested(tokens), metrics)
+            return Result(steps, read_tensors(path), metadata, _nested(tokens), metrics)
         except FileNotFoundError:
             return None
         except (OSError, safetensors.SafetensorError) as error:
@@ -255,17 +255,20 @@ class RunFolder:
     @property
     def result_steps(self) -> list[int]:
         """The lengths at which there is a result of this run."""
-        names = (path.stem.removeprefix("result-") for path in self.path.glob("result-*"))
-        return [int(n) for n in sorted({*names}) if n.isdecimal() and self.has_result(int(n))]
+        found = (RESULT.fullmatch(path.name) for path in self.path.glob("result-*"))
+        return [n for n in sorted({int(name[1]) for name in found if name}) if self.has_result(n)]
 
     def has_result(self, steps: int) -> bool:
         """Whether there is such a file of this run; its tensors are not read."""
+        path = self._result_path(steps, self._result_numbers(steps)[-1])
         with contextlib.suppress(OSError, safetensors.SafetensorError):
-            return self._metadata(self._result_path(steps)).get(MEANT_BY) == self.fingerprint
+            return self._metadata(path).get(MEANT_BY) == self.fingerprint
         return False
 
     def write_result(self, result: Result) -> None:
         """Store what was learned, in the dtypes it has, and the record of every step.
+
+        What is there of as many steps is replaced; where it is in use, by a file of the next name.
 
         Raises:
             SaveError: it cannot be written.
@@ -274,7 +277,18 @@ class RunFolder:
         if result.tokens:
             save_tensors(self._tokens_path(result.steps), _flat(result.tokens), {}, dtype=None)
         metadata = {**result.metadata, MEANT_BY: self.fingerprint}
-        save_tensors(self._result_path(result.steps), result.tensors, metadata, dtype=None)
+        *older, newest = self._result_numbers(result.steps)
+        path, following = (self._result_path(result.steps, n) for n in (newest, newest + 1))
+        save_tensors(path, result.tensors, metadata, dtype=None, instead=following)
+        if following.exists():
+            older.append(newest)
+        _delete(self._result_path(result.steps, number) for number in older)
+
+    def drop_results(self, *lengths: int) -> None:
+        """Delete what was learned in so many steps; files that are in use stay."""
+        for steps in lengths:
+            paths = [self._result_path(steps, number) for number in self._result_numbers(steps)]
+            _delete([self._tokens_path(steps), *paths])
 
     def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl.
@@ -290,8 +304,14 @@ class RunFolder:
         with safetensors.safe_open(path, "pt") as file:
             return file.metadata() or {}
 
-    def _result_path(self, steps: int) -> Path:
-        return self.path / f"result-{steps:08}.safetensors"
+    def _result_numbers(self, steps: int) -> list[int]:
+        """Of the files with what was learned in so many steps, the newest last: one, but for those
+        that were in use when they were to be replaced. 1 where there is none."""
+        found = (RESULT.fullmatch(path.name) for path in self.path.glob(f"result-{steps:08}.*"))
+        return sorted(int(name[2] or 1) for name in found if name) or [1]
+
+    def _result_path(self, steps: int, number: int) -> Path:
+        return self.path / f"result-{steps:08}{f'.{number}' if number > 1 else ''}.safetensors"
 
     def _tokens_path(self, steps: int) -> Path:
         return self.path / f"result-{steps:08}.tokens.safetensors"
@@ -352,33 +372,10 @@ class RunFolder:
 _SHAPE = (KeyError, TypeError, ValueError)  # of a file that is whole, but none of ours
 
 
-def make_room_for_states(parent: Path, limit_bytes: float, keep: Path) -> list[Path]:
-    """Delete the states of the oldest runs in `parent` until the rest take at most `limit_bytes`.
-
-    Args:
-        keep: the run that is at work; it neither counts nor loses anything.
-
-    Returns:
-        The runs that can no longer go on; their results stay.
-    """
-    runs = []
-    for folder in parent.glob("*/state"):
-        files = list(folder.glob("*.pt"))
-        if files and folder.parent != keep:
-            facts = [file.stat() for file in files]
-            newest, size = max(f.st_mtime for f in facts), sum(f.st_size for f in facts)
-            runs.append((newest, size, folder))
-    total = sum(size for _, size, _ in runs)
-    dropped = []
-    for _, size, folder in sorted(runs):
-        if total <= limit_bytes:
-            break
-        lock = filelock.FileLock(folder.parent / ".lock")
-        with contextlib.suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
-            shutil.rmtree(folder)
-            dropped.append(folder.parent)
-            total -= size
-    return dropped
+def _delete(paths: Iterable[Path]) -> None:
+    for path in paths:
+        with contextlib.suppress(OSError):  # in use
+            path.unlink(missing_ok=True)
 
 
 def _flat(tokens: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:

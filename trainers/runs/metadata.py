@@ -5,6 +5,7 @@ from __future__ import annotations
 import collections
 import datetime
 import json
+import math
 import time
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -45,10 +46,12 @@ def _network(lora: LoraConfig) -> dict[str, str]:
     """The kind and size of an adapter, as kohya's and LyCORIS' trainers say it."""
     algorithm = ALGORITHMS.get(lora.variant)
     times = 2 if lora.initialization == "pissa" else 1  # its file also takes away the start
+    # Readers scale by alpha / rank, so rsLoRA's alpha / sqrt(rank) is this one's.
+    alpha = lora.alpha * (math.sqrt(lora.rank) if lora.rank_stabilized else 1)
     told = {
         "ss_network_module": "lycoris.kohya" if algorithm else LORA_MODULE,
         "ss_network_dim": str(lora.rank * times),
-        "ss_network_alpha": str(0.0 if lora.variant == "oft" else lora.alpha * times),
+        "ss_network_alpha": str(0.0 if lora.variant == "oft" else alpha * times),
     }
     if algorithm:
         facts = {"algo": algorithm}

@@ -1,12 +1,16 @@
-"""Decides when a run's state is written, so that little is lost and little time is spent on it."""
+"""When a run's state is written, so that little is lost in little time, and when old ones go."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import filelock
 from torch import nn
 
 from ..errors import SaveError
@@ -78,3 +82,32 @@ class StateSaver:
 def _state_bytes(parameters: list[nn.Parameter]) -> int:
     """A guess: the weights, and two numbers for each in the optimizer."""
     return 3 * sum(p.numel() * p.element_size() for p in parameters)
+
+
+def make_room_for_states(parent: Path, limit_bytes: float, keep: Path) -> list[Path]:
+    """Delete the states of the oldest runs in `parent` until the rest take at most `limit_bytes`.
+
+    Args:
+        keep: the run that is at work; it neither counts nor loses anything.
+
+    Returns:
+        The runs that can no longer go on; their results stay.
+    """
+    runs = []
+    for folder in parent.glob("*/state"):
+        files = list(folder.glob("*.pt"))
+        if files and folder.parent != keep:
+            facts = [file.stat() for file in files]
+            newest, size = max(f.st_mtime for f in facts), sum(f.st_size for f in facts)
+            runs.append((newest, size, folder))
+    total = sum(size for _, size, _ in runs)
+    dropped = []
+    for _, size, folder in sorted(runs):
+        if total <= limit_bytes:
+            break
+        lock = filelock.FileLock(folder.parent / ".lock")
+        with contextlib.suppress(filelock.Timeout, OSError), lock.acquire(timeout=0):
+            shutil.rmtree(folder)
+            dropped.append(folder.parent)
+            total -= size
+    return dropped

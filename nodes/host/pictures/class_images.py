@@ -17,6 +17,7 @@ from ..folders import runs_folder
 from ..memory import check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.support import check_clip, check_model
+from ..runs.base import known_files
 from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 
 # Settings that decide what a picture is.
@@ -50,7 +51,7 @@ def class_images(painter: Painter, config: ClassImagesConfig) -> Dataset:
     if share := folder.share(config, processes):
         _make(painter, config, folder, share)
     folder.wait(config.seeds, processes)
-    return folder.dataset(config)
+    return folder.dataset(config, known_files())
 
 
 def _key(painter: Painter, config: ClassImagesConfig, architecture: Architecture) -> dict[str, Any]:

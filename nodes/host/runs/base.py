@@ -12,6 +12,7 @@ node that was served without its base says that it has changed once its base is 
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -27,6 +28,7 @@ import server
 
 from ....trainers.errors import SaveError
 from ....trainers.runs.files import write_whole
+from ....trainers.runs.fingerprint import KnownFiles
 from ..folders import runs_folder
 
 # Loaders whose outputs depend on their widgets and one file alone: the widget, the file's folder.
@@ -121,6 +123,12 @@ def remember(source: str, base: Mapping[str, str]) -> None:
 def remembered(node: GraphNode) -> dict[str, str] | None:
     """What `remember` was given for the source of a node's base."""
     return _known().get(node.base_source() or "")
+
+
+@functools.cache
+def known_files() -> KnownFiles:
+    """What files hash to, such as pictures; remembered in the same place."""
+    return KnownFiles(runs_folder() / "hashes.txt")
 
 
 def _known() -> dict[str, dict[str, str]]:

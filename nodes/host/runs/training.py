@@ -26,7 +26,7 @@ from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
 from ....trainers.models.precision import DTYPES, compute_dtype
-from ....trainers.runs.folder import Result, RunFolder, make_room_for_states
+from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.metadata import (
     embedding_metadata,
     lora_metadata,
@@ -34,7 +34,7 @@ from ....trainers.runs.metadata import (
     needs_metadata,
     times_metadata,
 )
-from ....trainers.runs.states import StateSaver
+from ....trainers.runs.states import StateSaver, make_room_for_states
 from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
@@ -185,6 +185,8 @@ def _train(run: Run) -> Outcome:
     result = _result(run, job, best, metrics, time.monotonic() - started)
     if not run.processes.is_first:
         return _outcome(run, result)
+    if config.store.if_run_exists == ANEW:  # else the old one would count if this cannot be kept
+        folder.drop_results(asked, steps)
     try:
         folder.write_result(result)
         run.describe(status="stopped" if steps < asked else "done", stopped=stopped)

@@ -11,7 +11,7 @@ processes that train together make a share each, into the one folder that all of
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from ...data.dataset import Dataset, folder_dataset
+from ...data.pictures import file_hash
 from ...errors import ProcessesError
 from ...optimizers.processes import ALONE, Processes
 from ...settings.class_images import ClassImagesConfig
@@ -91,10 +92,16 @@ class ClassFolder:
         """
         write_picture(self.file(seed), picture)
 
-    def dataset(self, config: ClassImagesConfig) -> Dataset:
-        """Exactly the pictures of `config.seeds`, each with the prompt as its caption."""
+    def dataset(
+        self, config: ClassImagesConfig, hash_file: Callable[[Path], bytes] = file_hash
+    ) -> Dataset:
+        """Exactly the pictures of `config.seeds`, each with the prompt as its caption.
+
+        Args:
+            hash_file: see `folder_dataset`.
+        """
         settings = DatasetConfig(
             prompt=config.prompt, captions="prompt", resolution=config.resolution_px
         )
         names = {self.file(seed).name for seed in config.seeds}
-        return folder_dataset(self.path, settings, only=names)
+        return folder_dataset(self.path, settings, only=names, hash_file=hash_file)

@@ -75,7 +75,10 @@ def check_lora(
 
 def _read(path: Path, model: Any, clip: Any) -> dict[str, Tensor]:
     """The tensors of a file, of which the host's loader has a place for each."""
-    read: dict[str, Tensor] = comfy.utils.load_torch_file(str(path), safe_load=True)
+    # Copies: Windows deletes no file that is mapped, and this one may have to go.
+    loaded = comfy.utils.load_torch_file(str(path), safe_load=True)
+    read = {key: tensor.clone() for key, tensor in loaded.items()}
+    del loaded
     try:
         unread = unread_keys(model, clip, read)
     except KeyError as error:  # half of a pair is what the loader does not expect
