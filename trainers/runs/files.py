@@ -67,7 +67,7 @@ def save_tensors(
     """
     import safetensors.torch
 
-    stored = {key: _as_stored(tensor, dtype) for key, tensor in tensors.items()}
+    stored = {key: _as_stored(key, tensor, dtype) for key, tensor in tensors.items()}
     content = safetensors.torch.save(stored, metadata=dict(metadata))
     write_whole(path, content)
 
@@ -85,7 +85,7 @@ def content_hashes(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> 
     """The SHA-256 of a file's tensors without its header, as modelspec and A1111 call it."""
     import safetensors.torch
 
-    content = safetensors.torch.save({k: _as_stored(t, dtype) for k, t in tensors.items()})
+    content = safetensors.torch.save({k: _as_stored(k, t, dtype) for k, t in tensors.items()})
     header = 8 + int.from_bytes(content[:8], "little")
     digest = hashlib.sha256(memoryview(content)[header:]).hexdigest()
     return {"modelspec.hash_sha256": f"0x{digest}", "sshs_model_hash": digest}
@@ -115,7 +115,7 @@ def differences(
             found = {} if (file.metadata() or {}) == dict(metadata) else {"metadata": None}
             found |= dict.fromkeys(sorted(set(file.keys()) ^ set(tensors)))
             for key in set(file.keys()) & set(tensors):
-                old, new = file.get_tensor(key), _as_stored(tensors[key], dtype)
+                old, new = file.get_tensor(key), _as_stored(key, tensors[key], dtype)
                 if old.dtype != new.dtype or not torch.equal(old, new):
                     found[key] = None
             return list(found)
@@ -131,7 +131,7 @@ def check_finite(
     Raises:
         SaveError: some are not finite, or not in the file's dtype.
     """
-    bad = not_finite({key: _as_stored(tensor, dtype) for key, tensor in tensors.items()})
+    bad = not_finite({key: _as_stored(key, tensor, dtype) for key, tensor in tensors.items()})
     if not bad:
         return
     named = ", ".join(bad[:most_named]) + (", ..." if len(bad) > most_named else "")
@@ -143,9 +143,11 @@ def check_finite(
     )
 
 
-def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
-    kept = (dtype or tensor.dtype) if tensor.ndim else torch.float32
+def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    # Scales stay fp32: with rsLoRA one can pass fp16's largest number, and a DoRA's are divided by
+    # norms that are not rounded.
+    is_scale = tensor.ndim == 0 or key.endswith(".dora_scale")
+    kept = torch.float32 if is_scale else dtype or tensor.dtype
     return tensor.detach().to("cpu", kept).contiguous()
 
 
