@@ -25,7 +25,7 @@ from ....trainers.data.validation import held_out_places, split
 from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
-from ....trainers.models.precision import DTYPES, compute_dtype
+from ....trainers.models.precision import DTYPES, compute_dtype, trained_compute_dtype
 from ....trainers.runs.folder import Result, RunFolder, make_room_for_states
 from ....trainers.runs.metadata import (
     embedding_metadata,
@@ -360,16 +360,13 @@ def _parts(
 
 def _placements(config: RunConfig) -> tuple[Placement, Placement]:
     """How the weights of the denoiser and of the text encoders are held."""
-    place = device()
-    computes_in = compute_dtype(config.training.precision, place)
+    place, precision = device(), config.training.precision
     text_changed = None
     if not config.changes_weights:
-        denoiser = Placement(place, computes_in)
+        denoiser = Placement(place, compute_dtype(precision, place))
     else:
         held_in = DTYPES[config.own.weights]
-        # fp32 masters are narrowed by autocast; bf16 weights are widened where there is no bf16.
-        wide = torch.float32 in (held_in, computes_in)
-        denoiser = Placement(place, torch.float32 if wide else held_in, held_in)
+        denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)
         text_changed = held_in if config.own.train_text_encoder else None
     # The host computes prompts in fp32 whatever their weights are stored in; so does training.
     return denoiser, Placement(place, torch.float32, text_changed)
