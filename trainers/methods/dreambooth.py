@@ -51,10 +51,11 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     ]
     steps = _Steps(named, text, own)
 
-    def export() -> dict[str, Tensor]:
-        # No copies where the weights are on the CPU: they are private, and may be gigabytes.
-        chosen = named.values() if steps.average is None else steps.average.values
-        return {key: tensor.detach().cpu() for key, tensor in zip(named, chosen, strict=True)}
+    def export(copy: bool = False) -> dict[str, Tensor]:
+        # No copies unless asked for where the weights are on the CPU: they may be gigabytes.
+        chosen = named.values() if steps.average is None else steps.average.now()
+        pairs = zip(named, chosen, strict=True)
+        return {key: tensor.detach().to("cpu", copy=copy) for key, tensor in pairs}
 
     return Trainable(
         groups,
@@ -80,8 +81,10 @@ class _Steps:
     def __init__(
         self, named: Mapping[str, nn.Parameter], text: list[nn.Parameter], own: DreamBoothConfig
     ) -> None:
-        place = torch.device("cpu") if own.ema_on_cpu else None
-        self.average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
+        self.average = None
+        if own.ema_decay:
+            interval = own.ema_interval_steps
+            self.average = Average(named.values(), own.ema_decay, interval, own.ema_on_cpu)
         self._text, self._stop = text, own.text_encoder_stop_step or math.inf
         self._done = 0
 

@@ -262,13 +262,23 @@ def _steps(
                 if previews is not None and previews.after_step(job, progress):
                     PAGES.has_previews()
             except BaseException as error:  # Cancel, which is none of Exception's children
-                saver.save(metrics)
+                saver.save(metrics, ended=True)
                 if isinstance(error, Interrupt):
-                    again = "goes on" if run.config.store.keep_states else "starts anew"
-                    run.reporter.say(f"cancelled at step {training.done}; run again {again}")
+                    run.reporter.say(
+                        f"cancelled at step {training.done}; {_again(saver, training)}"
+                    )
                 raise
     saver.at_end(metrics)
     return training.best, metrics
+
+
+def _again(saver: StateSaver, training: Training) -> str:
+    """What the next run does after a Cancel."""
+    if saver.goes_on_from == training.done:
+        return "run again goes on"
+    if saver.goes_on_from:
+        return f"run again goes on from step {saver.goes_on_from}"
+    return "run again starts anew"
 
 
 def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
@@ -288,9 +298,10 @@ def _result(
 ) -> Result:
     """What the method exports, or exported at the best step, with the metadata of its file."""
     config, sockets = run.config, run.sockets
-    tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
     if best is not None and best.tensors is not None:
         tensors, tokens, step = best.tensors, best.tokens or {}, best.step
+    else:
+        tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
     prediction = job.parts.objective.prediction
     metadata = METADATA[config.method](config, run.architecture, sockets.dataset, prediction)
     metadata |= needs_metadata(_learned_tokens(run, tokens))
