@@ -36,7 +36,7 @@ from trainers.contracts import Text
 from trainers.loop import train
 from trainers.models.architectures import SD15
 from trainers.models.convolution import use_small_map_convolutions
-from trainers.models.precision import DTYPES, compute_dtype
+from trainers.models.precision import DTYPES, trained_compute_dtype
 from trainers.models.recast import Scratch, compute_wide
 from trainers.settings.run import run_config
 from trainers.step import Job
@@ -92,8 +92,7 @@ def job_of(method: str, size: Size, **settings: Any) -> Job:
     """A training of a UNet with random weights on one random latent, ready to go."""
     config = run_config(method, {"steps": size.steps, **settings})
     held_in = DTYPES[getattr(config.own, "weights", "fp32")]
-    wide = torch.float32 in (held_in, compute_dtype(config.training.precision, torch.device("cpu")))
-    computes_in = torch.float32 if wide else held_in
+    computes_in = trained_compute_dtype(config.training.precision, held_in, CPU)
     unet = random_unet(size.thin, held_in)
     if computes_in != held_in:
         scratch = Scratch(computes_in)

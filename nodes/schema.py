@@ -27,6 +27,7 @@ MULTILINE = {"prompt", "prompts"}
 # a front end that can folds it away.
 FOLDED = (
     "text_encoder_stop_step", "train_token", "token_learning_rate", "ema_on_cpu",
+    "ema_update_step_interval",
     "rank_stabilized", "norm_control", "initialization", "lokr_factor",
     "prior_samples", "logit_mean", "logit_std", "discrete_flow_shift", "keep_tokens",
     "caption_tag_dropout_rate", "enable_wildcard", "caption_variants",

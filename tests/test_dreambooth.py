@@ -263,8 +263,9 @@ def test_fused_backward_in_fp16_is_refused() -> None:
 @pytest.mark.parametrize("on_cpu", [False, True])
 def test_ema_is_what_is_exported(on_cpu: bool) -> None:
     config = tiny.run_config(
-        "dreambooth", steps=4, learning_rate=1e-3, ema_decay=0.3, ema_on_cpu=on_cpu
-    )
+        "dreambooth", steps=4, learning_rate=1e-3, ema_decay=0.3, ema_on_cpu=on_cpu,
+        ema_update_step_interval=1,
+    )  # fmt: skip
     ready = tiny.job(config)
     name, parameter = next(iter(ready.parts.denoiser.named_parameters()))
     average, step = parameter.detach().clone(), 0

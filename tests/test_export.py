@@ -229,6 +229,16 @@ def test_save_tensors_come_back(tmp_path: Path, dtype: torch.dtype) -> None:
         assert file.metadata() == {"note": "犬"}
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_scales_stay_exact_in_a_narrow_file(tmp_path: Path, dtype: torch.dtype) -> None:
+    # A DoRA's divide a norm that its reader takes in fp32: rounded, it would change every weight.
+    path = tmp_path / "dora.safetensors"
+    tensors = {"a.dora_scale": torch.tensor([[0.1234], [7e4]]), "a.alpha": torch.tensor(0.1)}
+    check_finite(path, tensors, dtype)
+    save_tensors(path, tensors, {}, dtype)
+    tiny.assert_equal(safetensors.torch.load_file(path), tensors)
+
+
 def test_trained_lora_file_comes_back(tmp_path: Path) -> None:
     ready, _ = tiny.trained(tiny.run_config(steps=1, train_text_encoder=True))
     learned = ready.trainable.export()

@@ -157,6 +157,15 @@ def test_model_that_cannot_be_trained_is_refused(
     refused(host, graph, [made(host, graph, model), clip, vae], words)
 
 
+def test_dreambooth_of_a_model_in_fp8_is_refused(host: Host) -> None:
+    # What it learned would be handed out, and saved, in the dtype of the base.
+    graph = Graph()
+    model, clip, vae = graph.load()
+    graph.dreambooth(fp8(host, graph, model), clip, vae, graph.dataset(pictures(host)))
+    with pytest.raises(HostError, match=r"holds quantized weights \(float8_e4m3fn\).*" + CAN_BE):
+        host.run(graph)
+
+
 @pytest.mark.parametrize(
     ("of_model", "of_clip", "words"),
     [

@@ -126,6 +126,7 @@ def test_cancelled_run_goes_on_where_it_was(host: Host, base: str) -> None:
     (run,) = run_folders(host) - before
     assert facts(run)["status"] == "interrupted"
     (step,) = re.fullmatch(r"cancelled at step (\d+); run again goes on", said[-1]).groups()
+    assert f"ended at step {step}; the state is written from which the run can go on" in host.log()
     host.follow(graph, listen)
     assert f"going on from step {step}" in said
     done = rf"done: {steps} steps in 0:\d\d, loss \d\.\d+, output/personalize/{run.name}"

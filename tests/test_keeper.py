@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
+import types
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
 from trainers.errors import SaveError
@@ -115,6 +119,73 @@ def test_state_that_cannot_be_written_ends_nothing(
     at_work.after_step([])
     assert "the training goes on" in caplog.text
     assert "the disk is full" in caplog.text
+
+
+def dreambooth(**settings: Any) -> Training:
+    """A DreamBooth with all that a state can have, one step done."""
+    config = tiny.run_config("dreambooth", ema_decay=0.9, ema_on_cpu=True, **settings)
+    dtype = torch.bfloat16 if settings.get("weights") == "bf16" else torch.float32
+    training = Training(tiny.job(config, tiny.parts(dtype=dtype)))
+    training.step()
+    return training
+
+
+def test_state_is_not_begun_where_the_disk_has_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    training = dreambooth()
+    needed = states.state_bytes(training.state())
+    # Weights, two numbers of AdamW's and the average for each, all in fp32; and counts of steps.
+    weights = sum(parameter.numel() for parameter in training.parameters)
+    assert 4 * 4 * weights <= needed < 4 * 4 * weights + 1e5
+    folder = RunFolder(tmp_path, "0" * 64)
+    at_work = StateSaver(folder, tiny.run_config().store, training)
+    at_work._written_step = 0
+    for free, steps in ((needed - 1, []), (needed, [1])):
+        found = types.SimpleNamespace(free=free)
+        monkeypatch.setattr(states.shutil, "disk_usage", lambda path, found=found: found)
+        with caplog.at_level("INFO"):
+            at_work.save([], ended=True)
+        assert folder.state_steps == steps
+        at_work._written_step = 0
+    assert caplog.text.count(f"goes with them, {needed / 1e6:.1f} MB") == 2
+    size = f"{needed / 1e6:.1f} MB"
+    assert f"needs {size}, and the disk has {size} left" in caplog.text
+    assert at_work.goes_on_from == 1
+
+
+@pytest.mark.parametrize("settings", [{}, {"weights": "bf16", "precision": "auto"}])
+def test_state_is_written_without_a_copy_of_it(tmp_path: Path, settings: dict[str, Any]) -> None:
+    training = dreambooth(**settings)
+    at_work = StateSaver(RunFolder(tmp_path, "0" * 64), tiny.run_config().store, training)
+    at_work._written_step = 0
+    size = states.state_bytes(training.state())
+    tracemalloc.start()  # sees all of Python's own bytes, through which a file's go
+    try:
+        with Made() as made:
+            at_work.save([], ended=True)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert made.num_bytes < size / 20
+    assert peak < size / 2  # most of it is what any small state takes
+    (written,) = (tmp_path / "state").iterdir()
+    assert written.stat().st_size > size
+
+
+class Made(TorchDispatchMode):
+    """Counts the bytes of all tensors that come to be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in args if isinstance(t, torch.Tensor)}
+        if isinstance(made, torch.Tensor) and made.untyped_storage().data_ptr() not in given:
+            self.num_bytes += made.numel() * made.element_size()
+        return made
 
 
 def test_state_of_another_run_is_left_out_and_named(

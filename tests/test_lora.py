@@ -340,6 +340,27 @@ def test_export_dora_weight_is_as_long_as_its_magnitude() -> None:
         torch.testing.assert_close(lengths, magnitude.detach().abs())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_dora_starts_as_the_base_whatever_dtype_that_has(dtype: torch.dtype) -> None:
+    base = tiny.parts(dtype=dtype)
+    if dtype == torch.float16:  # as where fp32 is computed on its weights
+        tiny.widen(base)
+    settings = {"variant": "dora", "targets": EVERYTHING, "train_text_encoder": True}
+    trainable = prepare(base, tiny.run_config(**settings))
+    computes_in = torch.float32 if dtype == torch.float16 else dtype
+    for *_, layer, tensors in layers_and_tensors(base, trainable.export()):
+        bare = layer.base_layer
+        weight = bare.weight.float()
+        lengths = weight.flatten(1).norm(dim=1)
+        magnitude = layer.lora_magnitude_vector["default"].weight
+        assert magnitude.dtype == torch.float32
+        torch.testing.assert_close(magnitude.flatten(), lengths, atol=0, rtol=1e-6)
+        torch.testing.assert_close(merged_weight(weight, tensors), weight, atol=0, rtol=1e-6)
+        shape = (2, weight.shape[1], *[6] * (weight.ndim - 2))
+        x = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(computes_in)
+        assert torch.equal(layer(x), bare(x))
+
+
 @every_kind
 def test_export_merged_into_the_bare_model_predicts_the_same(kind: str) -> None:
     base, trainable = prepared(**KINDS[kind][0], targets=EVERYTHING, train_text_encoder=True)

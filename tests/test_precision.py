@@ -7,7 +7,7 @@ import torch
 
 from trainers.errors import UnavailableError
 from trainers.models import precision
-from trainers.models.precision import compute_dtype, gradient_scaler
+from trainers.models.precision import compute_dtype, gradient_scaler, trained_compute_dtype
 from trainers.settings.training import PRECISIONS
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -54,6 +54,30 @@ def test_compute_dtype_auto_on_this_cpu_computes() -> None:
     dtype = compute_dtype("auto", CPU)
     ones = torch.ones(4, 4, dtype=dtype)
     assert torch.equal(ones @ ones, 4 * ones)
+
+
+# precision, whether a GPU has bf16, what trained weights are held in -> what modules compute in;
+# where that is fp32 over fp32, autocast narrows it.
+TRAINED = [
+    ("auto", True, torch.bfloat16, torch.bfloat16),
+    ("auto", False, torch.bfloat16, torch.float32),  # bf16 would be emulated, fp16 overflow
+    ("auto", False, torch.float32, torch.float32),
+    ("auto", True, torch.float32, torch.float32),
+    ("fp32", True, torch.bfloat16, torch.float32),
+    ("bf16", False, torch.bfloat16, torch.bfloat16),  # as it was asked for
+]
+
+
+@pytest.mark.parametrize(("chosen", "has_bf16", "held_in", "expected"), TRAINED)
+def test_compute_dtype_of_trained_weights_on_a_gpu(
+    chosen: str,
+    has_bf16: bool,
+    held_in: torch.dtype,
+    expected: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+    assert trained_compute_dtype(chosen, held_in, CUDA) == expected
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

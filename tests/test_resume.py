@@ -23,6 +23,10 @@ RUNS: dict[str, tuple[str, dict[str, Any]]] = {
     "accumulation": ("lora", {"gradient_accumulation": 3, "noise_offset": 0.1}),
     "adafactor": ("lora", {"optimizer": "adafactor"}),
     "dreambooth": ("dreambooth", {"ema_decay": 0.9, "train_text_encoder": True}),
+    "average in RAM": (
+        "dreambooth",
+        {"ema_decay": 0.9, "ema_on_cpu": True, "ema_update_step_interval": 4},
+    ),
     "text encoder stops before": (
         "dreambooth",
         {"train_text_encoder": True, "text_encoder_stop_step": 2},

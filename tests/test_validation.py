@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from typing import Any
 
 import pytest
@@ -171,6 +172,30 @@ def test_best_step_is_kept_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (training.best.step, training.best.loss, training.best.since) == (4, 1.0, 1)
     assert training.best.tensors is not None
     tiny.assert_equal(training.best.tensors, at_best)
+
+
+def test_best_step_is_copied_once_and_after_the_one_before_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    scripted(monkeypatch, [3.0, 2.0, 1.0])
+    made = job(config("dreambooth", hand_out="best step"))
+    export, given = made.trainable.export, []
+
+    def watched(copy: bool = False) -> dict[str, Tensor]:
+        assert all(reference() is None for references in given for reference in references)
+        tensors = export(copy)
+        given.append([weakref.ref(tensor) for tensor in tensors.values()])
+        return tensors
+
+    monkeypatch.setattr(made.trainable, "export", watched)
+    training, _ = finished(made)
+    assert len(given) == 3
+    assert training.best is not None
+    assert training.best.tensors is not None
+    kept = [*training.best.tensors.values()]
+    assert all(reference() is t for reference, t in zip(given[-1], kept, strict=True))
+    trained = {parameter.data_ptr() for parameter in training.parameters}
+    assert not trained & {tensor.data_ptr() for tensor in kept}
 
 
 def test_last_step_needs_no_copy(monkeypatch: pytest.MonkeyPatch) -> None:

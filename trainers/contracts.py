@@ -140,6 +140,17 @@ class Parts:
         return made
 
 
+class Export(Protocol):
+    """The result as tensors on the CPU, spelled as in its file."""
+
+    def __call__(self, copy: bool = False) -> dict[str, Tensor]:
+        """What was learned by now.
+
+        Args:
+            copy: in memory of its own, which no later step changes; else it may be the training's.
+        """
+
+
 def _nothing() -> None:
     pass
 
@@ -158,7 +169,7 @@ class Trainable:
 
     Attributes:
         param_groups: groups for the optimizer, each with "params", "lr" and "name".
-        export: the result as tensors on the CPU, spelled as in its file.
+        export: gives the result.
         trains_text: whether prompts must be encoded anew at every step.
         after_step: called after each optimizer step.
         autocast: what the modules compute in where that is not the dtype of their weights.
@@ -174,7 +185,7 @@ class Trainable:
     """
 
     param_groups: list[dict[str, Any]]
-    export: Callable[[], dict[str, Tensor]]
+    export: Export
     trains_text: bool
     after_step: Callable[[], None] = field(default=_nothing)
     autocast: torch.dtype | None = None

@@ -66,7 +66,7 @@ class Best:
 
     Attributes:
         since: validations since then.
-        tensors: as `Trainable.export` gave them, copied; and learned tokens: all None unless the
+        tensors: copies, as `Trainable.export` gives them; and learned tokens: all None unless the
             run hands out its best step.
     """
 
@@ -263,7 +263,8 @@ class Training:
         else:
             tensors = tokens = None
             if settings.hand_out == BEST:
-                tensors = {name: t.clone() for name, t in job.trainable.export().items()}
+                self.best = None  # its numbers leave before others come
+                tensors = job.trainable.export(copy=True)
                 tokens = job.trainable.tokens()
             self.best = Best(self.done, loss, 0, tensors, tokens)
         return loss

@@ -99,6 +99,9 @@ def training_session() -> Iterator[None]:
 
 
 def _return_freed_memory() -> None:
+    # What was pinned stays so until torch is asked, for which it has no public name.
+    if torch.cuda.is_available() and hasattr(torch._C, "_host_emptyCache"):
+        torch._C._host_emptyCache()
     # glibc keeps freed blocks for the process; after a training that can be gigabytes of RAM.
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
         libc.malloc_trim(0)

@@ -9,7 +9,7 @@ must be private copies, since they are changed in place.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -52,11 +52,12 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     ]
     steps = _Steps(named, text, own)
 
-    def export() -> dict[str, Tensor]:
-        # No copies where the weights are on the CPU: they are private, and may be gigabytes.
+    def export(copy: bool = False) -> dict[str, Tensor]:
+        # No copies unless asked for where the weights are on the CPU: they may be gigabytes.
+        chosen = named.values() if steps.average is None else steps.average.now()
         return {
-            key: whole(chosen, parameter).cpu()
-            for (key, parameter), chosen in zip(named.items(), steps.values, strict=True)
+            key: whole(tensor, parameter).to("cpu", copy=copy)
+            for (key, parameter), tensor in zip(named.items(), chosen, strict=True)
         }
 
     return Trainable(
@@ -83,16 +84,12 @@ class _Steps:
     def __init__(
         self, named: Mapping[str, nn.Parameter], text: list[nn.Parameter], own: DreamBoothConfig
     ) -> None:
-        self._weights = list(named.values())
-        place = torch.device("cpu") if own.ema_on_cpu else None
-        self.average = Average(named.values(), own.ema_decay, place) if own.ema_decay else None
+        self.average = None
+        if own.ema_decay:
+            interval = own.ema_interval_steps
+            self.average = Average(named.values(), own.ema_decay, interval, own.ema_on_cpu)
         self._text, self._stop = text, own.text_encoder_stop_step or math.inf
         self._done = 0
-
-    @property
-    def values(self) -> Iterable[Tensor]:
-        """What is handed out of each weight."""
-        return self._weights if self.average is None else self.average.values
 
     def count(self) -> None:
         self._done += 1

@@ -42,7 +42,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     learned, more = train_tokens(parts.text, lora)
     groups += more
 
-    def export() -> dict[str, Tensor]:
+    def export(copy: bool = False) -> dict[str, Tensor]:  # always copies
         tensors: dict[str, Tensor] = {}
         for name in rates:
             tensors |= _tensors(parts, name)

@@ -48,7 +48,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
             for name, row in rows.items():
                 row.mul_(median[name].to(row) / row.norm(dim=1, keepdim=True))
 
-    def export() -> dict[str, Tensor]:
+    def export(copy: bool = False) -> dict[str, Tensor]:  # always copies
         return spelled({name: row.detach().to("cpu", copy=True) for name, row in rows.items()})
 
     def prompts(captions: Iterable[str]) -> dict[str, tuple[str, ...]]:

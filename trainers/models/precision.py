@@ -29,6 +29,21 @@ def compute_dtype(precision: str, device: torch.device) -> torch.dtype:
     return _automatic(device) if precision == "auto" else DTYPES[precision]
 
 
+def trained_compute_dtype(
+    precision: str, held_in: torch.dtype, device: torch.device
+) -> torch.dtype:
+    """What modules compute in whose own weights train, held in `held_in`.
+
+    Weights in fp32 compute in fp32, which autocast may narrow. Weights in bf16 compute in bf16 if
+    `precision` means that on `device`, and else in fp32, layer by layer: bf16 would be emulated on
+    a card that lacks it, and fp16 has not bf16's range.
+
+    Raises:
+        UnavailableError: as `compute_dtype`.
+    """
+    return held_in if held_in == compute_dtype(precision, device) else torch.float32
+
+
 def _automatic(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)

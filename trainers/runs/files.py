@@ -95,7 +95,7 @@ def _header(
     told: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
     for key in _in_order(tensors, dtype):
-        kept = _stored_dtype(tensors[key], dtype)
+        kept = _stored_dtype(key, tensors[key], dtype)
         end = start + tensors[key].numel() * kept.itemsize
         shape = list(tensors[key].shape)
         told[key] = {"dtype": TYPES[kept], "shape": shape, "data_offsets": [start, end]}
@@ -108,12 +108,12 @@ def _header(
 def _contents(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> Iterator[memoryview]:
     """The bytes of each tensor, as a file has them one after the other."""
     for key in _in_order(tensors, dtype):
-        yield _as_stored(tensors[key], dtype).flatten().view(torch.uint8).numpy().data
+        yield _as_stored(key, tensors[key], dtype).flatten().view(torch.uint8).numpy().data
 
 
 def _in_order(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> list[str]:
     """As in files of safetensors' own: wide numbers first, so that each lies at its multiple."""
-    return sorted(tensors, key=lambda key: (-_stored_dtype(tensors[key], dtype).itemsize, key))
+    return sorted(tensors, key=lambda key: (-_stored_dtype(key, tensors[key], dtype).itemsize, key))
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -175,7 +175,7 @@ def differences(
             found = {} if (file.metadata() or {}) == dict(metadata) else {"metadata": None}
             found |= dict.fromkeys(sorted(set(file.keys()) ^ set(tensors)))
             for key in set(file.keys()) & set(tensors):
-                old, new = file.get_tensor(key), _as_stored(tensors[key], dtype)
+                old, new = file.get_tensor(key), _as_stored(key, tensors[key], dtype)
                 if old.dtype != new.dtype or not torch.equal(old, new):
                     found[key] = None
             return list(found)
@@ -191,7 +191,9 @@ def check_finite(
     Raises:
         SaveError: some are not finite, or not in the file's dtype.
     """
-    bad = [key for key, tensor in tensors.items() if not_finite({key: _as_stored(tensor, dtype)})]
+    bad = [
+        key for key, tensor in tensors.items() if not_finite({key: _as_stored(key, tensor, dtype)})
+    ]
     if not bad:
         return
     named = ", ".join(bad[:most_named]) + (", ..." if len(bad) > most_named else "")
@@ -203,13 +205,15 @@ def check_finite(
     )
 
 
-def _as_stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    return tensor.detach().to("cpu", _stored_dtype(tensor, dtype)).contiguous()
+def _as_stored(key: str, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to("cpu", _stored_dtype(key, tensor, dtype)).contiguous()
 
 
-def _stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
-    # A scale stays fp32: with rsLoRA it can pass fp16's largest number.
-    return (dtype or tensor.dtype) if tensor.ndim else torch.float32
+def _stored_dtype(key: str, tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    # Scales stay fp32: with rsLoRA one can pass fp16's largest number, and a DoRA's are divided by
+    # norms that are not rounded.
+    is_scale = tensor.ndim == 0 or key.endswith(".dora_scale")
+    return torch.float32 if is_scale else dtype or tensor.dtype
 
 
 def write_whole(path: Path, content: bytes) -> None:

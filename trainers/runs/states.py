@@ -6,12 +6,12 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import filelock
-from torch import nn
+from torch import Tensor, nn
 
 from ..errors import SaveError
 from ..loop import Training
@@ -36,7 +36,7 @@ class StateSaver:
         self._folder, self._store, self._training = folder, store, training
         self._began_at = self._written_at = time.monotonic()
         self._written_step = training.done
-        self._cost_seconds = _state_bytes(training.parameters) / EXPECTED_BYTES_PER_SECOND
+        self._cost_seconds = _guessed_bytes(training.parameters) / EXPECTED_BYTES_PER_SECOND
 
     def after_step(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the state if it is time for it."""
@@ -55,22 +55,51 @@ class StateSaver:
                 self._cost_seconds,
             )
 
-    def save(self, metrics: Sequence[Mapping[str, Any]]) -> None:
-        """Write the state now, unless it is on disk already or none is wanted."""
+    @property
+    def goes_on_from(self) -> int:
+        """The step from which the run can go on later, as what is on disk has it; 0 is anew."""
+        return max((s for s in self._folder.state_steps if s <= self._training.done), default=0)
+
+    def save(self, metrics: Sequence[Mapping[str, Any]], ended: bool = False) -> None:
+        """Write the state now, unless it is on disk already or none is wanted.
+
+        Args:
+            ended: by Cancel or an error, so that someone waits for it: the log says what it is.
+        """
         if not self._store.keep_states or self._written_step == self._training.done:
             return
-        started = time.monotonic()
+        started, step = time.monotonic(), self._training.done
+        state = self._training.state()  # no copies
+        num_bytes = state_bytes(state)
+        if ended:
+            log.info(
+                "Personalize: ended at step %d; the state is written from which the run can go on: "
+                "weights and what goes with them, %s.",
+                step, _size(num_bytes),
+            )  # fmt: skip
         try:
-            self._folder.write_state(self._training.state(), metrics, self._store.keep_states)
+            self._check_disk(num_bytes)
+            self._folder.write_state(state, metrics, self._store.keep_states)
             self._folder.write_metrics(metrics)
         except SaveError as error:
-            log.warning(
-                "Personalize: the training goes on, but it could not go on from here later. %s",
-                error,
-            )
+            but = "" if ended else "the training goes on, but "
+            log.warning("Personalize: %sit cannot go on from step %d later. %s", but, step, error)
         self._written_at = time.monotonic()
         self._written_step = self._training.done
         self._cost_seconds = self._written_at - started
+
+    def _check_disk(self, num_bytes: int) -> None:
+        """See that so many bytes have room beside the states that are there.
+
+        Raises:
+            SaveError: they have none.
+        """
+        free = shutil.disk_usage(self._folder.path).free
+        if free < num_bytes:
+            raise SaveError(
+                f"Its state needs {_size(num_bytes)}, and the disk has {_size(free)} left.\nFree "
+                "some space, lower old_states_gb, or set keep_states to 0."
+            )
 
     def _is_due(self) -> bool:
         if every := self._store.state_every:
@@ -79,8 +108,29 @@ class StateSaver:
         return time.monotonic() - self._written_at >= pause
 
 
-def _state_bytes(parameters: list[nn.Parameter]) -> int:
-    """A guess: the weights, and two numbers for each in the optimizer."""
+def state_bytes(state: Any) -> int:
+    """What the tensors of a state take, in memory and in its file."""
+    kept = {tensor.untyped_storage().data_ptr(): tensor for tensor in _tensors(state)}
+    return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from _tensors(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.1f} GB" if num_bytes >= 1e8 else f"{num_bytes / 1e6:.1f} MB"
+
+
+def _guessed_bytes(parameters: list[nn.Parameter]) -> int:
+    """The weights, and two numbers for each in the optimizer."""
     return 3 * sum(p.numel() * p.element_size() for p in parameters)
 
 

@@ -1,7 +1,7 @@
 """The settings of DreamBooth alone.
 
 Imports no torch. Sources: D = diffusers' train_dreambooth.py and its README,
-B = huggingface.co/blog/dreambooth.
+B = huggingface.co/blog/dreambooth, O = OneTrainer.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from .field import Settings, setting
 from .lora import text_encoder_learning_rate, token_learning_rate, train_token
 
 WEIGHTS = ("fp32", "bf16")
+INTERVAL_ON_CPU_STEPS = 10  # all weights cross the bus for each look of an average in RAM
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,15 @@ class DreamBoothConfig(Settings):
         min=0.0, max=0.9999, step=1e-4, source="D EMAModel 0.9999",
     )  # fmt: skip
     ema_on_cpu: bool = setting(
-        False, "Keep that average in RAM: no memory of the GPU, slower steps.",
+        False,
+        "Keep that average in RAM, worked out beside the training: no memory of the GPU. In RAM it "
+        "takes the fp32 weights, and a copy of the weights.",
+    )
+    ema_update_step_interval: int = setting(
+        0,
+        "Updates from one look of that average at the weights to the next; a look counts for all "
+        "of them. 0: 1, with ema_on_cpu 10.",
+        min=0, max=10_000, source="O 5",
     )  # fmt: skip
 
     train_token: bool = train_token()
@@ -60,6 +69,10 @@ class DreamBoothConfig(Settings):
     @property
     def trains_text(self) -> bool:
         return self.train_text_encoder or self.train_token
+
+    @property
+    def ema_interval_steps(self) -> int:
+        return self.ema_update_step_interval or (INTERVAL_ON_CPU_STEPS if self.ema_on_cpu else 1)
 
     def conflicts(self, optimizer: str, gradient_accumulation: int, precision: str) -> list[str]:
         """What cannot go together with these settings of the loop, in the user's words."""

@@ -25,7 +25,7 @@ from ....trainers.data.validation import held_out_places, split
 from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
-from ....trainers.models.precision import DTYPES, compute_dtype
+from ....trainers.models.precision import DTYPES, compute_dtype, trained_compute_dtype
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.metadata import (
     embedding_metadata,
@@ -265,13 +265,23 @@ def _steps(
                     if previews is not None and previews.after_step(job, progress):
                         PAGES.has_previews()
             except BaseException as error:  # Cancel, which is none of Exception's children
-                saver.save(metrics)
+                saver.save(metrics, ended=True)
                 if isinstance(error, Interrupt):
-                    again = "goes on" if run.config.store.keep_states else "starts anew"
-                    run.reporter.say(f"cancelled at step {training.done}; run again {again}")
+                    run.reporter.say(
+                        f"cancelled at step {training.done}; {_again(saver, training)}"
+                    )
                 raise
     saver.at_end(metrics)
     return training.best, metrics
+
+
+def _again(saver: StateSaver, training: Training) -> str:
+    """What the next run does after a Cancel."""
+    if saver.goes_on_from == training.done:
+        return "run again goes on"
+    if saver.goes_on_from:
+        return f"run again goes on from step {saver.goes_on_from}"
+    return "run again starts anew"
 
 
 def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
@@ -291,9 +301,10 @@ def _result(
 ) -> Result:
     """What the method exports, or exported at the best step, with the metadata of its file."""
     config, sockets = run.config, run.sockets
-    tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
     if best is not None and best.tensors is not None:
         tensors, tokens, step = best.tensors, best.tokens or {}, best.step
+    else:
+        tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
     prediction = job.parts.objective.prediction
     metadata = METADATA[config.method](config, run.architecture, sockets.dataset, prediction)
     metadata |= needs_metadata(_learned_tokens(run, tokens))
@@ -363,16 +374,13 @@ def _parts(
 
 def _placements(config: RunConfig) -> tuple[Placement, Placement]:
     """How the weights of the denoiser and of the text encoders are held."""
-    place = device()
-    computes_in = compute_dtype(config.training.precision, place)
+    place, precision = device(), config.training.precision
     text_changed = None
     if not config.changes_weights:
-        denoiser = Placement(place, computes_in)
+        denoiser = Placement(place, compute_dtype(precision, place))
     else:
         held_in = DTYPES[config.own.weights]
-        # fp32 masters are narrowed by autocast; bf16 weights are widened where there is no bf16.
-        wide = torch.float32 in (held_in, computes_in)
-        denoiser = Placement(place, torch.float32 if wide else held_in, held_in)
+        denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)
         text_changed = held_in if config.own.train_text_encoder else None
     # The host computes prompts in fp32 whatever their weights are stored in; so does training.
     return denoiser, Placement(place, torch.float32, text_changed)

@@ -24,7 +24,7 @@ from ...errors import SettingsError
 from ...optimizers.sharded import put_together
 from ...settings.lora import LoraConfig
 from .oft import OftLayer, turn_outputs
-from .pissa import START, start_from_principal
+from .pissa import START, lora_layers, start_from_principal
 
 ADAPTER = "default"
 LYCORIS = ("lokr", "loha")
@@ -48,6 +48,8 @@ def inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) ->
         for parameter in module.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
+        if lora.variant == "dora":
+            _start_as_base(module)
         if lora.initialization == "pissa":
             start_from_principal(module, layers, ADAPTER, lora.rank)
 
@@ -78,6 +80,18 @@ def _inject_peft(module: nn.Module, layers: list[str], lora: LoraConfig) -> None
     for layer in module.modules():
         if isinstance(layer, LoKrLayer) and ADAPTER in layer.lokr_w2:
             layer.scaling[ADAPTER] = 1.0  # as all readers have it where no factor has a rank
+
+
+def _start_as_base(module: nn.Module) -> None:
+    """Measure the magnitudes of a DoRA as its layers will measure them at every step: in fp32.
+
+    peft does so in the dtype of the weights, whose rounding the quotient of the two then keeps.
+    """
+    for layer in lora_layers(module):
+        magnitude = layer.lora_magnitude_vector[ADAPTER]
+        weight = layer.get_base_layer().weight.detach().float()
+        nothing = weight.new_zeros(())  # B is zero
+        magnitude.weight.data = magnitude.get_weight_norm(weight, nothing, layer.scaling[ADAPTER])
 
 
 def _check_kinds(module: nn.Module, layers: list[str], variant: str) -> None:
