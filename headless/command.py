@@ -7,6 +7,7 @@ the signal's number (130 is Ctrl-C): stopped; the same command goes on.
 from __future__ import annotations
 
 import argparse
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -55,7 +56,8 @@ def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) 
     recipes = [changed(read_recipe(file), asked.set) for file in asked.files]
     hashes = [exported_hashes(file) if asked.dry_run else {} for file in asked.files]
     host.start(host.find_comfyui(asked.comfyui), of_host, terminal.say, terminal.count)
-    terminal.is_shown = host.join()
+    asked_of_launcher = os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+    terminal.is_shown = host.join(asked.shard or asked_of_launcher)
     for recipe, hashed in zip(recipes, hashes, strict=True):
         host.load_nodes(recipe, asked.custom_nodes)
         if not asked.other_files:
@@ -145,6 +147,11 @@ def _parser() -> argparse.ArgumentParser:
         help="another value for a setting; may be repeated",
     )  # fmt: skip
     add("--dry-run", action="store_true", help="check all and tell the plan; train nothing")
+    add(
+        "--shard", action="store_true",
+        help="several processes each keep a part of the denoiser's weights (FSDP2): for models "
+        "that do not fit one GPU; also by accelerate launch --use_fsdp",
+    )  # fmt: skip
     add("--comfyui", metavar="PATH", type=Path, help="its folder; by default that of this pack")
     add(
         "--custom-nodes", metavar="NAME", action="append", default=[],

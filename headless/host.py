@@ -77,8 +77,11 @@ def start(comfyui: Path, arguments: Sequence[str], say: Say, count: Count) -> No
         signal.signal(one, _end)
 
 
-def join() -> bool:
+def join(shard: bool) -> bool:
     """Meet the processes that a launcher started with this one; whether this is to be seen.
+
+    Args:
+        shard: share the denoiser's weights out among them.
 
     Raises:
         ProcessesError: they do not find each other.
@@ -86,7 +89,7 @@ def join() -> bool:
     from ..nodes.host.memory import device
     from ..trainers.optimizers import processes
 
-    return processes.join(cpu=device().type == "cpu").is_first
+    return processes.join(device().type == "cpu", shard).is_first
 
 
 def load_nodes(recipe: Recipe, packs: Sequence[str]) -> None:

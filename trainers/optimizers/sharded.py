@@ -11,6 +11,7 @@ states and results, so that any number of processes can read those.
 from __future__ import annotations
 
 import itertools
+import logging
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ from ..errors import UnavailableError
 from ..models.checkpointing import blocks, run_on_copies
 from ..settings.run import RunConfig
 from .processes import Processes
+
+log = logging.getLogger(__name__)
 
 OPTIMIZERS = ("adamw", "lion")  # whose numbers are one for each of a weight's
 
@@ -91,6 +94,17 @@ def shard(module: nn.Module, processes: Processes, whole: Collection[nn.Paramete
     for tensor in itertools.chain(module.parameters(), module.buffers()):
         if not is_shared_out(tensor):
             tensor.data = tensor.data.to(processes.device)
+    if processes.is_first:
+        _say_size(module, processes)
+
+
+def _say_size(module: nn.Module, processes: Processes) -> None:
+    every = [(p, p.numel() * p.element_size() / 1e9) for p in module.parameters()]
+    own = sum(size / processes.count if is_shared_out(p) else size for p, size in every)
+    log.info(
+        "Personalize: each of %d processes keeps %.3g GB of the denoiser's %.3g GB; blocks come "
+        "together when they run.", processes.count, own, sum(size for _, size in every),
+    )  # fmt: skip
 
 
 def is_shared_out(tensor: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import SaveError
 from ..loop import Training
+from ..optimizers.processes import ALONE, Processes
 from ..settings.store import StoreConfig
 from .folder import RunFolder
 
@@ -29,11 +30,20 @@ EXPECTED_BYTES_PER_SECOND = 2e8  # of a disk, until the first state was written
 class StateSaver:
     """Writes states of one training into its folder.
 
-    A state that cannot be written ends nothing: the training goes on, with a warning.
+    A state that cannot be written ends nothing: the training goes on, with a warning. Of several
+    processes the first one writes; those that train parts of weights must all do what it does.
     """
 
-    def __init__(self, folder: RunFolder, store: StoreConfig, training: Training) -> None:
+    def __init__(
+        self,
+        folder: RunFolder,
+        store: StoreConfig,
+        training: Training,
+        processes: Processes = ALONE,
+    ) -> None:
         self._folder, self._store, self._training = folder, store, training
+        self._processes = processes
+        self._takes_part = processes.is_first or training.is_shared_out
         self._began_at = self._written_at = time.monotonic()
         self._written_step = training.done
         self._cost_seconds = _guessed_bytes(training.parameters) / EXPECTED_BYTES_PER_SECOND
@@ -46,9 +56,10 @@ class StateSaver:
     def at_end(self, metrics: Sequence[Mapping[str, Any]]) -> None:
         """Write the last state, for runs that go on with more steps; not if it costs too much."""
         seconds = time.monotonic() - self._began_at
-        if self._store.state_every or self._cost_seconds <= max(CHEAP_SECONDS, SHARE * seconds):
+        cheap = self._cost_seconds <= max(CHEAP_SECONDS, SHARE * seconds)
+        if self._all_do(bool(self._store.state_every) or cheap):
             self.save(metrics)
-        elif self._store.keep_states:
+        elif self._store.keep_states and self._processes.is_first:
             log.info(
                 "Personalize: no state of the last step was written, since that would take about "
                 "%.0f s; more steps go on from an earlier one. state_every writes it in any case.",
@@ -66,10 +77,14 @@ class StateSaver:
         Args:
             ended: by Cancel or an error, so that someone waits for it: the log says what it is.
         """
-        if not self._store.keep_states or self._written_step == self._training.done:
+        wanted = self._store.keep_states and self._takes_part
+        if not wanted or self._written_step == self._training.done:
             return
         started, step = time.monotonic(), self._training.done
-        state = self._training.state()  # no copies
+        state = self._training.state()  # no copies, but of what is shared out
+        self._written_step = step
+        if not self._processes.is_first:
+            return
         num_bytes = state_bytes(state)
         if ended:
             log.info(
@@ -85,7 +100,6 @@ class StateSaver:
             but = "" if ended else "the training goes on, but "
             log.warning("Personalize: %sit cannot go on from step %d later. %s", but, step, error)
         self._written_at = time.monotonic()
-        self._written_step = self._training.done
         self._cost_seconds = self._written_at - started
 
     def _check_disk(self, num_bytes: int) -> None:
@@ -101,11 +115,17 @@ class StateSaver:
                 "some space, lower old_states_gb, or set keep_states to 0."
             )
 
+    def _all_do(self, it: bool) -> bool:
+        """What the first of the processes does, where the others must do it with it."""
+        if not self._training.is_shared_out:
+            return it
+        return self._processes.any(it and self._processes.is_first)
+
     def _is_due(self) -> bool:
         if every := self._store.state_every:
             return self._training.done % every == 0
         pause = max(LEAST_SECONDS, self._cost_seconds / SHARE)
-        return time.monotonic() - self._written_at >= pause
+        return self._all_do(time.monotonic() - self._written_at >= pause)
 
 
 def state_bytes(state: Any) -> int:

@@ -44,6 +44,14 @@ def training_mode(training: bool = True) -> Iterator[None]:
 
 
 @contextmanager
+def uninterrupted(really: bool = True) -> Iterator[None]:
+    """Inside, Cancel is remembered but ends nothing."""
+    ends = {"throw_exception_if_processing_interrupted": _nothing} if really else {}
+    with _with(comfy.model_management, **ends):
+        yield
+
+
+@contextmanager
 def _with(owner: Any, **values: Any) -> Iterator[None]:
     """What `owner` has of these names is another inside; None has nothing."""
     before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}

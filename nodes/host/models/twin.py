@@ -41,11 +41,13 @@ class Placement(NamedTuple):
     Attributes:
         computes_in: the dtype of its arithmetic.
         changed_in: the dtype of private copies where a method changes the weights; or None.
+        waits_on: where the weights are at first, if not on the device.
     """
 
     device: torch.device
     computes_in: torch.dtype
     changed_in: torch.dtype | None = None
+    waits_on: torch.device | None = None
 
     def held_in(self, stored: torch.dtype) -> torch.dtype:
         """The dtype of a weight that the host stores in `stored`."""
@@ -79,10 +81,11 @@ def twin_of(
             if name.split(".")[0] in frozen:
                 own = placement._replace(changed_in=None)
             dtype = own.held_in(weight.dtype) if weight.is_floating_point() else weight.dtype
-            weight = weight.to(own.device, dtype, copy=own.changed_in is not None)
+            place = own.waits_on or own.device
+            weight = weight.to(place, dtype, copy=own.changed_in is not None)
             memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
         for buffer in module.buffers():
-            memo[id(buffer)] = alias(buffer).to(placement.device)
+            memo[id(buffer)] = alias(buffer).to(placement.waits_on or placement.device)
         with _without_notes(module):
             twin = copy.deepcopy(module, memo)
     _plain(twin, placement)

@@ -21,12 +21,13 @@ from ....trainers.data.beside.controls import given_control
 from ....trainers.errors import SaveError
 from ....trainers.loop import Progress
 from ....trainers.models.architectures import Architecture
+from ....trainers.optimizers.processes import Processes
 from ....trainers.runs.files import whole_file
 from ....trainers.settings.preview import PreviewConfig
 from ....trainers.step import Job, evaluating
 from ..memory import make_room
 from ..models.text import conditioning_of, conditioning_with
-from ..models.training_mode import training_mode
+from ..models.training_mode import training_mode, uninterrupted
 from ..models.vae import encoder_of
 from ..sampling import Sampling, conditioning, decoded, picture_of, sample
 from .inputs import Sockets
@@ -41,12 +42,19 @@ class Previews:
         sockets: what is wired into the node (model, clip, vae).
         architecture: of the model.
         folder: of the PNG files.
+        processes: those that make them together; the first one keeps them.
     """
 
     def __init__(
-        self, config: PreviewConfig, sockets: Sockets, architecture: Architecture, folder: Path
+        self,
+        config: PreviewConfig,
+        sockets: Sockets,
+        architecture: Architecture,
+        folder: Path,
+        processes: Processes,
     ) -> None:
         self._config, self._sockets, self._folder = config, sockets, folder
+        self._processes = processes
         self._architecture = architecture
         self._how = Sampling(config.steps, config.cfg, config.sampler_name, config.scheduler)
         stride_px = sockets.vae.spacial_compression_encode()
@@ -92,7 +100,8 @@ class Previews:
         if not self._config.is_due(step, progress.num_steps):
             return False
         try:
-            with evaluating(job), training_mode(False):
+            # Where blocks are put together by all, none may end in the middle: they ask later.
+            with evaluating(job), training_mode(False), uninterrupted(self._processes.shard):
                 pictures = [self._picture(job, line) for line in range(len(self._config.lines))]
         except torch.cuda.OutOfMemoryError:
             log.warning(
@@ -103,8 +112,9 @@ class Previews:
             return False
         finally:
             make_room()  # the clone gives the host's model its own denoiser back
-        for number, picture in enumerate(pictures):
-            self._keep(picture, step, number)
+        if self._processes.is_first:
+            for number, picture in enumerate(pictures):
+                self._keep(picture, step, number)
         return True
 
     def _picture(self, job: Job, line: int) -> Image.Image:
@@ -150,7 +160,8 @@ class LiveDenoiser(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
         (job,) = self._job
         autocast = job.trainable.autocast
-        with torch.autocast(job.parts.device.type, autocast, enabled=autocast is not None):
+        keeps = not job.processes.shard
+        with torch.autocast(job.parts.device.type, autocast, autocast is not None, keeps):
             predicted: Tensor = job.parts.denoiser(*args, **kwargs)
         return predicted
 

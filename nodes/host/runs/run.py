@@ -17,6 +17,7 @@ from ....trainers.models.precision import compute_dtype
 from ....trainers.objective.prompts import caption_prompts
 from ....trainers.objective.timesteps import check_objective
 from ....trainers.optimizers.processes import Processes, joined
+from ....trainers.optimizers.sharded import check_sharding
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
@@ -116,6 +117,8 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         PersonalizeError: what is wired in does not go together.
     """
     check_wiring(sockets, config)
+    if joined().shard:
+        check_sharding(config)
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
     base = _base(sockets, node, config.own.trains_text)

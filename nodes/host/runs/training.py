@@ -171,8 +171,8 @@ def _train(run: Run) -> Outcome:
     run.processes.wait()
     preview = run.sockets.preview
     previews = None
-    if preview is not None and run.processes.is_first:
-        previews = Previews(preview, run.sockets, run.architecture, folder.previews)
+    if preview is not None and (run.processes.is_first or run.processes.shard):
+        previews = Previews(preview, run.sockets, run.architecture, folder.previews, run.processes)
     job = _job(run)
     if config.objective.uses_teacher:
         job = with_teacher(job, reporter.teacher)
@@ -247,9 +247,9 @@ def _steps(
     """Train to the end, or until Stop and keep: the best step, and what happened at each."""
     training, store = Training(job), run.config.store
     if not run.processes.is_first:
-        store = dataclasses.replace(store, keep_states=0, log_with=NOTHING)
+        store = dataclasses.replace(store, log_with=NOTHING)
     metrics = _go_on(run, training)
-    saver = StateSaver(run.folder, store, training)
+    saver = StateSaver(run.folder, store, training, run.processes)
     PAGES.record(metrics)
     with tracker(store.log_with, run.folder.path) as log_row:
         while not training.has_ended:
@@ -265,7 +265,8 @@ def _steps(
                     if previews is not None and previews.after_step(job, progress):
                         PAGES.has_previews()
             except BaseException as error:  # Cancel, which is none of Exception's children
-                saver.save(metrics, ended=True)
+                if isinstance(error, Interrupt) or not training.is_shared_out:
+                    saver.save(metrics, ended=True)
                 if isinstance(error, Interrupt):
                     run.reporter.say(
                         f"cancelled at step {training.done}; {_again(saver, training)}"
@@ -366,14 +367,18 @@ def _parts(
             sockets.clip, prompts, run.reporter.captions, run.architecture.control_encoder
         )
         make_room()
-    denoiser, text = _placements(config)
+    denoiser, text = _placements(config, run.processes.shard)
     model, clip = sockets.model, sockets.clip
     placed = text if encoded is None else None
     return parts_of(model, clip, run.architecture, denoiser, placed), encoded
 
 
-def _placements(config: RunConfig) -> tuple[Placement, Placement]:
-    """How the weights of the denoiser and of the text encoders are held."""
+def _placements(config: RunConfig, shard: bool) -> tuple[Placement, Placement]:
+    """How the weights of the denoiser and of the text encoders are held.
+
+    Args:
+        shard: whether the denoiser's are shared out, so that no device need have all of them.
+    """
     place, precision = device(), config.training.precision
     text_changed = None
     if not config.changes_weights:
@@ -382,5 +387,7 @@ def _placements(config: RunConfig) -> tuple[Placement, Placement]:
         held_in = DTYPES[config.own.weights]
         denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)
         text_changed = held_in if config.own.train_text_encoder else None
+    if shard:
+        denoiser = denoiser._replace(waits_on=torch.device("cpu"))
     # The host computes prompts in fp32 whatever their weights are stored in; so does training.
     return denoiser, Placement(place, torch.float32, text_changed)
