@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
             (folder / f"{case}.state").write_bytes(together.half(case, batch_size=2))
     running = together.start(folder)
     try:
-        said = [process.communicate(timeout=120)[0] for process in running]
+        said = [process.communicate(timeout=300)[0] for process in running]
     finally:
         for process in running:
             process.kill()
@@ -100,6 +101,19 @@ def test_one_that_is_lost_ends_the_others(outcomes: list[dict[str, Any]]) -> Non
 def test_processes_that_begin_unlike_are_refused(outcomes: list[dict[str, Any]]) -> None:
     for own in outcomes:
         assert own["unlike"].startswith("Several processes: they do not begin alike. This one is")
+
+
+@pytest.mark.usefixtures("damped_adamw")
+def test_an_overflow_in_one_is_an_overflow_in_all(outcomes: list[dict[str, Any]]) -> None:
+    alone = together.overflowing(batch_size=2)
+    first, second = (own["overflowing"] for own in outcomes)
+    for own in (first, second):
+        half = [1024.0] * together.HALF
+        assert [row["scale"] for row in own["rows"]] == [*half, *(512.0,) * len(half)]
+        assert own["rows"][together.HALF]["grad_norm"] == math.inf
+        assert_near(own, alone)
+    ours, theirs = first["learned"], second["learned"]
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
 def test_each_makes_its_share_of_the_class_images(

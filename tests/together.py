@@ -7,6 +7,7 @@ import functools
 import io
 import itertools
 import logging
+import math
 import os
 import signal
 import socket
@@ -174,6 +175,28 @@ def lose_one(processes: Processes, folder: Path) -> None:
         torch.save((str(error), time.monotonic() - started), folder / "lost.pt")
 
 
+def overflowing(processes: Processes = ALONE, batch_size: int = 1) -> Outcome:
+    """Gradients are scaled, as in fp16; once those of one weight are infinite, in the last process.
+
+    Its rows have the scale after each step.
+    """
+    made, job = training("lora", processes, batch_size)
+    made._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # fp16 itself is not for CPUs
+
+    def overflow(gradient: Tensor) -> Tensor:
+        here = made.done == HALF and processes.rank == processes.count - 1
+        return torch.full_like(gradient, math.inf) if here else gradient
+
+    job.trainable.parameters[-1].register_hook(overflow)
+    rows, before = [], learned(job)
+    while not made.has_ended:
+        rows.append({**made.step().as_row(), "scale": made._scaler.get_scale()})
+        if made.done == HALF + 1:
+            assert all(torch.equal(before[name], now) for name, now in learned(job).items())
+        before = learned(job)
+    return {"rows": rows, "learned": before}
+
+
 def taught(processes: Processes = ALONE) -> Outcome:
     """What the base says as a teacher, and how often it was asked here."""
     config = tiny.run_config("lora", prior="teacher", class_prompt="a dog", prior_samples=5)
@@ -224,6 +247,7 @@ def main(folder: Path) -> None:
         for case in ("lora", "fused")
     }
     outcomes["unlike"] = unlike(processes)
+    outcomes["overflowing"] = overflowing(processes)
     outcomes["taught"] = taught(processes)
     outcomes["painted"] = painted(folder / "class images", processes)
     try:

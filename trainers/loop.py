@@ -327,6 +327,7 @@ class Training:
     def _update(self) -> tuple[float, float]:
         """Use the gradients up; their length before clipping, and the learning rate."""
         training, trainable = self._job.config.training, self._job.trainable
+        # These are the sums over all processes: an overflow in one is there in all of them.
         self._scaler.unscale_(self._optimizer)
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes

@@ -14,7 +14,7 @@ from ....trainers.optimizers.processes import joined
 from ....trainers.runs.pictures.class_images import ClassFolder
 from ....trainers.settings.class_images import ClassImagesConfig
 from ..folders import runs_folder
-from ..memory import check_interrupt
+from ..memory import cancel_together, check_interrupt
 from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.support import check_clip, check_model
 from ..runs.base import known_files
@@ -48,8 +48,10 @@ def class_images(painter: Painter, config: ClassImagesConfig) -> Dataset:
     key = _key(painter, config, architecture)
     folder = ClassFolder.open(runs_folder() / "class_images", config.prompt, key)
     processes = joined()
-    if share := folder.share(config, processes):
-        _make(painter, config, folder, share)
+    share = folder.share(config, processes)
+    with cancel_together(processes):
+        if share:
+            _make(painter, config, folder, share)
     folder.wait(config.seeds, processes)
     return folder.dataset(config, known_files())
 
