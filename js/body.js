@@ -1,7 +1,9 @@
 // Elements of ours in the body of a node, in both renderers, and what nodes are told.
 
-const SMALLEST_WIDTH = 300;
-const MARGIN_PX = 10; // of the host, around such elements
+export const SMALLEST_WIDTH = 300;
+export const MARGIN_PX = 10; // of the host, around such elements
+export const LINE_PX = 17; // of text of 12 px
+const CHARACTER_PX = 6.2; // of it, on average
 const OURS = ["keydown", "keyup", "copy", "paste", "pointerdown"];
 
 // An element of `kind` with these properties and children.
@@ -46,4 +48,10 @@ function fit(node, grows) {
   const height = grows ? Math.max(node.size[1], needed) : needed;
   node.setSize([Math.max(node.size[0], width, SMALLEST_WIDTH), height]);
   node.setDirtyCanvas?.(true, true);
+}
+
+// How high a text of 12 px becomes in this width, about.
+export function textHeight(text, width) {
+  const linesOf = (line) => Math.max(1, Math.ceil((line.length * CHARACTER_PX) / width));
+  return LINE_PX * text.split("\n").reduce((sum, line) => sum + linesOf(line), 0);
 }

@@ -248,7 +248,8 @@ class ExportRun(io.ComfyNode):
     def execute(cls, run: str, name: str) -> io.NodeOutput:
         from .host.runs.export import export_run
 
-        return io.NodeOutput(str(export_run(run, name)))
+        folder, lines = export_run(run, name)
+        return io.NodeOutput(str(folder), ui={"text": lines})
 
 
 class Compare(io.ComfyNode):

@@ -15,8 +15,9 @@ from typing import Any
 
 import psutil
 import pytest
+import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from tests.conftest import HOST_ARGUMENTS
 from tests.graphs import SMALL_LORA, Graph
@@ -255,18 +256,30 @@ def exported(host: Host, graph: Graph, **inputs: Any) -> Path:
 
 def test_an_export_names_its_files_and_what_became_of_them(host: Host) -> None:
     name = pictures(host, "exported")
+    words = host.base / "models" / "embeddings" / "deeper"
+    words.mkdir(parents=True)
+    for word in ("mood", "style", "other"):
+        save_file({"emb_params": torch.zeros(1, 768)}, words / f"{word}.safetensors")
     graph = Graph()
-    graph.train(*graph.load(), graph.dataset(name), seed=12, steps=1)
+    prompts = "a (embedding:mood:1.2), dog\n[(embedding:deeper/style.safetensors)], embedding:none"
+    (preview,) = graph.add(
+        "PersonalizePreview", prompts=prompts, every_steps=100, seed=1, width=64, height=64,
+        steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
+    )  # fmt: skip
+    graph.train(*graph.load(), graph.dataset(name), seed=12, steps=1, preview=preview)
     folder = exported(host, graph)
     listed = json.loads((folder / "files.json").read_text())["files"]
     named = {(file["folder"], file["name"]) for file in listed}
-    assert named == {("checkpoints", "thin_sd15.safetensors")} | {
-        ("input", f"exported/{number}.png") for number in range(3)
+    assert named == {
+        ("checkpoints", "thin_sd15.safetensors"),
+        ("embeddings", "deeper/mood.safetensors"),
+        ("embeddings", "deeper/style.safetensors"),
+        *(("input", f"exported/{number}.png") for number in range(3)),
     }
     assert all(len(file["sha256"]) == 64 and file["bytes"] for file in listed)
     text = (folder / "README.txt").read_text()
-    assert f"custom_nodes/{PACK_NAME} run.json --dry-run" in text
-    assert "thin_sd15.safetensors" in text
+    assert f'python "$COMFYUI/custom_nodes/{PACK_NAME}" run.json --dry-run' in text
+    assert "models/checkpoints/thin_sd15.safetensors" in text
     assert str(host.base) not in "".join(file.read_text() for file in folder.iterdir())
 
     pictures_there = host.base / "input" / "exported"

@@ -195,6 +195,31 @@ console.log(JSON.stringify({
 }));
 """
 
+EXPORT = """
+const element = () => ({ style: {}, dataset: {}, append() {}, addEventListener() {} });
+globalThis.document = { createElement: element };
+await import("./extensions/personalize/training/export.js");
+class Node {
+  constructor(comfyClass) { Object.assign(this, { comfyClass, size: [210, 80], bodies: [] }); }
+  addDOMWidget(name, type, element, options) {
+    this.bodies.push({ element, options });
+    return {};
+  }
+  computeSize() { return [210, 60 + this.bodies[0].options.getMinHeight()]; }
+  setSize(size) { this.size = size; }
+}
+const [node, other] = ["PersonalizeExportRun", "KSampler"].map((kind) => new Node(kind));
+globalThis.extension.nodeCreated(node);
+globalThis.extension.nodeCreated(other);
+const [{ element: body, options }] = node.bodies;
+const before = [body.textContent, node.size];
+node.onExecuted({ text: ["output/x", "<b>two</b>", "three"] });
+console.log(JSON.stringify({
+  before, after: body.textContent, html: body.innerHTML ?? null, size: node.size,
+  saved: options.serialize, others: other.bodies.length,
+}));
+"""
+
 PLOT = """
 let colour = "";
 globalThis.document = {
@@ -355,3 +380,12 @@ def test_dropped_pictures_go_into_a_folder_which_is_chosen(tmp_path: Path) -> No
     assert found["told"] == ["a.PNG: 400", "None of these files is a picture or a caption."]
     assert found["others"] == 1, "other nodes are left alone"
     assert found["button"] == ["upload pictures", False, False]
+
+
+def test_export_tells_in_its_body_where_it_lies_as_plain_text(tmp_path: Path) -> None:
+    told = run(tmp_path, EXPORT)
+    assert told["before"][0].startswith("Where the export lies")
+    assert told["after"] == "output/x\n<b>two</b>\nthree"
+    assert told["html"] is None
+    assert told["size"] == [300, 60 + 3 * 17 + 2 * 10]  # three lines of text and their margins
+    assert (told["saved"], told["others"]) == (False, 0)

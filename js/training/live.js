@@ -4,7 +4,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
-import { addBody, make } from "../body.js";
+import { LINE_PX, addBody, make, textHeight } from "../body.js";
 import { makeCurve } from "./curve.js";
 import { find } from "./find.js";
 import { makeStrip } from "./strip.js";
@@ -14,10 +14,9 @@ const STOP = "/personalize/stop";
 const TRAINING = "personalize.training";
 const STATUS = "personalize.status";
 const IDLE = "The loss and previews show here while it trains.";
-const [LINE_PX, CURVE_PX, GAP_PX] = [17, 130, 6];
+const [CURVE_PX, GAP_PX] = [130, 6];
 const MOST_LINES = 6;
 const PALETTE_MS = 200; // until a new one is in place
-const CHARACTER_PX = 6.2; // of the line's font, on average
 
 const views = new WeakMap(); // by node
 
@@ -40,10 +39,7 @@ class View {
 
   height() {
     const room = Math.max(1, this.node.size[0] - 20 - (this.facts.training ? 100 : 0));
-    const lines = (this.line.textContent ?? "")
-      .split("\n")
-      .map((text) => Math.max(1, Math.ceil((text.length * CHARACTER_PX) / room)));
-    const text = LINE_PX * Math.min(MOST_LINES, lines.reduce((sum, one) => sum + one, 0));
+    const text = Math.min(MOST_LINES * LINE_PX, textHeight(this.line.textContent ?? "", room));
     const curve = this.story.loss.length ? CURVE_PX + GAP_PX : 0;
     return GAP_PX + Math.max(text, this.facts.training ? 26 : 0) + curve + this.stripHeight();
   }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import folder_paths
@@ -11,6 +13,8 @@ from comfy.sd1_clip import SDTokenizer
 from ...trainers.data.tokens import EMBEDDING
 
 ENDINGS = ("", ".safetensors", ".pt", ".bin")  # as the host tries them
+NAMED = re.compile(r"embedding:([^\s<\[]+)")  # in whatever brackets
+SIGNS = re.compile("[,():]")
 
 
 @functools.lru_cache(maxsize=4096)
@@ -27,7 +31,29 @@ def count_tokens(text: str) -> int:
 
 def is_embedding(name: str) -> bool:
     """Whether a file of the host's embeddings folders answers to `embedding:name`."""
-    return any(folder_paths.get_full_path("embeddings", name + ending) for ending in ENDINGS)
+    return embedding_file(name) is not None
+
+
+def embedding_file(name: str) -> str | None:
+    """The file that answers to `embedding:name`, by its path in an embeddings folder; None where
+    there is none. As the host does, it looks into sub-folders too.
+    """
+    listed = [file.replace("\\", "/") for file in folder_paths.get_filename_list("embeddings")]
+    for wanted in (name + ending for ending in ENDINGS):
+        deeper = (file for file in listed if file.endswith(f"/{wanted}"))
+        if found := wanted if wanted in listed else next(deeper, None):
+            return found
+    return None
+
+
+def embeddings_in(text: str) -> Iterator[str]:
+    """The files that a prompt names, by their paths in an embeddings folder."""
+    for named in NAMED.findall(text):
+        name = named.replace("\\(", "(").replace("\\)", ")").replace("\\", "/")
+        # What ends it may be of the name or of the prompt: `mood:1.2),`. The longest file is meant.
+        ends = [len(name), *(sign.start() for sign in SIGNS.finditer(name))]
+        files = map(embedding_file, (name[:end] for end in sorted(ends, reverse=True)))
+        yield from filter(None, [next(filter(None, files), None)])
 
 
 @functools.cache

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from ....trainers.errors import RecipeError
-from ....trainers.runs.files import checked_prefix, sha256, write_whole
+from ....trainers.runs.files import checked_prefix, write_whole
 from ..folders import runs_folder
-from ..status import counted, running_node, show_text
-from .graph import PACK, NeededFile, needed_files
+from ..status import counted
+from .base import known_files
+from .graph import INPUT, PACK, NeededFile, needed_files
 
 EXPORTS = "exports"
 RUN_NAME = "%run%"
@@ -24,36 +25,44 @@ COMMANDS = """\
 {title}
 
 1. There, install ComfyUI and this node pack (custom_nodes/{pack}){others}.
-2. Put these files into ComfyUI's folders, under the same names (files.json has their hashes):
+
+2. Put these files into ComfyUI's folder, under the same names (files.json has their hashes):
+
 {files}
-3. Beside this file, with the Python that runs ComfyUI, check that all is there:
 
-   python COMFYUI/custom_nodes/{pack} run.json --dry-run
+3. Open a terminal in the folder of this README, and say where ComfyUI lies there:
 
-   One process:
+   Linux, macOS:            COMFYUI=~/ComfyUI
+   Windows (PowerShell):    $COMFYUI = "C:\\ComfyUI"
 
-   python COMFYUI/custom_nodes/{pack} run.json
+4. With the Python that runs ComfyUI, check that all is there:
 
-   N GPUs of one machine, each with the whole model:
+   python "$COMFYUI/custom_nodes/{pack}" run.json --dry-run
 
-   torchrun --nproc-per-node N COMFYUI/custom_nodes/{pack} run.json
+   Then train. One process:
 
-   M machines with N GPUs each that share COMFYUI/output, on each of them, with R from 0 to M - 1
-   (IP is the address of the machine with R 0):
+   python "$COMFYUI/custom_nodes/{pack}" run.json
 
-   torchrun --nnodes M --nproc-per-node N --node-rank R --master-addr IP --master-port 29500 \\
-       COMFYUI/custom_nodes/{pack} run.json
+   The GPUs of one machine, here 2, each with the whole model:
+
+   torchrun --nproc-per-node 2 "$COMFYUI/custom_nodes/{pack}" run.json
+
+   Several machines, here 2 with 8 GPUs each, that share ComfyUI's output folder; on each of them,
+   with 0 for the first and 1 for the second after --node-rank, and the address of the first:
+
+   torchrun --nnodes 2 --nproc-per-node 8 --node-rank 0 --master-addr 10.0.0.1 \
+--master-port 29500 "$COMFYUI/custom_nodes/{pack}" run.json
 
    accelerate launch takes the same, in its own words.
 
-COMFYUI is ComfyUI's folder. Its own arguments follow --, as in: ... run.json -- --lowvram
-The result is in COMFYUI/output/personalize/{run}. Copy that folder into the same place here, and
-the graph takes it from disk.
+ComfyUI's own arguments follow --, as in: ... run.json -- --lowvram
+The result is in ComfyUI's output/personalize/{run}.
+Copy that folder into the same place here, and the graph takes it from disk.
 """
 
 
-def export_run(run: str, name: str) -> Path:
-    """Write the three files; the folder they are in.
+def export_run(run: str, name: str) -> tuple[Path, list[str]]:
+    """Write the three files; the folder they are in, and lines for the person at the node.
 
     Args:
         run: the folder of a run, as a training node hands it out.
@@ -69,13 +78,18 @@ def export_run(run: str, name: str) -> Path:
     graph = facts["graph"]
     files = needed_files(graph["nodes"])
     _check(graph["files"], files)
-    listed = [{**file.as_dict(), "sha256": sha256(file.path)} for file in counted(files)]
+    known = known_files()
+    listed = [{**file.as_dict(), "sha256": known(file.path).hex()} for file in counted(files)]
     write_whole(target / "run.json", json.dumps(facts, indent=2).encode())
     write_whole(target / "files.json", json.dumps({"files": listed}, indent=2).encode())
     write_whole(target / "README.txt", _commands(facts, listed, source.name).encode())
-    total = sum(file["bytes"] for file in listed)
-    show_text(f"{target}: {len(listed)} files, {total / 1e9:.2f} GB to copy", running_node())
-    return target
+    size = sum(file["bytes"] for file in listed) / 1e9
+    place = target.relative_to(os.path.realpath(runs_folder().parent)).as_posix()
+    return target, [
+        f"output/{place}",
+        "README.txt in it says what to do with it.",
+        f"To copy: {len(listed)} file{'s' * (len(listed) > 1)}, {size:.2f} GB.",
+    ]
 
 
 def _facts(run: Path) -> dict[str, Any]:
@@ -116,7 +130,11 @@ def _check(before: list[dict[str, Any]], files: list[NeededFile]) -> None:
 
 def _commands(facts: dict[str, Any], files: list[dict[str, Any]], run: str) -> str:
     packs = facts["graph"]["custom_nodes"]
-    lines = [f"   {f['folder']}/{f['name']}  ({f['bytes'] / 1e6:.1f} MB)" for f in files]
+    places = [f["folder"] if f["folder"] == INPUT else f"models/{f['folder']}" for f in files]
+    lines = [
+        f"   {place}/{file['name']}  ({file['bytes'] / 1e6:.1f} MB)"
+        for place, file in zip(places, files, strict=True)
+    ]
     return COMMANDS.format(
         title=f"Run {run}: {facts['method']} on {facts['architecture']}",
         pack=PACK,

@@ -22,10 +22,12 @@ from comfy_execution.graph_utils import is_link
 from ....trainers.data.listing import list_folder
 from ....trainers.errors import DatasetError
 from ..folders import dataset_folder, folder_names
+from ..words import embeddings_in
 from .base import GraphNode
 
 host_nodes: Any = importlib.import_module("nodes")  # the host's, not ours
 INPUT = "input"  # files of the input folder, beside the names of the host's folders of models
+EMBEDDINGS = "embeddings"  # one of those
 PACK = __name__.partition(".")[0].replace("\\", "/").rpartition("/")[2]
 PARENT = "custom_nodes."  # of the packs' names, as the host gives them
 FOLDER_NODE = "PersonalizeFolderDataset"
@@ -62,8 +64,13 @@ def record(node: GraphNode) -> dict[str, Any] | None:
 
 
 def needed_files(nodes: Mapping[str, Mapping[str, Any]]) -> list[NeededFile]:
-    """Models and pictures that the widgets of these nodes name, as far as they are there."""
-    found = {file.path: file for node in nodes.values() for file in _files_of(node)}
+    """Models and pictures that the widgets of these nodes name, and embeddings that their prompts
+    do, as far as they are there."""
+    found = {
+        file.path: file
+        for node in nodes.values()
+        for file in (*_files_of(node), *_in_prompts(node))
+    }
     return sorted(found.values(), key=lambda file: (file.folder == INPUT, file.folder, file.name))
 
 
@@ -117,6 +124,13 @@ def _files_of(node: Mapping[str, Any]) -> Iterator[NeededFile]:
             yield from _uploaded(value)
         elif value in options:
             yield from _model(value, options)
+
+
+def _in_prompts(node: Mapping[str, Any]) -> Iterator[NeededFile]:
+    for text in filter(lambda value: isinstance(value, str), node["inputs"].values()):
+        for name in embeddings_in(text):
+            if path := path_of(EMBEDDINGS, name):
+                yield NeededFile(EMBEDDINGS, name, path)
 
 
 def _model(name: str, options: Iterable[Any]) -> Iterator[NeededFile]:
