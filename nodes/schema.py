@@ -30,7 +30,7 @@ FOLDED = (
     "ema_update_step_interval",
     "rank_stabilized", "norm_control", "initialization", "lokr_factor",
     "prior_samples", "logit_mean", "logit_std", "discrete_flow_shift", "keep_tokens",
-    "caption_tag_dropout_rate", "enable_wildcard", "caption_variants",
+    "caption_tag_dropout_rate", "enable_wildcard", "caption_variants", "deterministic",
 )  # fmt: skip
 
 

@@ -18,13 +18,8 @@ from tests import tiny
 from tests.dataset_files import batch
 from trainers.errors import SaveError
 from trainers.runs import folder as run_folder
-from trainers.runs.folder import (
-    PACKAGES,
-    Result,
-    RunFolder,
-    fingerprint_of,
-    run_facts,
-)
+from trainers.runs.fingerprint import fingerprint_of
+from trainers.runs.folder import PACKAGES, Result, RunFolder, run_facts
 
 NOBODY = 65534  # the user id that owns nothing
 BASE = {"model": "0f0f", "clip": "1e1e"}
@@ -89,6 +84,43 @@ def test_a_longer_run_and_how_it_is_kept_are_the_same_run(change: dict[str, Any]
 def test_a_schedule_that_ends_makes_each_length_a_run(schedule: str) -> None:
     short, long = (facts(lr_schedule=schedule, steps=steps) for steps in (4, 8))
     assert fingerprint_of(short) != fingerprint_of(long)
+
+
+def test_setting_that_came_later_is_no_other_run_where_it_does_what_was_done_before() -> None:
+    for method, group, name, other in [
+        ("lora", "training", "deterministic", True),
+        ("dreambooth", "own", "ema_update_step_interval", 5),
+    ]:
+        settings: dict[str, Any] = {"ema_decay": 0.9} if method == "dreambooth" else {}
+        now, changed = (
+            run_facts(tiny.run_config(method, **settings, **more), "sd15", BASE, batch(2))
+            for more in ({}, {name: other})
+        )
+        old = {**now, group: {k: v for k, v in now[group].items() if k != name}}
+        assert name in now[group]
+        assert fingerprint_of(old) == fingerprint_of(now) != fingerprint_of(changed)
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "expected"),
+    [
+        ("lora", {}, None),
+        ("lora", {"variant": "dora"}, ["magnitudes in fp32"]),
+        ("dreambooth", {"ema_decay": 0.9}, None),
+        ("dreambooth", {"ema_on_cpu": True}, None),
+        ("dreambooth", {"ema_decay": 0.9, "ema_on_cpu": True}, ["average over intervals"]),
+        (
+            "dreambooth",
+            {"ema_decay": 0.9, "ema_on_cpu": True, "ema_update_step_interval": 1},
+            None,
+        ),
+    ],
+)
+def test_what_was_mended_makes_new_runs_of_those_alone_that_it_changed(
+    method: str, settings: dict[str, Any], expected: list[str] | None
+) -> None:
+    made = run_facts(tiny.run_config(method, **settings), "sd15", BASE, batch(2))
+    assert made.get("mended") == expected
 
 
 def test_other_pictures_and_another_base_are_other_runs() -> None:

@@ -110,6 +110,23 @@ def test_pictures_of_their_own_are_watched_and_not_trained(host: Host, base: str
     assert [row["loss"] for row in with_watched] == [row["loss"] for row in without]
 
 
+@on_a_cpu
+def test_deterministic_run_is_one_of_its_own_and_the_same_on_a_cpu(host: Host) -> None:
+    folder_of(host, "dog", (80, 72), (72, 80))
+    folder, graph = host.base / "output" / "personalize", Graph()
+    sockets = [*graph.load(), graph.dataset("dog")]
+    before = set(folder.glob("lora-*"))
+    for wanted in (False, True):
+        graph.train(*sockets, seed=71, deterministic=wanted)
+    host.run(graph)
+    runs = set(folder.glob("lora-*")) - before
+    assert len(runs) == 2
+    asked = [json.loads((run / "run.json").read_text()) for run in runs]
+    assert {run["training"]["deterministic"] for run in asked} == {False, True}
+    assert asked[0]["base_model"] == asked[1]["base_model"]
+    assert len({(run / "metrics.jsonl").read_text() for run in runs}) == 1
+
+
 def test_plot_without_a_page_is_dark_unless_the_graph_says_light(host: Host) -> None:
     folder_of(host, "dog", (80, 72))
     graph = Graph()

@@ -11,7 +11,8 @@ from tests import tiny
 from tests.dataset_files import batch
 from trainers.errors import SettingsError
 from trainers.objective.prompts import caption_prompts
-from trainers.runs.folder import fingerprint_of, run_facts
+from trainers.runs.fingerprint import fingerprint_of
+from trainers.runs.folder import run_facts
 from trainers.settings.objective import ObjectiveConfig
 
 TAGS = "sks dog, 1girl, solo, red hair, smile, outdoors"

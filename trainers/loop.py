@@ -11,7 +11,6 @@ import functools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,6 +25,7 @@ from .data.validation import check_watched
 from .errors import NonFiniteLossError, ProcessesError
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
+from .models.deterministic import deterministic
 from .models.precision import gradient_scaler
 from .objective.losses import batch_loss
 from .objective.prompts import caption_prompts
@@ -35,7 +35,15 @@ from .optimizers.processes import ALONE, Processes
 from .optimizers.sharded import Part, check_sharding, optimizer_state, part_of, shard, whole
 from .settings.run import RunConfig
 from .settings.validation import BEST
-from .step import Job, evaluating, losses_and_weights, predict, train_adapters, validation_loss
+from .step import (
+    Job,
+    evaluating,
+    losses_and_weights,
+    predict,
+    private_random_state,
+    train_adapters,
+    validation_loss,
+)
 
 log = logging.getLogger(__name__)
 
@@ -141,8 +149,8 @@ def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, tot
 class Training:
     """A job under way: step by step, with a state between two steps that can be kept.
 
-    Whoever goes on from `state` gets the same numbers, bit for bit on one machine, as one who was
-    never stopped.
+    Whoever goes on from `state` gets the same numbers as one who was never stopped: bit for bit on
+    one CPU, and on one GPU where the run is deterministic.
 
     Attributes:
         done: optimizer steps so far.
@@ -176,15 +184,17 @@ class Training:
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
+            UnavailableError: it is to be deterministic, which is not possible here.
         """
         if not self._together:
             self._check_together()
         processes, device = self._job.processes, self._job.parts.device
-        with _private_random_state(device), processes.sharing_out():
-            loss = self._backward()
-            grad_norm, learning_rate = self._update()
-        self.done += 1
-        validation = self._validate()
+        with deterministic(self._job.config.training.deterministic, device):
+            with private_random_state(device), processes.sharing_out():
+                loss = self._backward()
+                grad_norm, learning_rate = self._update()
+            self.done += 1
+            validation = self._validate()
         return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
 
     @property
@@ -357,14 +367,6 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
         losses.append(progress.loss)
         report(progress)
     return losses
-
-
-@contextmanager
-def _private_random_state(device: torch.device) -> Iterator[None]:
-    # Layers with dropout draw from the global generators; whoever called us keeps theirs.
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        yield
 
 
 def _say_batch(plan: BatchPlan, job: Job) -> None:

@@ -246,6 +246,14 @@ def _prompt(job: Job, picture: int, generator: torch.Generator) -> str:
     return choices[int(torch.randint(len(choices), (), generator=generator))]
 
 
+@contextmanager
+def private_random_state(device: torch.device) -> Iterator[None]:
+    """Layers with dropout draw from the global generators; whoever called us keeps theirs."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
 def _seed_layers(device: torch.device, seed: int) -> None:
     # Dropout draws from the global generators of its device; those of others are left alone.
     torch.default_generator.manual_seed(seed)

@@ -12,6 +12,7 @@ import torch
 from torch.amp.grad_scaler import GradScaler
 
 from ..errors import UnavailableError
+from ..settings.run import RunConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -42,6 +43,19 @@ def trained_compute_dtype(
         UnavailableError: as `compute_dtype`.
     """
     return held_in if held_in == compute_dtype(precision, device) else torch.float32
+
+
+def computes_in(config: RunConfig, device: torch.device) -> str:
+    """What a run's arithmetic is in, and on what, as its facts have it.
+
+    The card's name counts where the bits depend on it alone.
+    """
+    training = config.training
+    dtype = compute_dtype(training.precision, device)
+    if getattr(config.own, "weights", "") == "bf16":  # others may be narrowed
+        dtype = trained_compute_dtype(training.precision, torch.bfloat16, device)
+    named = training.deterministic and device.type == "cuda"
+    return f"{dtype} on {torch.cuda.get_device_name(device) if named else device.type}"
 
 
 def _automatic(device: torch.device) -> torch.dtype:

@@ -1,4 +1,10 @@
-"""Hashes of weights and files: of all their bytes, so that none passes for another."""
+"""What makes two runs the same: hashes of their facts, and of all bytes of weights and files.
+
+A setting that came later says what was done before it was there (Setting.before); runs in which it
+stands so are those that do not know it, and keep their fingerprints. What was mended, and decides
+the results of some runs alone, makes new runs of those (`mended`). What decides all results makes
+all runs new (folder.FORMAT).
+"""
 
 from __future__ import annotations
 
@@ -12,17 +18,61 @@ import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import SaveError
+from ..settings.field import settings_of
+from ..settings.run import RunConfig, config_groups
 from .files import sha256, write_whole
 
 MOST_THREADS = 8
 MOST_BYTES = 5_000_000  # of what is remembered: 50,000 files
 SETTLED_SECONDS = 3  # clocks of file systems are coarse: a younger file may change unseen
 LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{64})\n")
+
+# -- of runs ------------------------------------------------------------------
+
+
+def fingerprint_of(facts: Mapping[str, Any]) -> str:
+    """A hash of the facts, but for those that a run may change and go on: see `same_run`."""
+    return hashlib.sha256(json.dumps(same_run(facts), sort_keys=True).encode()).hexdigest()
+
+
+def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The facts that two runs share of which the longer one goes on from the shorter one.
+
+    A schedule that ends with the run makes each length a run of its own.
+    """
+    shared = {name: value for name, value in facts.items() if name != "store"}
+    if facts["training"]["lr_schedule"] in ("constant", "constant_with_warmup"):
+        length = ("steps", "epochs")
+        shared["training"] = {k: v for k, v in facts["training"].items() if k not in length}
+    groups = config_groups(facts["method"])
+    for group in groups.keys() & shared.keys():
+        before = {name: known.before for name, (_, known) in settings_of(groups[group]).items()}
+        shared[group] = {
+            name: value
+            for name, value in shared[group].items()
+            if before.get(name) is None or value != before[name]
+        }
+    return shared
+
+
+def mended(config: RunConfig) -> dict[str, Any]:
+    """What was mended in runs of these settings; nothing for all others."""
+    own = config.own
+    found = []
+    if getattr(own, "variant", "") == "dora":
+        found.append("magnitudes in fp32")
+    if getattr(own, "ema_on_cpu", False) and own.ema_decay and own.ema_interval_steps > 1:
+        found.append("average over intervals")
+    return {"mended": found} if found else {}
+
+
+# -- of weights ---------------------------------------------------------------
 
 
 def weights_fingerprint(modules: Mapping[str, nn.Module]) -> str:

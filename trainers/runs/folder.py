@@ -15,7 +15,6 @@ killed process, a full disk or an edited run.json costs no more than the steps s
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import importlib.metadata
 import json
 import logging
@@ -36,6 +35,7 @@ from ..data.captions import one_line
 from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
 from .files import read_tensors, save_error, save_tensors, whole_file, write_whole
+from .fingerprint import fingerprint_of, mended
 from .story import read_metrics
 
 log = logging.getLogger(__name__)
@@ -63,6 +63,7 @@ def run_facts(
     return {
         "format": FORMAT,
         **config.as_dict(),
+        **mended(config),
         "architecture": architecture,
         "base_model": dict(base),
         "dataset": _listing(dataset, by_lines),
@@ -73,23 +74,6 @@ def run_facts(
         # Patch releases change no numbers; those of torch and peft between them may.
         "made_with": {name: _release(version) for name, version in _versions().items()},
     }
-
-
-def fingerprint_of(facts: Mapping[str, Any]) -> str:
-    """A hash of the facts, but for those that a run may change and go on: see `same_run`."""
-    return hashlib.sha256(json.dumps(same_run(facts), sort_keys=True).encode()).hexdigest()
-
-
-def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The facts that two runs share of which the longer one goes on from the shorter one.
-
-    A schedule that ends with the run makes each length a run of its own.
-    """
-    shared = {name: value for name, value in facts.items() if name != "store"}
-    if facts["training"]["lr_schedule"] in ("constant", "constant_with_warmup"):
-        length = ("steps", "epochs")
-        shared["training"] = {k: v for k, v in facts["training"].items() if k not in length}
-    return shared
 
 
 def _listing(dataset: Dataset, by_lines: bool) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class DreamBoothConfig(Settings):
         0,
         "Updates from one look of that average at the weights to the next; a look counts for all "
         "of them. 0: 1, with ema_on_cpu 10.",
-        min=0, max=10_000, source="O 5",
+        min=0, max=10_000, source="O 5", before=0,
     )  # fmt: skip
 
     train_token: bool = train_token()

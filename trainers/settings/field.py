@@ -17,7 +17,12 @@ from ..errors import SettingsError
 
 @dataclass(frozen=True)
 class Setting:
-    """What is known of one field beside its name and default."""
+    """What is known of one field beside its name and default.
+
+    Attributes:
+        before: of a setting that was not always there: the value that does what was done without
+            it. A run with that value is the same run as one that does not know the setting.
+    """
 
     help: str
     min: float | None = None
@@ -26,6 +31,7 @@ class Setting:
     choices: tuple[str, ...] = ()
     advanced: bool = True
     source: str = ""
+    before: Any = None
 
     def problem_with(self, value: Any) -> str | None:
         """What is wrong with `value`, in the user's words, or None."""

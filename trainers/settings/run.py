@@ -74,7 +74,7 @@ ON_OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
     "run_settings": (
         "epochs", "held_out", "validate_every", "hand_out", "patience", "if_run_exists",
-        "state_every", "keep_states", "old_states_gb", "log_with",
+        "state_every", "keep_states", "old_states_gb", "log_with", "deterministic",
     ),
 }  # fmt: skip
 # Class images would keep what Textual Inversion does not change.

@@ -84,8 +84,17 @@ class TrainingConfig(Settings):
     )
     seed: int = setting(
         0,
-        "Start of every random draw: the same seed and settings give the same result.",
+        "Start of every random draw: the same seed and settings give the same result; to the bit "
+        "on a CPU, on a GPU with deterministic.",
         min=0, max=2**63 - 1, advanced=False,
+    )  # fmt: skip
+
+    deterministic: bool = setting(
+        False,
+        "The same bits each time on one GPU model too, as on a CPU without it: torch's "
+        "deterministic algorithms alone. Slower on a GPU; how much is not measured. ComfyUI has to "
+        "be started with --deterministic.",
+        before=False,
     )  # fmt: skip
 
     def problems(self) -> list[str]:

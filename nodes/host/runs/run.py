@@ -13,7 +13,7 @@ from ....trainers.data.batches import planned_steps
 from ....trainers.data.captions import one_line
 from ....trainers.errors import SaveError
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
-from ....trainers.models.precision import compute_dtype
+from ....trainers.models.precision import computes_in
 from ....trainers.objective.prompts import caption_prompts
 from ....trainers.objective.timesteps import check_objective
 from ....trainers.optimizers.processes import Processes, joined
@@ -176,9 +176,8 @@ def _base(sockets: Sockets, node: GraphNode, trains_text: bool) -> dict[str, str
 def _run(sockets: Sockets, config: RunConfig, base: Mapping[str, str], reporter: Reporter) -> Run:
     if not config.objective.prior_weight:
         sockets = dataclasses.replace(sockets, class_dataset=None)
-    place = device()
     hashes = {name: value for name, value in base.items() if name != "architecture"}
-    hashes["computes_in"] = f"{compute_dtype(config.training.precision, place)} on {place.type}"
+    hashes["computes_in"] = computes_in(config, device())
     datasets = sockets.dataset, sockets.class_dataset, sockets.validation_dataset
     facts = run_facts(config, base["architecture"], hashes, *datasets)
     folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)

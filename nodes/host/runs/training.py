@@ -25,6 +25,7 @@ from ....trainers.data.validation import held_out_places, split
 from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
+from ....trainers.models.deterministic import check_deterministic, deterministic
 from ....trainers.models.precision import DTYPES, compute_dtype, trained_compute_dtype
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.metadata import (
@@ -89,6 +90,8 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
         torch.cuda.OutOfMemoryError: with advice.
     """
     check_tracker(config.store.log_with)
+    if config.training.deterministic:
+        check_deterministic(device())
     with torch.inference_mode(False):
         run = make_run(sockets, config, node)
         if kept := _kept(run, node):
@@ -173,9 +176,10 @@ def _train(run: Run) -> Outcome:
     previews = None
     if preview is not None and (run.processes.is_first or run.processes.shard):
         previews = Previews(preview, run.sockets, run.architecture, folder.previews, run.processes)
-    job = _job(run)
-    if config.objective.uses_teacher:
-        job = with_teacher(job, reporter.teacher)
+    with deterministic(config.training.deterministic, device()):  # steps see to it themselves
+        job = _job(run)
+        if config.objective.uses_teacher:
+            job = with_teacher(job, reporter.teacher)
     best, metrics = _steps(run, job, previews)
     asked, steps = run.asked_steps, len(metrics)
     stopped.pop(asked, None)
