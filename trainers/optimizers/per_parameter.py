@@ -1,55 +1,46 @@
-"""An optimizer for each parameter by itself, so that little memory is needed at once.
+"""An optimizer that needs little memory at once: it updates some parameters at a time, not all.
 
 Two things follow from that, together or alone:
 
-    fused backward     a parameter is updated in the backward pass, as soon as its gradient is
-                       complete, and the gradient is dropped: gradients never exist all at once
-    bf16 weights       one parameter at a time is widened to fp32, updated there, and written back
-                       with stochastic rounding (arXiv 2010.06192), so that updates smaller than
-                       bf16's step count on average as much as they should
+    fused backward     parameters are updated in the backward pass, as soon as the gradients of
+                       their bucket are complete, and these are dropped: never are all there
+    bf16 weights       one piece at a time is widened to fp32, updated there, and written back with
+                       stochastic rounding (arXiv 2010.06192), so that updates smaller than bf16's
+                       step count on average as much as they should
 
-Any optimizer that treats parameters apart from each other can be inside.
+Buckets and pieces are as pieces.py plans them. Any optimizer that treats parameters apart from each
+other can be inside. Nothing here waits for a GPU or sends it anything.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..objective.noise import generator_for
+from .pieces import Bucket, Leaf, Piece, buckets_of
 from .processes import ALONE, InOrder, Processes
 
-# Numbers that are widened at once; 8-bit optimizers share a scale between 256 of them.
-PIECE = 256 * 8192
+# Numbers that are updated at once. Where they are widened, that takes two rows of fp32: 67 MB.
+# 8-bit optimizers share a scale between 256 of them.
+PIECE = 256 * 32768
 LOW_BITS = 16  # of fp32, those that bf16 does not have
 
-# (one group with one parameter) -> its optimizer
+# groups of parameters -> their optimizer, which may keep nothing but a state of each parameter
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
 
 
-class _Piece(NamedTuple):
-    """A parameter, or a span of one as a row of numbers, and what updates it.
-
-    Its number is a part of the seed of its rounding.
-    """
-
-    number: int
-    span: slice | None
-    optimizer: torch.optim.Optimizer
-
-
 class PerParameter(torch.optim.Optimizer):
-    """Updates each parameter by an optimizer of its own, at `step` or in the backward pass.
+    """Updates parameters bucket by bucket, at `step` or in the backward pass.
 
     Args:
         groups: as for any optimizer; each with its "lr", which schedules may change.
-        make_inner: makes the optimizer of one parameter.
+        make_inner: makes the optimizer of all of them, which is shown a piece at a time.
         seed: of the rounding.
         fused: update in the backward pass; `step` then only counts.
         max_norm: if fused, the longest gradient of each tensor.
@@ -73,17 +64,16 @@ class PerParameter(torch.optim.Optimizer):
         self.fused = fused
         self._seed, self._max_norm = seed, max_norm
         self._num_steps = 0
-        self._squared_norms: list[Tensor] = []
-        self._pieces: dict[nn.Parameter, list[_Piece]] = {}
-        numbers = itertools.count()
-        self._groups = {parameter: group for group, parameter in self._parameters()}
+        self._norms: list[Tensor] = []
         self._sums = InOrder(processes, [group["params"] for group in self.param_groups])
-        for parameter, group in self._groups.items():
-            self._pieces[parameter] = [
-                _Piece(next(numbers), span, make_inner([{**group, "params": [_leaf(parameter)]}]))
-                for span in _spans(parameter, elementwise)
-            ]
-            if fused:
+        self._buckets, self._leaves = buckets_of(self.param_groups, PIECE, elementwise)
+        self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
+        self._inner = make_inner(self._groups_of_leaves())
+        self._inner_groups = self._inner.param_groups
+        self._generators: dict[torch.device, torch.Generator] = {}
+        self._seeded_for, self._step_seed = -1, 0
+        if fused:
+            for parameter in self._bucket_of:
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     _hook(self)
                 )
@@ -91,60 +81,73 @@ class PerParameter(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update what has a gradient; in the fused case all gradients are gone already."""
         assert closure is None, "no optimizer here computes the loss again"
-        for parameter in self._groups:
-            if parameter.grad is not None:
-                self.update(parameter)
+        for bucket in self._buckets:
+            self._update(bucket)
         self._num_steps += 1
 
     def take(self, parameter: nn.Parameter) -> None:
         """In the backward pass: a parameter's gradient is complete in this process."""
-        self._update_all(self._sums.take(parameter))
+        self._take_in(self._sums.take(parameter))
 
     def finish_backward(self) -> None:
-        """After the backward pass: update what has a gradient in other processes alone."""
-        self._update_all(self._sums.finish())
+        """After the backward pass: update what waited for a gradient that did not come."""
+        self._take_in(self._sums.finish())
+        for bucket in self._buckets:
+            self._update(bucket)
 
-    def _update_all(self, parameters: Iterable[nn.Parameter]) -> None:
+    def _take_in(self, parameters: Iterable[nn.Parameter]) -> None:
+        """Their gradients are complete; update the buckets that are complete with them."""
         for parameter in parameters:
-            self.update(parameter)
+            bucket = self._bucket_of[parameter]
+            bucket.ready.add(parameter)
+            if len(bucket.ready) == len(bucket.parameters):
+                self._update(bucket)
 
     @torch.no_grad()
-    def update(self, parameter: nn.Parameter) -> None:
-        """Update one parameter by its gradient and drop the gradient."""
+    def _update(self, bucket: Bucket) -> None:
+        """Use up and drop the gradients of a bucket; what has none stays as it is."""
+        bucket.ready.clear()
+        gradients = {p: p.grad for p in bucket.parameters if p.grad is not None}
+        if not gradients:
+            return
         if self.fused:
-            self._clip(parameter)
-        gradient, parameter.grad = parameter.grad, None
-        assert gradient is not None
-        for number, span, inner in self._pieces[parameter]:
-            inner.param_groups[0]["lr"] = self._groups[parameter]["lr"]
-            (leaf,) = inner.param_groups[0]["params"]
-            if leaf is parameter:
-                leaf.grad = gradient
-                inner.step()
-                leaf.grad = None
-                continue
-            part: Tensor = parameter
-            its_gradient = gradient
-            if span is not None:
-                part, its_gradient = parameter.view(-1)[span], gradient.reshape(-1)[span]
-            leaf.data, leaf.grad = _widened(part), _widened(its_gradient)
-            inner.step()
-            leaf.grad = None
-            rounded = round_stochastically(leaf.data, self._generator(number, part.device))
-            part.copy_(rounded.view_as(part))
-            leaf.data = _nothing(leaf)
+            self._clip(list(gradients.values()))
+        group = {**self._inner_groups[bucket.group], "lr": self.param_groups[bucket.group]["lr"]}
+        for piece in bucket.pieces:
+            leaves = [leaf for leaf in piece.leaves if leaf.parameter in gradients]
+            self._inner.param_groups = [{**group, "params": [leaf.trained for leaf in leaves]}]
+            if piece.rows is None:
+                self._inner.step()
+            else:
+                self._step_wide(piece, leaves, gradients)
+        for parameter in gradients:
+            parameter.grad = None
+
+    def _step_wide(
+        self, piece: Piece, leaves: list[Leaf], gradients: Mapping[nn.Parameter, Tensor]
+    ) -> None:
+        assert piece.rows is not None
+        values, room = piece.rows
+        parts = [leaf.of(leaf.parameter) for leaf in leaves]
+        places = [leaf.gradient for leaf in leaves]
+        torch._foreach_copy_([leaf.wide for leaf in leaves], parts)
+        torch._foreach_copy_(places, [leaf.of(gradients[leaf.parameter]) for leaf in leaves])
+        self._inner.step()
+        # What is rounded takes the place of the gradients.
+        round_stochastically(values, self._generator(piece.number, values.device), room)
+        torch._foreach_copy_(parts, places)
 
     def take_norm(self) -> Tensor:
         """Length of all gradients since the last call, before they were shortened. Scalar fp32."""
-        squared, self._squared_norms = self._squared_norms, []
-        return torch.stack(squared).sum().sqrt() if squared else torch.zeros(())
+        norms, self._norms = self._norms, []
+        return torch.cat(norms).norm() if norms else torch.zeros(())
 
     def state_dict(self) -> dict[str, Any]:
         """All that a later `load_state_dict` needs to go on in the same way."""
         return {
             "num_steps": self._num_steps,
             "rates": [group["lr"] for group in self.param_groups],
-            "inner": [piece.optimizer.state_dict() for piece in self._all_pieces()],
+            "inner": self._states(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,66 +155,59 @@ class PerParameter(torch.optim.Optimizer):
         self._num_steps = state["num_steps"]
         for group, rate in zip(self.param_groups, state["rates"], strict=True):
             group["lr"] = rate
-        for piece, stored in zip(self._all_pieces(), state["inner"], strict=True):
-            piece.optimizer.load_state_dict(stored)
+        self._inner.param_groups = self._inner_groups
+        whole = self._inner.state_dict()
+        stored = dict(enumerate(one["state"] for one in state["inner"]))
+        assert len(stored) == len(self._leaves)
+        states = {number: one[0] for number, one in stored.items() if one}
+        self._inner.load_state_dict({**whole, "state": states})
+        self._inner_groups = self._inner.param_groups
 
-    def _all_pieces(self) -> Iterator[_Piece]:
-        return itertools.chain.from_iterable(self._pieces.values())
+    def _states(self) -> list[dict[str, Any]]:
+        """The state of each leaf as that of an optimizer which has no other."""
+        self._inner.param_groups = self._inner_groups
+        states = self._inner.state_dict()["state"]
+        numbers = range(len(self._leaves))
+        return [{"state": {0: states[n]} if n in states else {}} for n in numbers]
 
-    def _parameters(self) -> Iterator[tuple[dict[str, Any], nn.Parameter]]:
-        return ((group, parameter) for group in self.param_groups for parameter in group["params"])
+    def _groups_of_leaves(self) -> list[dict[str, Any]]:
+        leaves: dict[int, list[nn.Parameter]] = {}
+        for leaf in self._leaves:
+            leaves.setdefault(self._bucket_of[leaf.parameter].group, []).append(leaf.trained)
+        return [{**g, "params": leaves.get(place, [])} for place, g in enumerate(self.param_groups)]
 
-    def _clip(self, parameter: nn.Parameter) -> None:
-        gradient = parameter.grad
-        assert gradient is not None
-        norm = gradient.norm(dtype=torch.float32)
-        self._squared_norms.append(norm.square())
+    def _clip(self, gradients: list[Tensor]) -> None:
+        norms = torch.stack(torch._foreach_norm(gradients, 2, torch.float32))
+        self._norms.append(norms)
         if math.isfinite(self._max_norm):
-            gradient.mul_((self._max_norm / (norm + 1e-6)).clamp(max=1.0))
+            shares = (norms + 1e-6).reciprocal_().mul_(self._max_norm).clamp_(max=1.0)
+            torch._foreach_mul_(gradients, shares.unbind())
 
     def _generator(self, number: int, device: torch.device) -> torch.Generator:
-        # On the parameter's device: drawing a number a weight on the CPU would take seconds.
-        seed = generator_for(self._seed, "rounding", self._num_steps, number).initial_seed()
-        return torch.Generator(device).manual_seed(seed)
+        """One a step and device, set to a piece: the order of the pieces makes no difference."""
+        if self._seeded_for != self._num_steps:
+            seed = generator_for(self._seed, "rounding", self._num_steps).initial_seed()
+            self._seeded_for, self._step_seed = self._num_steps, seed
+        # On the parameters' device: drawing a number a weight on the CPU would take seconds.
+        if device not in self._generators:
+            self._generators[device] = torch.Generator(device)
+        return self._generators[device].manual_seed((self._step_seed + number) % 2**63)
 
 
-def round_stochastically(values: Tensor, generator: torch.Generator) -> Tensor:
-    """bf16 of fp32 `values`: one of the two neighbours, the nearer one more often.
+def round_stochastically(
+    values: Tensor, generator: torch.Generator, room: Tensor | None = None
+) -> Tensor:
+    """fp32 `values` as bf16 can hold them: one of two neighbours, the nearer one more often.
 
     The expectation is the value itself. What bf16 can hold stays as it is.
+
+    Args:
+        room: fp32 of the same shape, where they go.
     """
-    noise = torch.randint(
-        1 << LOW_BITS, values.shape, dtype=torch.int32, device=values.device, generator=generator
-    )
-    bits = noise.add_(values.view(torch.int32)).bitwise_and_(-1 << LOW_BITS)
-    return bits.view(torch.float32).bfloat16()
-
-
-def _spans(parameter: nn.Parameter, elementwise: bool) -> list[slice | None]:
-    """The pieces in which a parameter is updated; None is all of it."""
-    numel = parameter.numel()
-    whole = parameter.dtype == torch.float32 or numel <= PIECE or not parameter.is_contiguous()
-    if whole or not elementwise:
-        return [None]
-    return [slice(start, start + PIECE) for start in range(0, numel, PIECE)]
-
-
-def _leaf(parameter: nn.Parameter) -> nn.Parameter:
-    """What the inner optimizer sees: the parameter, or a place for its fp32 copy."""
-    return parameter if parameter.dtype == torch.float32 else nn.Parameter(_nothing(parameter))
-
-
-def _widened(tensor: Tensor) -> Tensor:
-    """fp32, as a matrix where it has more dimensions.
-
-    Adafactor factors its last two: for a 3x3 kernel its state would be two thirds of the weights.
-    """
-    wide = tensor.detach().float()
-    return wide.flatten(1) if wide.ndim > 2 else wide
-
-
-def _nothing(parameter: Tensor) -> Tensor:
-    return torch.empty(0, dtype=torch.float32, device=parameter.device)
+    room = torch.empty_like(values) if room is None else room
+    bits = room.view(torch.int32).random_(0, 1 << LOW_BITS, generator=generator)
+    bits.add_(values.view(torch.int32)).bitwise_and_(-1 << LOW_BITS)
+    return room
 
 
 def _hook(optimizer: PerParameter) -> Callable[[Tensor], None]:
