@@ -352,13 +352,13 @@ def _parts(
             sockets.clip, prompts, run.reporter.captions, run.architecture.control_encoder
         )
         make_room()
-    denoiser, text = _placements(config)
+    denoiser, text = placements(config)
     model, clip = sockets.model, sockets.clip
     placed = text if encoded is None else None
     return parts_of(model, clip, run.architecture, denoiser, placed), encoded
 
 
-def _placements(config: RunConfig) -> tuple[Placement, Placement]:
+def placements(config: RunConfig) -> tuple[Placement, Placement]:
     """How the weights of the denoiser and of the text encoders are held."""
     place = device()
     computes_in = compute_dtype(config.training.precision, place)
