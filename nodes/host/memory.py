@@ -14,7 +14,6 @@ import torch
 
 from .models.training_mode import training_mode
 
-
 LESS_MEMORY = (
     "Lower resolution or batch_size, turn on gradient_checkpointing, or choose optimizer "
     "'adamw_8bit'; for DreamBooth, turn on fused_backward and choose weights 'bf16'."

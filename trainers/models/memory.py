@@ -7,7 +7,6 @@ storage. It works on real tensors too, and gives the same.
 
 from __future__ import annotations
 
-import gc
 import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator
@@ -73,8 +72,9 @@ class Trains(Protocol):
 class Alive(TorchDispatchMode):
     """Adds up the storages that are alive on a device, by what they are there for.
 
-    A fake tensor that is asked for a number says 0; asked for any or all of its numbers, it says
-    yes, since weights are there and are finite.
+    A fake tensor that is asked for a number says 0, and one of several whole numbers its place, so
+    that a shuffled row is one in order; asked for any or all of its numbers, it says yes, since
+    weights are there and are finite.
 
     Attributes:
         peak: in bytes by Kind, at the last moment when all of them together were most.
@@ -92,9 +92,7 @@ class Alive(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default and _is_fake(args[0]):
-            if args[0] is self._yes:
-                return True
-            return 0.0 if args[0].is_floating_point() else 0
+            return self._answer(args[0])
         result = func(*args, **(kwargs or {}))
         if func._overloadpacket in (torch.ops.aten.any, torch.ops.aten.all):
             self._yes = result
@@ -103,6 +101,12 @@ class Alive(TorchDispatchMode):
             if isinstance(value, Tensor):
                 self.count(value)
         return result
+
+    def _answer(self, asked: Tensor) -> float:
+        if asked is self._yes:
+            return True
+        whole = not (asked.is_floating_point() or asked.dtype is torch.bool)
+        return int(asked.storage_offset()) if whole else 0.0
 
     def count(self, tensor: Tensor, kind: Kind | None = None) -> None:
         """Take in a tensor's storage; one that is known stays what it is unless `kind` is given."""
@@ -170,7 +174,6 @@ def step_memory(
     for _ in range(STEPS):
         alive.flops = 0
         training.step()
-        gc.collect()
         alive.call_the_rest(Kind.STATE)
     return StepMemory(*alive.peak, alive.shared, alive.flops)
 

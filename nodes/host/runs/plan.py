@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 
 import comfy.model_management
@@ -120,9 +120,8 @@ class _Bare:
                 alive.count(weight, Kind.BEFORE)
 
     def heaviest(self) -> Examples:
-        """One instance image, as often as there are some in a batch, and at most one class image.
-
-        They have the largest latents and the longest captions.
+        """The instance images of the largest batch, with the longest captions; and as many class
+        images, if there are any.
         """
         sockets, config = self._run.sockets, self._run.config
         pictures, seed = sockets.dataset.pictures, config.training.seed
@@ -133,45 +132,52 @@ class _Bare:
             config.training.batch_size, seed,
         )  # fmt: skip
         batch = plan.heaviest_batch([_weight(one) for one in trained])
-        texts = caption_prompts((one.caption for one in trained), config.objective, seed).values()
-        longest = _longest(text for several in texts for text in several)
-        example = self._example(trained[batch[0]], longest)
-        examples = dataclasses.replace(example, repeats=(len(batch),))
-        if sockets.class_dataset is not None:
-            others = sockets.class_dataset.pictures
-            caption = _longest(one_line(one.caption) for one in others)
-            images = self._example(max(others, key=_weight), caption)
-            examples = examples.with_class_images(images)
-        return examples
+        told = caption_prompts((one.caption for one in trained), config.objective, seed)
+        texts = [text for several in told.values() for text in several]
+        examples = self._alike(trained[batch[0]], texts, len(batch))
+        if sockets.class_dataset is None:
+            return examples
+        others = sockets.class_dataset.pictures
+        texts = [one_line(one.caption) for one in others]
+        images = self._alike(max(others, key=_weight), texts, len(batch))
+        return examples.with_class_images(images)
 
     def encoded(self, examples: Examples) -> Mapping[Prompt, Text]:
         """What any prompt becomes: what the longest one does."""
         record = self._run.architecture
         encoders = self._clip.cond_stage_model
         text = HostText(self._clip, encoders, torch.device("cpu"), record.control_encoder)
-        longest = _longest([*examples.captions, self._run.config.objective.class_prompt])
+        prompts = [*examples.captions, self._run.config.objective.class_prompt]
+        longest = max(prompts, key=len)
         made = text.encode(prompt_of(longest, examples.controls.get(0), record))
         return defaultdict(lambda: made)
 
     def job(self, examples: Examples, encoded: Mapping[Prompt, Text] | None) -> Job:
         """The run's own job on these; all its batches are alike."""
-        config = _of_two_steps(self._run.config, examples.repeats[0])
+        config = _of_two_steps(self._run.config, examples.num_instances)
         denoiser, text = placements(config)
         placed = text if encoded is None else None
         parts = parts_of(self._model, self._clip, self._run.architecture, denoiser, placed)
-        job = make_job(parts, examples, encoded, config)
+        job = _of_different_prompts(make_job(parts, examples, encoded, config))
         return with_teacher(job) if config.objective.uses_teacher else job
 
-    def _example(self, picture: Picture, caption: str) -> Examples:
+    def _alike(self, picture: Picture, texts: Sequence[str], number: int) -> Examples:
+        """So many pictures of the same size, with the longest of `texts`."""
         width, height = picture.bucket_px
         latents = scaler_of(self._model)(self._latents(height, width))[0].float().cpu()
         controls = {}
         if picture.controls:
             sizes = [one.size_px[::-1] for one in picture.controls]
             kept = tuple(self._latents(*size).float().cpu() for size in sizes)
-            controls[0] = Controls(kept, lambda: tuple(torch.zeros(1, *s, 3) for s in sizes))
-        one = (caption,), (size_of(picture),), (1,)
-        return Examples((latents,), (None,), *one, controls=controls)
+            shown = Controls(kept, lambda: tuple(torch.zeros(1, *size, 3) for size in sizes))
+            controls = dict.fromkeys(range(number), shown)
+        longest = sorted(dict.fromkeys(texts), key=len, reverse=True)[:number]
+        captions = tuple(longest[place % len(longest)] for place in range(number))
+        sizes_px = (size_of(picture),) * number
+        return Examples(
+            (latents,) * number, (None,) * number, captions, sizes_px, (1,) * number,
+            controls=controls,
+        )  # fmt: skip
 
     def _latents(self, height_px: int, width_px: int) -> Tensor:
         with replaced(comfy.model_management, load_models_gpu=lambda *args, **kwargs: None):
@@ -195,11 +201,22 @@ def _of_two_steps(config: RunConfig, num_instances: int) -> RunConfig:
     )
 
 
+def _of_different_prompts(job: Job) -> Job:
+    """The job whose samples have the longest of its prompts, each another where there are enough.
+
+    A text encoder that trains reads each of a batch's prompts once.
+    """
+    token = getattr(job.config.own, "token", "").lower()
+    texts = list(dict.fromkeys(text for several in job.prompts.values() for text in several))
+    texts.sort(key=lambda text: (token in text.lower(), len(text)), reverse=True)
+    number = job.examples.num_instances
+    prompts = {str(place): (texts[place % len(texts)],) for place in range(number)}
+    captions = (*prompts, *job.examples.captions[number:])
+    examples = dataclasses.replace(job.examples, captions=captions)
+    return dataclasses.replace(job, examples=examples, prompts=prompts)
+
+
 def _weight(picture: Picture) -> int:
     """As many pixels as the denoiser is shown of a picture."""
     sizes = [picture.bucket_px, *(control.size_px for control in picture.controls)]
     return sum(width * height for width, height in sizes)
-
-
-def _longest(texts: Iterable[str]) -> str:
-    return max(texts, key=len)
