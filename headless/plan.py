@@ -13,7 +13,9 @@ from ..trainers.settings.run import METHOD_DEFAULTS, config_groups
 
 if TYPE_CHECKING:  # it names the host, which is there by the time that a run is
     from ..nodes.host.runs.run import Run
+    from ..trainers.models.memory import StepMemory
 
+GB = 1e9
 MOST_PICTURES = 50
 LEAST_STEPS = 20  # of a run that says how long one takes: its time has the start in it too
 # What two runs share of which one takes as long for a step as the other.
@@ -34,7 +36,12 @@ def plan(run: Run) -> Iterator[str]:
         f"{steps} steps of {_counted(batch, 'picture')} ({loop.batch_size} at once, "
         f"{loop.gradient_accumulation} times): each picture about {passes:.1f} times"
     )
-    yield f"time: {_time(run)}"
+    kept = run.kept_steps
+    memory = None
+    if kept is None or not run.folder.has_result(kept):
+        memory, lines = _memory(run)
+        yield from lines
+    yield f"time: {_time(run, memory)}"
     yield f"folder: {run.folder.path}, {_what_is_there(run)}"
 
 
@@ -74,10 +81,45 @@ def _counted(number: int, what: str) -> str:
     return f"{number} {what}" + ("s" if number != 1 else "")
 
 
-def _time(run: Run) -> str:
+def _memory(run: Run) -> tuple[StepMemory | None, list[str]]:
+    """What the largest step will hold, in a line each; the first is None where nobody can tell."""
+    from ..nodes.host.memory import LESS_MEMORY, device
+    from ..nodes.host.runs.plan import NoPlanError, free_bytes, plan_memory
+
+    if run.sockets.without_base:
+        return None, []
+    try:
+        memory = plan_memory(run)
+    except NoPlanError as error:
+        return None, [
+            "memory: not known, since this model cannot be gone through without its numbers "
+            f"({error})"
+        ]
+    rows = {
+        "frozen weights": memory.frozen,
+        "trained weights": memory.trained,
+        "gradients": memory.gradients,
+        "optimizer states and averages": memory.states,
+        "activations": memory.activations,
+        "together": memory.peak,
+    }
+    lines = [f"memory of the largest step on {device()}, in GB:"]
+    lines += [f"    {name:30} {size / GB:8.2f}" for name, size in rows.items()]
+    free, needed = free_bytes(), memory.peak - memory.shared
+    there = f" ({memory.shared / GB:.2f} of it are there already)" if memory.shared else ""
+    lines.append(
+        f"    {'free now':30} {free / GB:8.2f}{there}; drivers and libraries take some of it too"
+    )
+    if needed > free:
+        lines.append(f"    That is more than is free. {LESS_MEMORY}")
+    return memory, lines
+
+
+def _time(run: Run, memory: StepMemory | None) -> str:
     seconds = [found for found in map(_step_seconds, _alike(run)) if found]
     if not seconds:
-        return "not known before a run like it was made here"
+        work = f"; a step is {memory.flops / 1e12:.3g} TFLOP of arithmetic" if memory else ""
+        return f"not known before a run like it was made here{work}"
     minutes, rest = divmod(round(seconds[-1] * run.asked_steps), 60)
     return f"about {minutes}:{rest:02} min, at {seconds[-1]:.2f} s a step as in a run like it"
 

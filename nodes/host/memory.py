@@ -15,6 +15,11 @@ import torch
 from ...trainers.optimizers.processes import Processes
 from .models.training_mode import training_mode
 
+LESS_MEMORY = (
+    "Lower resolution or batch_size, turn on gradient_checkpointing, or choose optimizer "
+    "'adamw_8bit'; for DreamBooth, turn on fused_backward and choose weights 'bf16'."
+)
+
 
 def device() -> torch.device:
     """Where the host runs models."""
@@ -85,9 +90,7 @@ def training_session() -> Iterator[None]:
     except torch.cuda.OutOfMemoryError as error:
         _let_go(error)
         raise torch.cuda.OutOfMemoryError(
-            "Training needs more memory than this device has.\nLower resolution or batch_size, "
-            "turn on gradient_checkpointing, or choose optimizer 'adamw_8bit'; for DreamBooth, "
-            "turn on fused_backward and choose weights 'bf16'."
+            f"Training needs more memory than this device has.\n{LESS_MEMORY}"
         ) from None
     except BaseException as error:  # the host's interrupt is none of Exception's children
         _let_go(error)

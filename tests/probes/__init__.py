@@ -336,6 +336,7 @@ class Probes(ComfyExtension):
         from .faults import Disk, Previewed
         from .gradients import Gradients, Step
         from .odd_models import OfClass
+        from .plans import Plans
         from .saving import Tamper
         from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
@@ -345,7 +346,7 @@ class Probes(ComfyExtension):
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved),
+            *(Kind, Learned, Loaded, Saved, Plans),
         ]
 
 

@@ -78,6 +78,10 @@ class BatchPlan:
         """Most instance images that there are in a micro-batch."""
         return max(map(len, self._epoch(0)))
 
+    def heaviest_batch(self, weights: Sequence[float]) -> list[int]:
+        """The instance images of the micro-batch that weighs most, by the weight of each."""
+        return max(self._epoch(0), key=lambda pictures: sum(weights[one] for one in pictures))
+
     def step(self, step: int, num_micro_batches: int) -> list[list[int]]:
         """The micro-batches of one optimizer step, counted from 0."""
         first = step * num_micro_batches

@@ -69,10 +69,11 @@ def compute_wide(layer: nn.Module, scratch: Scratch) -> None:
         own = layer._parameters
         narrow = {name: own[name] for name in names}
         wide = {name: widened(name, p) for name, p in narrow.items() if p is not None}
-        sources = {w.untyped_storage().data_ptr(): name for name, w in wide.items()}
+        # Not by where it lies in memory: fake tensors lie nowhere.
+        sources = {w.untyped_storage()._cdata: name for name, w in wide.items()}
 
         def pack(tensor: Tensor) -> Tensor | _Later:
-            name = sources.get(tensor.untyped_storage().data_ptr())
+            name = sources.get(tensor.untyped_storage()._cdata)
             if name is None:
                 return tensor
             weight = narrow[name]

@@ -1,18 +1,42 @@
-"""From what the sockets carry to the Parts of a training."""
+"""From what the sockets carry to the Parts of a training, and how those are held."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import comfy.utils
+import torch
 
 from ....trainers.contracts import Parts
 from ....trainers.models.architectures import DENOISER, Architecture
+from ....trainers.models.precision import DTYPES, compute_dtype, trained_compute_dtype
+from ....trainers.settings.run import RunConfig
+from ..memory import device
 from .denoiser import HostDenoiser
 from .objective import objective_of
 from .text import HostText
 from .tokenizer import embeddings_of, encoder_names
 from .twin import HOST_DENOISER, Placement, twin_of
+
+
+def placements(config: RunConfig, shard: bool = False) -> tuple[Placement, Placement]:
+    """How the weights of the denoiser and of the text encoders are held.
+
+    Args:
+        shard: whether the denoiser's are shared out, so that no device need have all of them.
+    """
+    place, precision = device(), config.training.precision
+    text_changed = None
+    if not config.changes_weights:
+        denoiser = Placement(place, compute_dtype(precision, place))
+    else:
+        held_in = DTYPES[config.own.weights]
+        denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)
+        text_changed = held_in if config.own.train_text_encoder else None
+    if shard:
+        denoiser = denoiser._replace(waits_on=torch.device("cpu"))
+    # The host computes prompts in fp32 whatever their weights are stored in; so does training.
+    return denoiser, Placement(place, torch.float32, text_changed)
 
 
 def parts_of(

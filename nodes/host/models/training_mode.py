@@ -28,18 +28,18 @@ def training_mode(training: bool = True) -> Iterator[None]:
     Args:
         training: False, within a training, while the host samples: modules take its fused ways.
     """
-    with ExitStack() as replaced:
-        replace = replaced.enter_context
-        replace(_with(comfy.model_management, in_training=training))
+    with ExitStack() as stack:
+        replace = stack.enter_context
+        replace(replaced(comfy.model_management, in_training=training))
         if training:
             # Each layer of the host asks whether Cancel was pressed. In the middle of a step that
             # would leave weights half updated; trainings ask between two steps.
-            replace(_with(comfy.ops, run_every_op=_nothing))
+            replace(replaced(comfy.ops, run_every_op=_nothing))
             replace(_plain_kernels())
             norm = comfy.ldm.common_dit.rms_norm
-            replace(_with(comfy.ldm.common_dit, rms_norm=_of_a_copy(norm)))
+            replace(replaced(comfy.ldm.common_dit, rms_norm=_of_a_copy(norm)))
             for name in SHIFTS:
-                replace(_with(_module(name), apply_adaln_=_shifted))
+                replace(replaced(_module(name), apply_adaln_=_shifted))
         yield
 
 
@@ -47,12 +47,12 @@ def training_mode(training: bool = True) -> Iterator[None]:
 def uninterrupted(really: bool = True) -> Iterator[None]:
     """Inside, Cancel is remembered but ends nothing."""
     ends = {"throw_exception_if_processing_interrupted": _nothing} if really else {}
-    with _with(comfy.model_management, **ends):
+    with replaced(comfy.model_management, **ends):
         yield
 
 
 @contextmanager
-def _with(owner: Any, **values: Any) -> Iterator[None]:
+def replaced(owner: Any, **values: Any) -> Iterator[None]:
     """What `owner` has of these names is another inside; None has nothing."""
     before = {name: getattr(owner, name) for name in values if hasattr(owner, name)}
     try:
@@ -75,7 +75,7 @@ def _plain_kernels() -> Iterator[None]:
 
     # In the package itself, since a module may have it from there.
     names = [name for name in vars(kernels) if "rope" in name and hasattr(eager, name)]
-    with _with(kernels, **{name: getattr(eager, name) for name in names}):
+    with replaced(kernels, **{name: getattr(eager, name) for name in names}):
         yield
 
 

@@ -12,7 +12,7 @@ refuses; `alias` gives a normal tensor on the same storage.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -91,6 +91,15 @@ def twin_of(
     _plain(twin, placement)
     guard_norms(twin)
     return twin
+
+
+def hollow(module: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
+    """A copy of the host's module that has what `like` makes of each weight in its place."""
+    with torch.inference_mode(False):
+        weights = (*module.parameters(), *module.buffers())
+        memo: dict[int, Any] = {id(weight): like(weight) for weight in weights}
+        with _without_notes(module):
+            return copy.deepcopy(module, memo)
 
 
 @contextmanager

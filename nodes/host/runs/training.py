@@ -26,7 +26,6 @@ from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
 from ....trainers.models.deterministic import check_deterministic, deterministic
-from ....trainers.models.precision import DTYPES, compute_dtype, trained_compute_dtype
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.metadata import (
     embedding_metadata,
@@ -43,11 +42,10 @@ from ....trainers.settings.store import ANEW, NOTHING
 from ....trainers.step import Job, all_prompts
 from ..folders import runs_folder
 from ..memory import Interrupt, cancel_together, device, make_room, training_session
-from ..models.parts import parts_of
+from ..models.parts import parts_of, placements
 from ..models.support import warn_of_dora, warn_of_what_is_left_out
 from ..models.text import encode_captions
 from ..models.tokenizer import embeddings_of
-from ..models.twin import Placement
 from ..models.vae import encoder_of, scaler_of
 from ..models.weights import changed_weights, weights_bytes
 from .base import GraphNode
@@ -371,27 +369,7 @@ def _parts(
             sockets.clip, prompts, run.reporter.captions, run.architecture.control_encoder
         )
         make_room()
-    denoiser, text = _placements(config, run.processes.shard)
+    denoiser, text = placements(config, run.processes.shard)
     model, clip = sockets.model, sockets.clip
     placed = text if encoded is None else None
     return parts_of(model, clip, run.architecture, denoiser, placed), encoded
-
-
-def _placements(config: RunConfig, shard: bool) -> tuple[Placement, Placement]:
-    """How the weights of the denoiser and of the text encoders are held.
-
-    Args:
-        shard: whether the denoiser's are shared out, so that no device need have all of them.
-    """
-    place, precision = device(), config.training.precision
-    text_changed = None
-    if not config.changes_weights:
-        denoiser = Placement(place, compute_dtype(precision, place))
-    else:
-        held_in = DTYPES[config.own.weights]
-        denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)
-        text_changed = held_in if config.own.train_text_encoder else None
-    if shard:
-        denoiser = denoiser._replace(waits_on=torch.device("cpu"))
-    # The host computes prompts in fp32 whatever their weights are stored in; so does training.
-    return denoiser, Placement(place, torch.float32, text_changed)
