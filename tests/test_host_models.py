@@ -150,15 +150,11 @@ def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, r
 def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     graph = Graph()
     model, clip, _ = base = row.load(host, graph)
-    of_text_encoders = not row.unet  # SDXL's are those of its relatives
-    graph.add(
-        "ProbeGradients", model=model, clip=clip, text=PROMPT, of_text_encoders=of_text_encoders,
-        **row.shown(host, graph, base),
-    )  # fmt: skip
+    graph.add("ProbeGradients", model=model, clip=clip, text=PROMPT, **row.shown(host, graph, base))
     measured = found(host.run(graph))
     assert measured["difference"] < 5e-5  # sums in another order
     assert measured["numeric"] < 1e-3
-    assert measured["without"] == (row.unused if of_text_encoders else 0)
+    assert measured["without"] == row.unused
 
 
 @every_row
