@@ -65,7 +65,7 @@ class Row:
         if self.recipe:
             model, clip, vae = graph.made(self.recipe)
         else:
-            checkpoint = f"{self.checkpoint}.safetensors"
+            checkpoint = f"{self.checkpoint}_fp16.safetensors"
             host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
             model, clip, vae = graph.load(checkpoint)
         if self.unet:
@@ -252,8 +252,8 @@ MOST = (*DENOISER, "textlora", "inversion")
 VARIANTS = ("lokr", "loha", "oft", "pissa")
 SD15 = Row("sd15", "sd15", "thin_sd15", ALL, (*MOST, *VARIANTS), unused=0)
 # A prompt takes CLIP-H a second and CLIP-G two. So a few layers of them stand beside the denoiser's
-# file, but where what a whole file holds is what matters; SDXL's is in the tests of Save LoRA,
-# diffusers and the shipped graphs, and below in test_dreambooth_of_sdxl_trains_its_text_encoders.
+# file, but where what a whole file holds is what matters; SDXL's is in the tests of diffusers and
+# of the shipped graphs, and in test_dreambooth_of_sdxl_trains_its_text_encoders.
 OF_SD2 = {"model": "SD20", **CLIP_H, "vae": "taesd"}
 OF_SDXL = {"model": "SDXL", **CLIP_LG, "vae": "taesd"}
 WITH_FILE = ("textlora", "textdreambooth")

@@ -167,10 +167,11 @@ def test_step_is_that_of_plain_torch(host: Host, row: Row) -> None:
     assert measured["moved"] < 1e-2  # AdamW moves the least gradient as far as any other
 
 
+@pytest.mark.large
 @pytest.mark.usefixtures("much_memory")
 def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
     graph = Graph()
-    base = SDXL.load(host, graph)
+    base = graph.load("thin_sdxl.safetensors")
     dataset = graph.dataset(pictures(host), "a photo of a dog")
     model, clip, *_ = graph.dreambooth(*base, dataset, **SMALL, **TEXT, steps=1, learning_rate=1e-4)
     sample(graph, base[0], base[1], prefix="before")
@@ -178,7 +179,7 @@ def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
     sample(graph, model, clip, prefix="all")
     host.run(graph)
     graph = Graph()
-    base = SDXL.load(host, graph)
+    base = graph.load("thin_sdxl.safetensors")
     sample(graph, *base[:2], prefix="after", anew=True)
     host.run(graph)
     assert torch.equal(latents(host, "before"), latents(host, "after"))
