@@ -19,6 +19,7 @@ from tests.conftest import model_file
 from tests.dataset_files import noise
 from tests.graphs import Graph, Link
 from tests.host import Host
+from tests.scanned.recipes import CLIP_H, CLIP_LG
 from tests.test_host_lora import PROMPT, pictures
 
 
@@ -29,9 +30,10 @@ class Row:
     Attributes:
         name: in the tests' names.
         architecture: which record of trainers.models.architectures it has.
-        checkpoint: where its text encoders and VAE are from, and its denoiser, unless
-        unet: names a file of its own.
-        recipe: of a small transformer, in place of files; see tests.tiny_transformers.
+        checkpoint: a file with all of it.
+        unet: the file of its denoiser, where that has none or a file of its own.
+        recipe: of small text encoders and a VAE, in place of a file, and, without `unet`, of a
+            small denoiser as well; see tests.tiny_transformers.
         methods: names in METHODS, in the newest host.
         old_methods: those in the oldest host.
         sampling: settings of the stock node that changes what it predicts.
@@ -61,10 +63,11 @@ class Row:
     def load(self, host: Host, graph: Graph) -> list[Link]:
         """MODEL, CLIP and VAE."""
         if self.recipe:
-            return graph.made(self.recipe)
-        checkpoint = f"{self.checkpoint}.safetensors"
-        host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
-        model, clip, vae = graph.load(checkpoint)
+            model, clip, vae = graph.made(self.recipe)
+        else:
+            checkpoint = f"{self.checkpoint}_fp16.safetensors"
+            host.add_model("checkpoints", model_file(self.checkpoint, "fp16"), checkpoint)
+            model, clip, vae = graph.load(checkpoint)
         if self.unet:
             model = load_unet(host, graph, model_file(self.unet, "fp16"), self.unet)
         return [self.sampled(graph, model), clip, vae]
@@ -193,7 +196,7 @@ class DreamBooth(NamedTuple):
     def load(self, host: Host, graph: Graph, row: Row, base: list[Link], name: str) -> Trained:
         saved = newest(host, "saved", name)
         offered = f"{host.base.name}-{row}-{saved.stem}"
-        if row.recipe:
+        if row.recipe and not row.unet:
             model, clip, _ = graph.made(row.recipe, file=f"saved/{saved.name}")
             return Trained(model, clip if self.of_text else base[1])
         if not self.of_text:
@@ -244,20 +247,30 @@ ZSNR = {**V, "zsnr": True}
 OF_TRANSFORMERS = ("fastdreambooth", "smalldreambooth")  # the others' text encoders cover it
 ALL = tuple(name for name in METHODS if name not in OF_TRANSFORMERS)
 DENOISER = ("lora", "dora", "dreambooth")
-# The oldest host is spared what is slow: DreamBooth with text encoders, and most of what needs
-# CLIP-G, which takes seconds for each prompt. SDXL's relatives have its text encoders, so they add
-# denoisers; KOALA, which no record knows, also has names of its own in files.
+# The oldest host is spared what is slow: DreamBooth with text encoders.
 MOST = (*DENOISER, "textlora", "inversion")
 VARIANTS = ("lokr", "loha", "oft", "pissa")
 SD15 = Row("sd15", "sd15", "thin_sd15", ALL, (*MOST, *VARIANTS), unused=0)
-SD2 = Row("sd2", "sd2", "thin_sd2", ALL, MOST)
-SD2_V = Row("sd2-v", "sd2", "thin_sd2", MOST, ("lora",), sampling=V, objective="v")
-SD2_ZSNR = Row("sd2-zsnr", "sd2", "thin_sd2", DENOISER, ("lora",), sampling=ZSNR, objective="v")
-SDXL = Row("sdxl", "sdxl", "thin_sdxl", (*MOST, "lokr", "oft"), ("textlora", "lokr"))
-SSD1B = Row("ssd1b", "sdxl", "thin_sdxl", ("lora", "dreambooth"), ("lora",), "thin_ssd1b")
+# A prompt takes CLIP-H a second and CLIP-G two. So a few layers of them stand beside the denoiser's
+# file, but where what a whole file holds is what matters; SDXL's is in the tests of diffusers and
+# of the shipped graphs, and in test_dreambooth_of_sdxl_trains_its_text_encoders.
+OF_SD2 = {"model": "SD20", **CLIP_H, "vae": "taesd"}
+OF_SDXL = {"model": "SDXL", **CLIP_LG, "vae": "taesd"}
+WITH_FILE = ("textlora", "textdreambooth")
+ALL_BESIDE = tuple(name for name in ALL if name != "textdreambooth")
+SD2_FILE = Row("sd2-file", "sd2", "thin_sd2", WITH_FILE, ("textlora",))
+SD2 = Row("sd2", "sd2", "", ALL_BESIDE, MOST, "thin_sd2", OF_SD2)
+SD2_V = dataclasses.replace(
+    SD2, name="sd2-v", methods=MOST, old_methods=("lora",), sampling=V, objective="v"
+)
+SD2_ZSNR = dataclasses.replace(SD2_V, name="sd2-zsnr", methods=DENOISER, sampling=ZSNR)
+SDXL = Row("sdxl", "sdxl", "", (*MOST, "lokr", "oft"), ("textlora", "lokr"), "thin_sdxl", OF_SDXL)
+# SDXL's relatives have its text encoders, so they add denoisers; KOALA, which no record knows, also
+# has names of its own in files.
+SSD1B = Row("ssd1b", "sdxl", "", ("lora", "dreambooth"), ("lora",), "thin_ssd1b", OF_SDXL)
 WITH_TEXT = (*DENOISER, "textlora")
 DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
-KOALA = Row("koala", "generic", "thin_sdxl", DOTTED, ("lora", *VARIANTS), "thin_koala")
+KOALA = Row("koala", "generic", "", DOTTED, ("lora", *VARIANTS), "thin_koala", OF_SDXL)
 # Small transformers, which take seconds. The oldest host lacks the newest.
 OLD_TRANSFORMER = ("lora", "dreambooth")
 SLOW = (*OLD_TRANSFORMER, "textlora", "inversion")
@@ -337,4 +350,4 @@ EDITS = [
         ("omnigen2-edit", "generic", transformers.OMNIGEN2, 0, (), ""),
     )
 ]  # fmt: skip
-ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]
+ROWS = [SD15, SD2, SD2_FILE, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

@@ -180,13 +180,9 @@ def pytest_report_header() -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what needs a host, so that ``-m "not host"`` is quick; those run last."""
     hosts = {"host", "old_host", "fp32_host", "new_host"}
-    large = ("test_host_models.py", "test_host_diffusers.py", "SDXL")  # CLIP-G alone has 700 M
     for item in items:
         parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
         asked = {*getattr(item, "fixturenames", ()), *(p for p in parameters if type(p) is str)}
         if hosts & asked:
             item.add_marker(pytest.mark.host)
-        is_small = any(getattr(parameter, "recipe", None) for parameter in parameters)
-        if any(words in item.nodeid for words in large) and not is_small:
-            item.add_marker(pytest.mark.large)
     items.sort(key=lambda item: item.get_closest_marker("host") is not None)

@@ -24,6 +24,7 @@ from tests import checkpoints
 from tests.graphs import Graph
 from tests.host import Host
 
+pytestmark = pytest.mark.large
 BASE = "thin_sdxl.safetensors"
 PROMPT = "a photo of <sks> dog"
 

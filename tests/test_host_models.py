@@ -150,15 +150,11 @@ def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, r
 def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     graph = Graph()
     model, clip, _ = base = row.load(host, graph)
-    of_text_encoders = not row.unet  # SDXL's are those of its relatives
-    graph.add(
-        "ProbeGradients", model=model, clip=clip, text=PROMPT, of_text_encoders=of_text_encoders,
-        **row.shown(host, graph, base),
-    )  # fmt: skip
+    graph.add("ProbeGradients", model=model, clip=clip, text=PROMPT, **row.shown(host, graph, base))
     measured = found(host.run(graph))
     assert measured["difference"] < 5e-5  # sums in another order
     assert measured["numeric"] < 1e-3
-    assert measured["without"] == (row.unused if of_text_encoders else 0)
+    assert measured["without"] == row.unused
 
 
 @every_row
@@ -171,10 +167,11 @@ def test_step_is_that_of_plain_torch(host: Host, row: Row) -> None:
     assert measured["moved"] < 1e-2  # AdamW moves the least gradient as far as any other
 
 
+@pytest.mark.large
 @pytest.mark.usefixtures("much_memory")
 def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
     graph = Graph()
-    base = SDXL.load(host, graph)
+    base = graph.load("thin_sdxl.safetensors")
     dataset = graph.dataset(pictures(host), "a photo of a dog")
     model, clip, *_ = graph.dreambooth(*base, dataset, **SMALL, **TEXT, steps=1, learning_rate=1e-4)
     sample(graph, base[0], base[1], prefix="before")
@@ -182,7 +179,7 @@ def test_dreambooth_of_sdxl_trains_its_text_encoders(host: Host) -> None:
     sample(graph, model, clip, prefix="all")
     host.run(graph)
     graph = Graph()
-    base = SDXL.load(host, graph)
+    base = graph.load("thin_sdxl.safetensors")
     sample(graph, *base[:2], prefix="after", anew=True)
     host.run(graph)
     assert torch.equal(latents(host, "before"), latents(host, "after"))

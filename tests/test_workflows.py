@@ -18,6 +18,7 @@ from tests import tiny_transformers as transformers
 from tests.dataset_files import save
 from tests.graphs import SETTINGS_NODES
 from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
+from tests.scanned.unets import UNETS
 from trainers.settings.dataset import DatasetConfig
 from trainers.settings.field import settings_of
 from trainers.settings.lora import LoraConfig
@@ -40,9 +41,12 @@ BASES = {
     "v1-5-pruned-emaonly-fp16.safetensors": ("thin_sd15.safetensors", 512),
     "sd_xl_base_1.0.safetensors": ("thin_sdxl.safetensors", 1024),
 }
-# Of transformers no file is made: a small random model is in the place of all three loaders.
+# Of transformers no file is made: a small random model is in the place of all three loaders. SDXL's
+# text encoders take gigabytes, and seconds for a prompt: one of its graphs has them in full.
 TRANSFORMERS_PX = 1024
+IN_FULL = "2 LoRA of your subject (SDXL)"
 RECIPES = {
+    "sd_xl_base_1.0.safetensors": UNETS["SDXL"],
     "z_image_turbo_bf16.safetensors": transformers.Z_IMAGE,
     "flux-2-klein-base-4b.safetensors": transformers.KLEIN,
     "flux-2-klein-4b.safetensors": transformers.KLEIN,
@@ -65,6 +69,11 @@ WIDGETS = ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO")
 TITLE_PX = 30  # of a node, above its position
 
 each_graph = pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+each_graph_that_runs = pytest.mark.parametrize(
+    "path",
+    [pytest.param(p, marks=[pytest.mark.large] if p.stem == IN_FULL else []) for p in GRAPHS],
+    ids=lambda path: path.stem,
+)
 
 
 def each_host(test: Callable[..., None]) -> Callable[..., None]:
@@ -162,9 +171,9 @@ def test_graph_has_a_value_for_each_widget(
 
 
 @each_host
-@each_graph
+@each_graph_that_runs
 def test_graph_runs(path: Path, which: str, request: pytest.FixtureRequest) -> None:
-    if "SDXL" in path.stem:
+    if path.stem == IN_FULL:
         request.getfixturevalue("much_memory")
     if which == "old_host" and path.stem in NOT_IN_THE_OLDEST:
         pytest.skip("the oldest ComfyUI does not have the model")
@@ -175,7 +184,7 @@ def test_graph_runs(path: Path, which: str, request: pytest.FixtureRequest) -> N
     prompt = convert(_load(path), host.object_info())  # fails on a node that the host lacks
     _check_size(prompt)
     _offer_training_adapters(host, prompt)
-    shown = host.images(host.run(_small(prompt)))
+    shown = host.images(host.run(_small(prompt, in_full=path.stem == IN_FULL)))
     assert len(shown) == len(nodes_of(prompt, "SaveImage")) + len(SHOW_PICTURES & _classes(prompt))
     assert all(picture.stat().st_size > 0 for picture in shown)
     log = host.log()[log_before:].lower()
@@ -229,12 +238,14 @@ def _offer_training_adapters(host: Host, prompt: Prompt) -> None:
 
 
 def _on_tiny_models(prompt: Prompt) -> None:
-    """Puts a small random model in the place of the loaders of a transformer and its parts."""
+    """Puts a small random model in the place of the loaders of a model and its parts."""
+    names = {"UNETLoader": "unet_name", "CheckpointLoaderSimple": "ckpt_name"}
     slots = {"CLIPLoader": 1, "VAELoader": 2}
     classes = {node_id: node["class_type"] for node_id, node in prompt.items()}
-    models = [node_id for node_id, kind in classes.items() if kind == "UNETLoader"]
+    loaded = {i: prompt[i]["inputs"][names[kind]] for i, kind in classes.items() if kind in names}
+    models = [node_id for node_id, file in loaded.items() if file in RECIPES]
     for node_id in models:
-        recipe = RECIPES[prompt[node_id]["inputs"]["unet_name"]]
+        recipe = RECIPES[loaded[node_id]]
         tiny = {"class_type": "ProbeTiny", "inputs": {"recipe": json.dumps(recipe)}}
         prompt[node_id] = tiny
     for node in prompt.values():
@@ -246,11 +257,12 @@ def _on_tiny_models(prompt: Prompt) -> None:
             del prompt[node_id]
 
 
-def _small(prompt: Prompt) -> Prompt:
+def _small(prompt: Prompt, in_full: bool) -> Prompt:
     """The same graph with a thin model, two pictures and as little work as there can be."""
+    if not in_full:
+        _on_tiny_models(prompt)
     for inputs in nodes_of(prompt, "CheckpointLoaderSimple"):
         inputs["ckpt_name"], _ = BASES[inputs["ckpt_name"]]
-    _on_tiny_models(prompt)
     for node in prompt.values():
         if node["class_type"] == "FluxKontextImageScale":  # to a megapixel, which takes long
             node["class_type"] = "ImageScale"

@@ -40,18 +40,16 @@ class Gradients(io.ComfyNode):
             io.Model.Input("model"),
             io.Clip.Input("clip"),
             io.String.Input("text"),
-            io.Boolean.Input("of_text_encoders", default=True),
             *CONTROL_IMAGE,
         )
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, text: str, of_text_encoders: bool, image: Any = None,
-        vae: Any = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls, model: Any, clip: Any, text: str, image: Any = None, vae: Any = None
+    ) -> io.NodeOutput:
         said = text, controls_of(image, vae)
-        again, _ = gradients(model, clip, said, of_text_encoders, checkpointed=True)
-        plain, numeric = gradients(model, clip, said, of_text_encoders, checkpointed=False)
+        again, _ = gradients(model, clip, said, checkpointed=True)
+        plain, numeric = gradients(model, clip, said, checkpointed=False)
         lengths = torch.stack([grad.norm() for grad in plain.values()])
         least = NEGLIGIBLE * lengths.square().mean().sqrt()
         return shown({
@@ -66,7 +64,7 @@ class Gradients(io.ComfyNode):
 
 
 def gradients(
-    model: Any, clip: Any, text: tuple[str, Any], of_text_encoders: bool, checkpointed: bool
+    model: Any, clip: Any, text: tuple[str, Any], checkpointed: bool
 ) -> tuple[dict[str, torch.Tensor], float | None]:
     """Gradients of a LoRA everywhere by name; how far they are from the numeric derivative.
 
@@ -75,12 +73,11 @@ def gradients(
     Args:
         text: and its control images, if it has any.
     """
-    settings = {"rank": 2, "alpha": 2.0, "train_text_encoder": of_text_encoders, "seed": 3}
+    settings = {"rank": 2, "alpha": 2.0, "train_text_encoder": True, "seed": 3}
     config = pack("trainers.settings.run").run_config("lora", settings)
     checkpointing = pack("trainers.models.checkpointing")
     random = torch.Generator().manual_seed(1)
     with parts_of(model, clip) as parts:
-        frozen = told(parts, *text)
         trainable = pack("trainers.methods").METHODS["lora"](parts, config)
         for parameter in trainable.parameters:
             noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
@@ -91,8 +88,7 @@ def gradients(
         noisy = noisy_latents(model)
 
         def loss() -> torch.Tensor:
-            said = told(parts, *text) if of_text_encoders else frozen
-            return predicted(parts, noisy, 500, said).double().square().mean()
+            return predicted(parts, noisy, 500, told(parts, *text)).double().square().mean()
 
         with torch.enable_grad():
             loss().backward()

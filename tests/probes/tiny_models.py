@@ -3,7 +3,8 @@
 A recipe (JSON) names the classes and how small they are:
 
     model       class of comfy.supported_models
-    unet        its configuration, as the host reads it off a checkpoint
+    unet        its configuration, as the host reads it off a checkpoint; without it there is no
+                MODEL, for a denoiser from a file
     state       of what a class reads off a checkpoint beside that: shapes by name
     meta        if true, a module without weights, for the pack to refuse
     text        module of comfy.text_encoders, or of comfy behind a dot
@@ -65,7 +66,7 @@ class Tiny(io.ComfyNode):
     @classmethod
     def execute(cls, recipe: str, file: str = "") -> io.NodeOutput:
         told = json.loads(recipe)
-        model, clip = model_of(told), clip_of(told)
+        model, clip = model_of(told) if "unet" in told else None, clip_of(told)
         if file:
             saved = os.path.join(folder_paths.get_output_directory(), file)
             weights = comfy.utils.load_torch_file(saved)
