@@ -256,9 +256,8 @@ SD15 = Row("sd15", "sd15", "thin_sd15", ALL, (*MOST, *VARIANTS), unused=0)
 # of the shipped graphs, and in test_dreambooth_of_sdxl_trains_its_text_encoders.
 OF_SD2 = {"model": "SD20", **CLIP_H, "vae": "taesd"}
 OF_SDXL = {"model": "SDXL", **CLIP_LG, "vae": "taesd"}
-WITH_FILE = ("textlora", "textdreambooth")
 ALL_BESIDE = tuple(name for name in ALL if name != "textdreambooth")
-SD2_FILE = Row("sd2-file", "sd2", "thin_sd2", WITH_FILE, ("textlora",))
+SD2_FILE = Row("sd2-file", "sd2", "thin_sd2", ("textdreambooth",), ("lora",))
 SD2 = Row("sd2", "sd2", "", ALL_BESIDE, MOST, "thin_sd2", OF_SD2)
 SD2_V = dataclasses.replace(
     SD2, name="sd2-v", methods=MOST, old_methods=("lora",), sampling=V, objective="v"
@@ -271,9 +270,11 @@ SSD1B = Row("ssd1b", "sdxl", "", ("lora", "dreambooth"), ("lora",), "thin_ssd1b"
 WITH_TEXT = (*DENOISER, "textlora")
 DOTTED = (*WITH_TEXT, *VARIANTS)  # as a model without a record is spelled
 KOALA = Row("koala", "generic", "", DOTTED, ("lora", *VARIANTS), "thin_koala", OF_SDXL)
-# Small transformers, which take seconds. The oldest host lacks the newest.
-OLD_TRANSFORMER = ("lora", "dreambooth")
-SLOW = (*OLD_TRANSFORMER, "textlora", "inversion")
+# Small transformers, which take seconds. The oldest host lacks the newest. It has its own list of
+# the names that layers have in LoRAs; what DreamBooth makes, it handles alike for all of them.
+PLAIN = ("lora", "dreambooth")
+OLD_TRANSFORMER = ("lora",)
+SLOW = (*PLAIN, "textlora", "inversion")
 TRANSFORMER = (*SLOW, "smalldreambooth")
 FAST = ("lora", "fastdreambooth")
 
@@ -293,7 +294,13 @@ def transformer(
 
 
 TRANSFORMERS = [
-    transformer("flux", "flux", transformers.FLUX, methods=(*TRANSFORMER, "textdreambooth")),
+    transformer(
+        "flux",
+        "flux",
+        transformers.FLUX,
+        methods=(*TRANSFORMER, "textdreambooth"),
+        old_methods=PLAIN,
+    ),
     transformer("klein", "flux2", transformers.KLEIN, unused=8),
     transformer("chroma", "chroma", transformers.CHROMA),
     transformer(
@@ -302,7 +309,7 @@ TRANSFORMERS = [
         transformers.Z_IMAGE,
         unused=8,
         methods=(*TRANSFORMER, "textdreambooth", "dora", *VARIANTS),
-        old_methods=(*OLD_TRANSFORMER, "dora", *VARIANTS),
+        old_methods=(*PLAIN, "dora", *VARIANTS),
     ),
     # The host's tokenizer of Qwen-Image takes no learned tokens.
     transformer(
@@ -311,14 +318,15 @@ TRANSFORMERS = [
         transformers.QWEN_IMAGE,
         unused=4,
         methods=(*SLOW[:-1], "smalldreambooth"),
+        old_methods=PLAIN,
     ),
     transformer("krea2", "krea2", transformers.KREA2, unused=8, old_methods=()),
     # The host's `embedding:name` ends in an error where T5 only gives ids.
     transformer("anima", "anima", transformers.ANIMA, methods=SLOW[:-1]),
     transformer("sd3", "sd3", transformers.SD3, methods=SLOW),
-    transformer("auraflow", "generic", transformers.AURA_FLOW, methods=FAST, old_methods=FAST),
+    transformer("auraflow", "generic", transformers.AURA_FLOW, methods=FAST),
     *(
-        transformer(name, "generic", recipe, unused, methods=OLD_TRANSFORMER)
+        transformer(name, "generic", recipe, unused, methods=PLAIN)
         for name, recipe, unused in (
             ("longcat", transformers.LONGCAT, 0),
             ("cosmos", transformers.COSMOS, 0),
@@ -326,7 +334,7 @@ TRANSFORMERS = [
             ("kandinsky5", transformers.KANDINSKY5, 0),
         )
     ),
-    transformer("ltx", "generic", transformers.LTX, methods=FAST, old_methods=FAST),
+    transformer("ltx", "generic", transformers.LTX, methods=FAST),
     transformer("joyimage", "generic", transformers.JOY_IMAGE, 2, methods=FAST, old_methods=()),
     # The host keeps what it made of a prompt over what weights become: a DreamBooth's result shows
     # all of itself where the base has not sampled.
@@ -350,4 +358,4 @@ EDITS = [
         ("omnigen2-edit", "generic", transformers.OMNIGEN2, 0, (), ""),
     )
 ]  # fmt: skip
-ROWS = [SD15, SD2, SD2_FILE, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]
+ROWS = [SD15, SD2, SD2_V, SD2_ZSNR, SDXL, SSD1B, KOALA, *TRANSFORMERS]

@@ -161,8 +161,8 @@ def test_cells_of_a_model_of_videos_are_pictures(host: Host) -> None:
     assert first == theirs != second
 
 
-def test_only_what_is_missing_is_made(any_host: Host, checkpoint: Path) -> None:
-    host, tensors = any_host, lora_tensors(checkpoint, 22)
+def test_only_what_is_missing_is_made(host: Host, checkpoint: Path) -> None:
+    tensors = lora_tensors(checkpoint, 22)
     name = add_lora(host, tensors)
     settings: dict[str, Any] = {"seed": 22}
     assert told(host, asking(name, **settings)) == "3 cells: 0 from disk, 3 made"

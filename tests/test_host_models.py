@@ -16,6 +16,7 @@ from tests.base_models import (
     METHODS,
     ROWS,
     SD2,
+    SD2_FILE,
     SD15,
     SDXL,
     SMALL,
@@ -34,7 +35,9 @@ COMPLAINTS = (
     "left over keys",
 )  # fmt: skip
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
-edits_too = pytest.mark.parametrize("row", [*ROWS, *EDITS], ids=str)
+files_and_edits_too = pytest.mark.parametrize(
+    "row", [*ROWS, pytest.param(SD2_FILE, marks=pytest.mark.large), *EDITS], ids=str
+)
 
 
 # -- what is measured ---------------------------------------------------------------------
@@ -85,7 +88,7 @@ each_host = pytest.mark.parametrize("place", ["host", "old_host"])
 
 
 @each_host
-@edits_too
+@files_and_edits_too
 def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str, row: Row) -> None:
     host, names = hosts_of(place, row, request)
     log_from = len(host.log())
@@ -125,7 +128,7 @@ def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str,
 
 
 @each_host
-@edits_too
+@files_and_edits_too
 def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, row: Row) -> None:
     host, graph = hosts_of(place, row, request)[0], Graph()
     model, clip, _ = base = row.load(host, graph)

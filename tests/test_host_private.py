@@ -20,6 +20,7 @@ TOKENS = {
     "CIVITAI_API_TOKEN": "c1v1taiSecretOfNobody",
     "WANDB_API_KEY": "wandbSecretOfNobody",
 }
+pytestmark = pytest.mark.host
 OURS = re.compile(r"personalize", re.IGNORECASE)
 
 

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import shutil
 import threading
 import time
 from pathlib import Path
@@ -248,20 +249,21 @@ def test_base_is_not_loaded_for_a_result_that_is_there(
     assert list((host.base / "output").rglob(f"asked {method}*"))
 
 
-def test_base_is_loaded_if_its_file_changed(new_host: Host) -> None:
-    host = new_host
-    graph, sockets = training(host, seed=61)
-    graph.add(
-        "PersonalizeSaveLora", lora=sockets[2], filename_prefix="changed", format="kohya fp32"
-    )
+def test_base_is_loaded_if_its_file_changed(host: Host, checkpoint_files: dict[str, Path]) -> None:
+    before = run_folders(host)
+    file = host.base / "models" / "checkpoints" / "changing.safetensors"
+    shutil.copyfile(checkpoint_files["thin_sd15_fp16.safetensors"], file)
+    graph = Graph()
+    lora = graph.train(*graph.load(file.name), graph.dataset(pictures(host)), steps=STEPS, seed=61)[
+        2
+    ]
+    graph.add("PersonalizeSaveLora", lora=lora, filename_prefix="changed", format="kohya fp32")
     host.run(graph)
     forget(host)
-    (file,) = (host.base / "models" / "checkpoints").glob("thin_sd15.safetensors")
-    content = file.read_bytes()
-    file.unlink()  # it may be a link to what other hosts use
-    file.write_bytes(content)
+    file.write_bytes(file.read_bytes())
     assert "CheckpointLoaderSimple" in nodes_run(host, graph)
-    assert len(run_folders(host)) == 1
+    assert len(run_folders(host) - before) == 1
+    file.unlink()
 
 
 def test_start_anew_leaves_no_old_result_where_the_new_one_cannot_be_kept(host: Host) -> None:
@@ -354,11 +356,10 @@ def test_two_equal_nodes_train_once(host: Host) -> None:
     assert len(run_folders(host) - before) == 1
 
 
-def test_two_hosts_on_one_folder_train_once(
-    new_host: Host, checkpoint_files: dict[str, Path], tmp_path: Path
-) -> None:
-    shared = (*HOST_ARGUMENTS, "--output-directory", str(new_host.base / "output"))
-    with Host(new_host.comfyui, checkpoints=checkpoint_files, args=shared) as second:
+def test_two_hosts_on_one_folder_train_once(host: Host, checkpoint_files: dict[str, Path]) -> None:
+    before = run_folders(host)
+    shared = (*HOST_ARGUMENTS, "--output-directory", str(host.base / "output"))
+    with Host(host.comfyui, checkpoints=checkpoint_files, args=shared) as second:
         reported: dict[str, list[int]] = {}
 
         def work(name: str, host: Host) -> None:
@@ -367,14 +368,14 @@ def test_two_hosts_on_one_folder_train_once(
 
         workers = [
             threading.Thread(target=work, args=pair)
-            for pair in (("first", new_host), ("second", second))
+            for pair in (("first", host), ("second", second))
         ]
         for worker in workers:
             worker.start()
         for worker in workers:
             worker.join()
     assert sorted(bool(steps) for steps in reported.values()) == [False, True]
-    assert len(run_folders(new_host)) == 1
+    assert len(run_folders(host) - before) == 1
 
 
 # -- damage -------------------------------------------------------------------
