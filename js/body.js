@@ -1,6 +1,6 @@
 // Elements of ours in the body of a node, in both renderers, and what nodes are told.
 
-export const SMALLEST_WIDTH = 300;
+const SMALLEST_WIDTH = 300;
 export const MARGIN_PX = 10; // of the host, around such elements
 export const LINE_PX = 17; // of text of 12 px
 const CHARACTER_PX = 6.2; // of it, on average
@@ -44,9 +44,10 @@ export function addBody(node, name, element, height, grows = false) {
 }
 
 function fit(node, grows) {
-  const [width, needed] = node.computeSize();
-  const height = grows ? Math.max(node.size[1], needed) : needed;
-  node.setSize([Math.max(node.size[0], width, SMALLEST_WIDTH), height]);
+  const width = Math.max(node.size[0], node.computeSize()[0], SMALLEST_WIDTH);
+  if (width !== node.size[0]) node.setSize([width, node.size[1]]); // texts are less high then
+  const needed = node.computeSize()[1];
+  node.setSize([width, grows ? Math.max(node.size[1], needed) : needed]);
   node.setDirtyCanvas?.(true, true);
 }
 

@@ -2,7 +2,7 @@
 // run again, since the host sends what it said before.
 
 import { app } from "../../../scripts/app.js";
-import { LINE_PX, MARGIN_PX, SMALLEST_WIDTH, addBody, after, make, textHeight } from "../body.js";
+import { LINE_PX, MARGIN_PX, addBody, after, make, textHeight } from "../body.js";
 
 const IDLE = "Where the export lies, and how much there is to copy, shows here.";
 const LOOKS = {
@@ -15,7 +15,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass !== "PersonalizeExportRun") return;
     const line = make("div", { className: "personalize-export", style: LOOKS });
-    const width = () => Math.max(node.size[0], SMALLEST_WIDTH) - 2 * MARGIN_PX;
+    const width = () => Math.max(1, node.size[0] - 2 * MARGIN_PX);
     const height = () => textHeight(line.textContent, width());
     const fit = addBody(node, "export", line, height);
     const tell = (lines) => {

@@ -6,7 +6,8 @@ output/personalize/<method>-<name>-<first 8 of the fingerprint>/
     metrics.jsonl                  one line a step
     state/00000400.pt              all that step 401 needs; the last few are kept
     previews/step_00000400_0.png   what the first prompt of the preview gave then
-    result-00000400.safetensors    what was learned in 400 steps, one file for each length asked
+    result-00000400.safetensors    what was learned in 400 steps, one file for each length asked;
+                                   00000400.2 and so on where Windows held the one before
 
 Every file is written whole or not at all, and says itself which run and step it belongs to, so a
 killed process, a full disk or an edited run.json costs no more than the steps since the last state.

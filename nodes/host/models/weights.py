@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any
 
 import comfy.hooks
@@ -78,14 +78,19 @@ def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple
     return trained_model, trained_clip
 
 
-def changed_weights(model: Any, clip: Any, learned: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of `learned` that differ from what the sockets carry, in the host's own dtypes."""
+def changed_weights(
+    model: Any, clip: Any, learned: MutableMapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """Those of `learned` that differ from what the sockets carry, in the host's own dtypes.
+
+    Each is taken out of `learned`: all of them in both dtypes would be gigabytes more.
+    """
     held = host_weights(model, clip)
     changed = {}
-    for key, tensor in learned.items():
+    for key in list(learned):
         place = host_key(key)
         was = alias(held[place]).cpu()
-        now = tensor.to("cpu", was.dtype)
+        now = learned.pop(key).to("cpu", was.dtype)
         patched = place in model.patches or place in clip.patcher.patches
         if patched or not torch.equal(now, was):
             changed[key] = now
