@@ -63,6 +63,7 @@ def main(folder: Path) -> None:
         )
         for case in GO_ON
     }
+    outcomes["overflowing"] = together.overflowing("sharded checkpointed", processes)
     torch.save(outcomes, folder / f"{processes.rank}.pt")
     together.lose_one(processes, folder)
 

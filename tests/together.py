@@ -14,13 +14,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from PIL import Image
 from torch import Tensor
 
+import trainers.loop
 import trainers.optimizers.processes
 from tests import tiny
 from trainers.data.examples import Examples
@@ -28,6 +31,7 @@ from trainers.data.validation import split
 from trainers.errors import ProcessesError
 from trainers.loop import Training, make_job, with_teacher
 from trainers.optimizers.processes import ALONE, Processes, join
+from trainers.optimizers.sharded import Part
 from trainers.runs.pictures.class_images import ClassFolder
 from trainers.settings.class_images import ClassImagesConfig
 from trainers.step import Job
@@ -175,26 +179,41 @@ def lose_one(processes: Processes, folder: Path) -> None:
         torch.save((str(error), time.monotonic() - started), folder / "lost.pt")
 
 
-def overflowing(processes: Processes = ALONE, batch_size: int = 1) -> Outcome:
-    """Gradients are scaled, as in fp16; once those of one weight are infinite, in the last process.
+def overflowing(case: str, processes: Processes = ALONE, batch_size: int = 1) -> Outcome:
+    """A training in fp16; once the gradients of one weight are infinite, in the last process.
 
     Its rows have the scale after each step.
     """
-    made, job = training("lora", processes, batch_size)
-    made._scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)  # fp16 itself is not for CPUs
-
-    def overflow(gradient: Tensor) -> Tensor:
-        here = made.done == HALF and processes.rank == processes.count - 1
-        return torch.full_like(gradient, math.inf) if here else gradient
-
-    job.trainable.parameters[-1].register_hook(overflow)
+    with pytest.MonkeyPatch.context() as patch:  # fp16 itself is not for CPUs
+        scaler = trainers.loop.gradient_scaler
+        patch.setattr(trainers.loop, "gradient_scaler", lambda _, *of: scaler(torch.float16, *of))
+        made, job = training(case, processes, batch_size)
     rows, before = [], learned(job)
+    infinite(made, lambda: made.done == HALF and processes.rank == processes.count - 1)
     while not made.has_ended:
         rows.append({**made.step().as_row(), "scale": made._scaler.get_scale()})
         if made.done == HALF + 1:
             assert all(torch.equal(before[name], now) for name, now in learned(job).items())
         before = learned(job)
     return {"rows": rows, "learned": before}
+
+
+def infinite(made: Training, here: Callable[[], bool]) -> None:
+    """Let the gradients of one weight, or of this process's part of it, be infinite `here`."""
+    parts = [p for p in made.parameters if isinstance(p, Part)]
+    if not parts:
+        made.parameters[-1].register_hook(
+            lambda gradient: torch.full_like(gradient, math.inf) if here() else gradient
+        )
+        return
+    part = parts[-1]
+
+    def take() -> None:
+        Part.take_gradient(part)
+        if here():
+            part.grad.fill_(math.inf)
+
+    part.take_gradient = take
 
 
 def taught(processes: Processes = ALONE) -> Outcome:
@@ -247,7 +266,7 @@ def main(folder: Path) -> None:
         for case in ("lora", "fused")
     }
     outcomes["unlike"] = unlike(processes)
-    outcomes["overflowing"] = overflowing(processes)
+    outcomes["overflowing"] = overflowing("lora", processes)
     outcomes["taught"] = taught(processes)
     outcomes["painted"] = painted(folder / "class images", processes)
     try:

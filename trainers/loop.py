@@ -32,7 +32,15 @@ from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
-from .optimizers.sharded import Part, check_sharding, optimizer_state, part_of, shard, whole
+from .optimizers.sharded import (
+    Part,
+    check_sharding,
+    optimizer_state,
+    part_of,
+    shard,
+    tell_of_overflow,
+    whole,
+)
 from .settings.run import RunConfig
 from .settings.validation import BEST
 from .step import (
@@ -337,7 +345,9 @@ class Training:
     def _update(self) -> tuple[float, float]:
         """Use the gradients up; their length before clipping, and the learning rate."""
         training, trainable = self._job.config.training, self._job.trainable
-        # These are the sums over all processes: an overflow in one is there in all of them.
+        # Gradients are sums over all processes, so an overflow is there in all, unless in a part.
+        if self._scaler.is_enabled() and self.is_shared_out:
+            tell_of_overflow(self.parameters, self._job.processes)
         self._scaler.unscale_(self._optimizer)
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
