@@ -56,12 +56,12 @@ def far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
     return max(float((ours[k] - theirs[k]).norm() / theirs[k].norm()) for k in ours)
 
 
-def assert_skipped_alike(ours: list[dict[str, Any]], alone: Mapping[str, Any]) -> None:
-    """Both, and one by itself, left out the step in the middle and halved their scale."""
+def assert_repeated_alike(ours: list[dict[str, Any]], alone: Mapping[str, Any]) -> None:
+    """Both, and one by itself, did the step in the middle again with half of the scale."""
     for own in ours:
         scales = [row["scale"] for row in own["rows"]]
         assert scales == [2.0**16] * together.HALF + [2.0**15] * together.HALF
-        assert own["rows"][together.HALF]["grad_norm"] == math.inf
+        assert all(math.isfinite(row["grad_norm"]) for row in own["rows"])
         assert_near(own, alone)
     first, second = (own["learned"] for own in ours)
     assert all(torch.equal(first[name], second[name]) for name in first)
@@ -117,7 +117,7 @@ def test_processes_that_begin_unlike_are_refused(outcomes: list[dict[str, Any]])
 @pytest.mark.usefixtures("damped_adamw")
 def test_an_overflow_in_one_is_an_overflow_in_all(outcomes: list[dict[str, Any]]) -> None:
     alone = together.overflowing("lora", batch_size=2)
-    assert_skipped_alike([own["overflowing"] for own in outcomes], alone)
+    assert_repeated_alike([own["overflowing"] for own in outcomes], alone)
 
 
 def test_each_makes_its_share_of_the_class_images(

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from .contracts import Parts, Prompt, Text
-from .data.batches import BatchPlan, batch_plan, check_all_have_data, num_steps
+from .data.batches import batch_plan, check_all_have_data, num_steps, say_batch
 from .data.examples import Examples
 from .data.prior import teach
 from .data.validation import check_watched
@@ -26,7 +26,7 @@ from .errors import NonFiniteLossError, ProcessesError
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.deterministic import deterministic
-from .models.precision import gradient_scaler
+from .models.precision import gradient_scaler, lower_scale
 from .objective.losses import batch_loss
 from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
@@ -38,7 +38,6 @@ from .optimizers.sharded import (
     optimizer_state,
     part_of,
     shard,
-    tell_of_overflow,
     whole,
 )
 from .settings.run import RunConfig
@@ -171,7 +170,7 @@ class Training:
         self._job = job
         self._plan = batch_plan(job.examples, training, processes.count)
         check_all_have_data(self._plan, processes.count)
-        _say_batch(self._plan, job)
+        say_batch(self._plan, training, processes)
         self.done, self.total = 0, num_steps(self._plan, training)
         self._optimizer = make_optimizer(
             trainable.param_groups, training, trainable.fused_backward, processes
@@ -191,7 +190,7 @@ class Training:
         """One optimizer step.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss or a gradient is NaN or infinite.
             UnavailableError: it is to be deterministic, which is not possible here.
         """
         if not self._together:
@@ -199,8 +198,10 @@ class Training:
         processes, device = self._job.processes, self._job.parts.device
         with deterministic(self._job.config.training.deterministic, device):
             with private_random_state(device), processes.sharing_out():
-                loss = self._backward()
-                grad_norm, learning_rate = self._update()
+                loss, updated = self._backward(), self._update()
+                while updated is None:  # the same step again, with a lower scale
+                    loss, updated = self._backward(), self._update()
+            grad_norm, learning_rate = updated
             self.done += 1
             validation = self._validate()
         return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
@@ -267,7 +268,7 @@ class Training:
             return
         self._plan, self.total = kept, num_steps(kept, training)
         self._schedule = make_schedule(self._optimizer, training, self.total)
-        _say_batch(kept, job)
+        say_batch(kept, training, job.processes)
 
     def _validate(self) -> float | None:
         """The loss of the held-out pictures, if it is time for it; the best step is remembered."""
@@ -342,23 +343,32 @@ class Training:
             )
         return number
 
-    def _update(self) -> tuple[float, float]:
-        """Use the gradients up; their length before clipping, and the learning rate."""
+    def _update(self) -> tuple[float, float] | None:
+        """Use the gradients up; their length before clipping, and the learning rate.
+
+        None if they overflowed in fp16: then nothing has changed but the scale.
+        """
         training, trainable = self._job.config.training, self._job.trainable
-        # Gradients are sums over all processes, so an overflow is there in all, unless in a part.
-        if self._scaler.is_enabled() and self.is_shared_out:
-            tell_of_overflow(self.parameters, self._job.processes)
         self._scaler.unscale_(self._optimizer)
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
         )
+        if self._scaler.is_enabled() and not grad_norm.isfinite():
+            self._optimizer.zero_grad(set_to_none=True)
+            lower_scale(self._scaler, self.done + 1)
+            return None
         learning_rate = float(self._schedule.get_last_lr()[0])
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         trainable.after_step()
-        return grad_norm.item(), learning_rate
+        if not math.isfinite(length := grad_norm.item()):  # asked last: a GPU is waited for
+            raise NonFiniteLossError(
+                f"Training: the gradients are not finite at step {self.done + 1}; their length is "
+                f"{length}.\nLower learning_rate (or use precision fp32), then queue again."
+            )
+        return length, learning_rate
 
 
 def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) -> list[float]:
@@ -377,14 +387,3 @@ def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) 
         losses.append(progress.loss)
         report(progress)
     return losses
-
-
-def _say_batch(plan: BatchPlan, job: Job) -> None:
-    training, processes = job.config.training, job.processes
-    if processes.is_first and plan.batch_size != training.batch_size:
-        log.info(
-            "Personalize: %d process(es) train; an update sees %d pictures (%d a batch over all of "
-            "them, times gradient_accumulation %d). The learning rate stays %g as it was set.",
-            processes.count, plan.batch_size * training.gradient_accumulation, plan.batch_size,
-            training.gradient_accumulation, training.learning_rate,
-        )  # fmt: skip

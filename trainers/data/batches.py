@@ -9,6 +9,7 @@ images, from an endless shuffled row of their own.
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
@@ -18,11 +19,14 @@ import torch
 
 from ..errors import DatasetError
 from ..objective.noise import generator_for
+from ..optimizers.processes import Processes
 from ..settings.run import RunConfig
 from ..settings.training import TrainingConfig
 from .dataset import Dataset
 from .examples import Examples
 from .validation import held_out_places
+
+log = logging.getLogger(__name__)
 
 
 class Share(NamedTuple):
@@ -172,6 +176,17 @@ def check_all_have_data(plan: BatchPlan, num_processes: int) -> None:
             "picture(s) of one shape, so some would never have any.\nStart at most "
             f"{most}, or add pictures or repeats of one shape."
         )
+
+
+def say_batch(plan: BatchPlan, training: TrainingConfig, processes: Processes) -> None:
+    """Tell how many pictures an update sees, where that is not what the settings say."""
+    if processes.is_first and plan.batch_size != training.batch_size:
+        log.info(
+            "Personalize: %d process(es) train; an update sees %d pictures (%d a batch over all of "
+            "them, times gradient_accumulation %d). The learning rate stays %g as it was set.",
+            processes.count, plan.batch_size * training.gradient_accumulation, plan.batch_size,
+            training.gradient_accumulation, training.learning_rate,
+        )  # fmt: skip
 
 
 def by_shape(pictures: Iterable[int], shapes: Sequence[Hashable]) -> list[list[int]]:
