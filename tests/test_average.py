@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests import tiny
@@ -167,6 +168,16 @@ def test_thread_ends_with_its_average() -> None:
     del made
     thread.join(60)
     assert not thread.is_alive()
+
+
+def test_average_of_weights_that_are_only_planned_is_planned() -> None:
+    with FakeTensorMode():  # needs no GPU
+        trained = nn.Parameter(torch.empty(SHAPE, device="cuda"))
+        made = Average([trained], DECAY, 1, in_ram=True)
+        for _ in range(2):
+            made.update()
+        (now,) = made.now()
+    assert (now.shape, now.device.type) == (SHAPE, "cpu")
 
 
 @pytest.mark.parametrize(

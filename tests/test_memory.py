@@ -25,6 +25,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"initialization": "pissa", "gradient_accumulation": 2}),
     ("dreambooth", {}),
     ("dreambooth", {"ema_decay": 0.9, **CHECKPOINTED}),
+    ("dreambooth", {"ema_decay": 0.9, "ema_on_cpu": True, "ema_update_step_interval": 1}),
     ("dreambooth", SMALL),
     ("textual_inversion", {}),
     ("textual_inversion", CHECKPOINTED),

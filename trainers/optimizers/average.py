@@ -110,9 +110,13 @@ class _Copies:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
+        # Fakes (models/memory.py) have a GPU without one, and go through no other thread.
+        self._is_planned = any(hasattr(p, "fake_mode") for p in parameters)
+        on_gpus = () if self._is_planned else (p for p in parameters if p.device.type == "cuda")
+        self._gpus = {p.device for p in on_gpus}
         # What is pinned comes without a stop on the way.
         self._room = [
-            torch.empty(p.shape, dtype=p.dtype, pin_memory=p.device.type == "cuda")
+            torch.empty(p.shape, dtype=p.dtype, pin_memory=p.device in self._gpus)
             for p in parameters
         ]
         self._thread = ThreadPoolExecutor(1, "personalize-average")
@@ -122,9 +126,11 @@ class _Copies:
         """Begin to move `values` by `share` towards the parameters as they are now."""
         self.finish()  # the room is taken until then
         for room, parameter in zip(self._room, self._parameters, strict=True):
-            room.copy_(parameter.detach(), non_blocking=True)
-        devices = {p.device for p in self._parameters if p.device.type == "cuda"}
-        come = [torch.cuda.current_stream(device).record_event() for device in devices]
+            room.copy_(parameter.detach(), non_blocking=parameter.device in self._gpus)
+        come = [torch.cuda.current_stream(device).record_event() for device in self._gpus]
+        if self._is_planned:
+            _lerp_later(values, self._room, share, come)
+            return
         self._under_way = self._thread.submit(_lerp_later, values, self._room, share, come)
 
     def finish(self) -> None:
