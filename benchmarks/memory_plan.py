@@ -7,8 +7,7 @@ The host's own UNets at full size and the trainer's own steps, counted as `--dry
 what a device has to hold at once of weights, activations, gradients and optimizer states; its
 driver, the workspaces of libraries and what an allocator loses between blocks come on top. Frozen
 text encoders are not there while the denoiser trains. bf16, a batch of one picture. Exit code 1 if
-a case needs more than promised. Takes two minutes and 1 GB of memory; half of it goes into the 2500
-small optimizers of the 8-bit case.
+a case needs more than promised. Takes some minutes and 1 GB of memory.
 """
 
 from __future__ import annotations
