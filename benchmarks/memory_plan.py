@@ -2,13 +2,12 @@
 
     python -m benchmarks.memory_plan [--comfyui DIR] [--only CASE ...]
 
-The host's own UNets at full size and the trainer's own steps, on fake tensors: operations give
-shapes and dtypes but no numbers, and what they leave alive is added up. That is what a device has
-to hold at once of weights, activations, gradients and optimizer states; its driver, the workspaces
-of libraries and what an allocator loses between blocks come on top. Frozen text encoders are not
-there while the denoiser trains. bf16, a batch of one picture. Exit code 1 if a case needs more
-than promised. Takes two minutes and 1 GB of memory; half of it goes into the 2500 small optimizers
-of the 8-bit case.
+The host's own UNets at full size and the trainer's own steps, counted as `--dry-run` counts a run's
+(trainers/models/memory.py): on fake tensors, which have shapes and dtypes but no numbers. That is
+what a device has to hold at once of weights, activations, gradients and optimizer states; its
+driver, the workspaces of libraries and what an allocator loses between blocks come on top. Frozen
+text encoders are not there while the denoiser trains. bf16, a batch of one picture. Exit code 1 if
+a case needs more than promised. Takes some minutes and 1 GB of memory.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,9 +22,6 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
 
 from benchmarks.jobs import one_picture
 from benchmarks.running import add_comfyui, checked
@@ -35,10 +30,11 @@ from trainers.contracts import Size, Text
 from trainers.loop import Training
 from trainers.models.architectures import SD15, SDXL, Architecture
 from trainers.models.checkpointing import guard_norms
+from trainers.models.memory import STEPS, Pretence, StepMemory, step_memory
 from trainers.settings.run import run_config
 
 BF16 = torch.bfloat16
-STEPS = 2  # the first makes the optimizer's states, the second finds them there
+CPU = torch.device("cpu")
 
 
 class Base(NamedTuple):
@@ -57,8 +53,7 @@ class Case(NamedTuple):
     """One training.
 
     Attributes:
-        settings: of the run. The denoiser is bf16 in any case, and copies that a method makes of
-            it before the first step (ema_decay) are not counted.
+        settings: of the run. The denoiser is bf16 in any case.
         limit_gb: the most that it may need, in 10^9 bytes.
     """
 
@@ -99,40 +94,6 @@ CASES = {
 }
 
 
-class Alive(TorchDispatchMode):
-    """Adds up the storages that are alive. A fake tensor that is asked for a number says 0.
-
-    Attributes:
-        now, peak: in bytes.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            return 0.0 if args[0].is_floating_point() else 0
-        result = func(*args, **(kwargs or {}))
-        for value in tree_iter(result):
-            if isinstance(value, Tensor):
-                self._count(value.untyped_storage())
-        return result
-
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        key, size = storage._cdata, storage.nbytes()
-        if key not in self._known:
-            self._known.add(key)
-            self.now += size
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, key, size)
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
 def use_host(comfyui: Path) -> None:
     """Make the host's modules importable, last of all: it has folders of our names."""
     sys.path.append(str(comfyui))
@@ -157,19 +118,11 @@ def host_unet(base: Base) -> nn.Module:
     return unet
 
 
-def filled(module: nn.Module) -> dict[nn.Parameter, nn.Parameter]:
-    """Fake weights in the place of those on the meta device; call it in a FakeTensorMode.
-
-    Returns:
-        The fake ones, by those that were there.
-    """
-    fakes: dict[nn.Parameter, nn.Parameter] = {}
+def fill(module: nn.Module, pretence: Pretence) -> None:
+    """Put fake weights in the place of those on the meta device."""
     for layer in module.modules():
         for name, weight in list(layer.named_parameters(recurse=False)):
-            fake = torch.empty(weight.shape, dtype=weight.dtype)
-            fakes[weight] = nn.Parameter(fake, requires_grad=weight.requires_grad)
-            setattr(layer, name, fakes[weight])
-    return fakes
+            setattr(layer, name, pretence.like(weight))
 
 
 def plain_attention(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
@@ -180,7 +133,7 @@ def plain_attention(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attended
 
 
-def planned(case: Case) -> Alive:
+def planned(case: Case) -> StepMemory:
     """What the steps of a training have to hold."""
     unet = host_unet(case.base)
     guard_norms(unet)
@@ -196,16 +149,12 @@ def planned(case: Case) -> Alive:
     config = run_config(case.method, {"steps": STEPS, "precision": "bf16", **case.settings})
     shapes = case.base.told.items()
     told = {name: torch.zeros(1, *shape, dtype=BF16) for name, shape in shapes}
-    with torch.device("meta"):  # where adapters are made as well
+    pretence = Pretence(CPU)
+    fill(unet, pretence)
+    with pretence.watched() as alive:
         job = one_picture(unet, predict, case.base.architecture, BF16, told, case.size_px, config)
-    with FakeTensorMode(allow_non_fake_inputs=True), Alive() as memory:
-        fakes = filled(unet)
-        for group in job.trainable.param_groups:
-            group["params"] = [fakes[weight] for weight in group["params"]]
-        training = Training(job)
-        while not training.has_ended:
-            training.step()
-    return memory
+        trained = job.trainable.parameters
+        return step_memory(alive, job.parts.modules.values(), trained, lambda: Training(job))
 
 
 def main() -> int:

@@ -146,7 +146,10 @@ def _parser() -> argparse.ArgumentParser:
         "--set", metavar="NAME=VALUE", action="append", default=[],
         help="another value for a setting; may be repeated",
     )  # fmt: skip
-    add("--dry-run", action="store_true", help="check all and tell the plan; train nothing")
+    add(
+        "--dry-run", action="store_true",
+        help="check all and tell the plan, with the memory that a step needs; train nothing",
+    )  # fmt: skip
     add(
         "--shard", action="store_true",
         help="several processes each keep a part of the denoiser's weights (FSDP2): for models "

@@ -103,13 +103,13 @@ def _memory(run: Run) -> tuple[StepMemory | None, list[str]]:
         "activations": memory.activations,
         "together": memory.peak,
     }
-    lines = [f"memory of the largest step on {device()}, in GB:"]
+    where = ", were it all in one process" if run.processes.shard else ""
+    lines = [f"memory of the largest step on {device()}{where}, in GB:"]
     lines += [f"    {name:30} {size / GB:8.2f}" for name, size in rows.items()]
+    if memory.shared:
+        lines[1] += f", of which {memory.shared / GB:.2f} are there already"
     free, needed = free_bytes(), memory.peak - memory.shared
-    there = f" ({memory.shared / GB:.2f} of it are there already)" if memory.shared else ""
-    lines.append(
-        f"    {'free now':30} {free / GB:8.2f}{there}; drivers and libraries take some of it too"
-    )
+    lines.append(f"    {'free now':30} {free / GB:8.2f}; drivers and libraries take some of it too")
     if needed > free:
         lines.append(f"    That is more than is free. {LESS_MEMORY}")
     return memory, lines

@@ -69,7 +69,7 @@ class Trains(Protocol):
         """One optimizer step."""
 
 
-class Alive(TorchDispatchMode):
+class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the storages that are alive on a device, by what they are there for.
 
     A fake tensor that is asked for a number says 0, and one of several whole numbers its place, so
@@ -83,7 +83,7 @@ class Alive(TorchDispatchMode):
     """
 
     def __init__(self, device: torch.device) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._device_type = device.type
         self._now, self.peak = [0] * Kind.BEFORE.value, [0] * Kind.BEFORE.value
         self._total = self._most = self.shared = self.flops = 0
@@ -168,14 +168,17 @@ def step_memory(
     for parameter in trained:
         alive.count(parameter, Kind.TRAINED)
         # Before the optimizer's own, which may take the gradient away.
-        parameter.register_post_accumulate_grad_hook(_gradients_for(alive))
+        parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
+            _gradients_for(alive)
+        )
     alive.call_the_rest(Kind.STATE)
     training = begin()
     for _ in range(STEPS):
         alive.flops = 0
         training.step()
         alive.call_the_rest(Kind.STATE)
-    return StepMemory(*alive.peak, alive.shared, alive.flops)
+    frozen, kept, gradients, states, activations = alive.peak
+    return StepMemory(frozen, kept, gradients, states, activations, alive.shared, alive.flops)
 
 
 def _gradients_for(alive: Alive) -> Callable[[Tensor], None]:
@@ -217,7 +220,8 @@ class Pretence:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         # nn.Module.to puts one fake in another's place, which it refuses to do with those that
         # torch remembers.
-        self._mode.fake_tensor_converter.set_tensor_memo = lambda tensor, fake: None
+        converter: Any = self._mode.fake_tensor_converter
+        converter.set_tensor_memo = lambda tensor, fake: None
 
     def like(self, tensor: Tensor) -> Tensor:
         """A fake of a tensor, with a storage of its own."""

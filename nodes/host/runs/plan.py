@@ -209,7 +209,9 @@ def _of_different_prompts(job: Job) -> Job:
     texts = list(dict.fromkeys(text for several in job.prompts.values() for text in several))
     texts.sort(key=lambda text: (token in text.lower(), len(text)), reverse=True)
     number = job.examples.num_instances
-    prompts = {str(place): (texts[place % len(texts)],) for place in range(number)}
+    prompts: dict[str, tuple[str, ...]] = {
+        str(place): (texts[place % len(texts)],) for place in range(number)
+    }
     captions = (*prompts, *job.examples.captions[number:])
     examples = dataclasses.replace(job.examples, captions=captions)
     return dataclasses.replace(job, examples=examples, prompts=prompts)
