@@ -229,9 +229,9 @@ class Exchange(NamedTuple):
 
 
 EXCHANGES = (
-    Exchange("SD1.5 LoRA, rank 16, fp32", 3.2e6, 4, 0.125),
+    Exchange("SD1.5 LoRA, rank 16, fp32", 3.19e6, 4, 0.125),
     Exchange("SDXL LoRA, rank 16, fp32", 23.2e6, 4, 0.465),
-    Exchange("Z-Image LoRA, rank 16, fp32", 0, 4),
+    Exchange("Z-Image LoRA, rank 16, fp32", 12.5e6, 4),
     Exchange("SD1.5 DreamBooth, fp32", 859.5e6, 4, 0.149),
     Exchange("SDXL DreamBooth, bf16", 2567e6, 2, 1.76),
     Exchange("Z-Image DreamBooth, bf16", 6155e6, 2),
@@ -254,7 +254,8 @@ def on_paper() -> None:
             seconds = ring_seconds(size, NUM_PROCESSES, link)
             share = one.step_seconds / (one.step_seconds + seconds)
             kept = "" if math.isnan(share) else f" ({share:.0%})"
-            cells.append(f"{1000 * seconds:.3g}{kept}")
+            ms = 1000 * seconds
+            cells.append(f"{ms:.{0 if ms >= 10 else 2}f}{kept}")
         print(f"| {one.title} | {size / 1e6:.0f} | {' | '.join(cells)} |")
 
 

@@ -62,12 +62,14 @@ def _run(asked: argparse.Namespace, of_host: Sequence[str], terminal: Terminal) 
         host.load_nodes(recipe, asked.custom_nodes)
         if not asked.other_files:
             check_files(recipe, hashed)
+    code = 0
     for file, recipe in zip(asked.files, recipes, strict=True):
         # Before any bar: the host's log cannot begin with a line that is written over.
         terminal.line(f"{file}:")
         if code := _train(recipe, asked, terminal):
-            return code
-    return 0
+            break
+    host.leave()
+    return code
 
 
 def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int:

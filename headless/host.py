@@ -92,6 +92,13 @@ def join(shard: bool) -> bool:
     return processes.join(device().type == "cpu", shard).is_first
 
 
+def leave() -> None:
+    """Part from those that this process joined."""
+    from ..trainers.optimizers import processes
+
+    processes.leave()
+
+
 def load_nodes(recipe: Recipe, packs: Sequence[str]) -> None:
     """See that there is every node of the recipe: the host's own, ours, and of the packs named.
 

@@ -233,6 +233,17 @@ def join(cpu: bool = False, shard: bool = False) -> Processes:
     return joined()
 
 
+def leave() -> None:
+    """Part from the others at the end, whoever else is still at work.
+
+    A process that ends while torch's threads still listen to the others is aborted now and then,
+    and a launcher takes that for a failure of all.
+    """
+    if joined().count > 1:
+        _joined.pop()
+        distributed.destroy_process_group()
+
+
 def _gradient(parameter: nn.Parameter) -> Tensor:
     """A parameter's gradient, zero where this process has none."""
     if parameter.grad is None:
