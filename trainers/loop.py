@@ -26,7 +26,7 @@ from .errors import NonFiniteLossError, ProcessesError
 from .methods import METHODS
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.deterministic import deterministic
-from .models.precision import gradient_scaler
+from .models.precision import gradient_scaler, lower_scale
 from .objective.losses import batch_loss
 from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
@@ -191,7 +191,7 @@ class Training:
         """One optimizer step.
 
         Raises:
-            NonFiniteLossError: the loss is NaN or infinite.
+            NonFiniteLossError: the loss or a gradient is NaN or infinite.
             UnavailableError: it is to be deterministic, which is not possible here.
         """
         if not self._together:
@@ -199,8 +199,10 @@ class Training:
         processes, device = self._job.processes, self._job.parts.device
         with deterministic(self._job.config.training.deterministic, device):
             with private_random_state(device), processes.sharing_out():
-                loss = self._backward()
-                grad_norm, learning_rate = self._update()
+                loss, updated = self._backward(), self._update()
+                while updated is None:  # the same step again, with a lower scale
+                    loss, updated = self._backward(), self._update()
+            grad_norm, learning_rate = updated
             self.done += 1
             validation = self._validate()
         return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
@@ -342,8 +344,11 @@ class Training:
             )
         return number
 
-    def _update(self) -> tuple[float, float]:
-        """Use the gradients up; their length before clipping, and the learning rate."""
+    def _update(self) -> tuple[float, float] | None:
+        """Use the gradients up; their length before clipping, and the learning rate.
+
+        None if they overflowed in fp16: then nothing has changed but the scale.
+        """
         training, trainable = self._job.config.training, self._job.trainable
         # Gradients are sums over all processes, so an overflow is there in all, unless in a part.
         if self._scaler.is_enabled() and self.is_shared_out:
@@ -352,13 +357,22 @@ class Training:
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
         )
+        if self._scaler.is_enabled() and not grad_norm.isfinite():
+            self._optimizer.zero_grad(set_to_none=True)
+            lower_scale(self._scaler, self.done + 1)
+            return None
         learning_rate = float(self._schedule.get_last_lr()[0])
         self._scaler.step(self._optimizer)
         self._scaler.update()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         trainable.after_step()
-        return grad_norm.item(), learning_rate
+        if not math.isfinite(length := grad_norm.item()):  # asked last: a GPU is waited for
+            raise NonFiniteLossError(
+                f"Training: the gradients are not finite at step {self.done + 1}; their length is "
+                f"{length}.\nLower learning_rate (or use precision fp32), then queue again."
+            )
+        return length, learning_rate
 
 
 def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) -> list[float]:

@@ -8,11 +8,15 @@ layer; where fp32 is computed on weights in fp16 or bf16, models.recast widens t
 
 from __future__ import annotations
 
+import logging
+
 import torch
 from torch.amp.grad_scaler import GradScaler
 
-from ..errors import UnavailableError
+from ..errors import NonFiniteLossError, UnavailableError
 from ..settings.run import RunConfig
+
+log = logging.getLogger(__name__)
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -76,3 +80,25 @@ def _cpu_has_bf16() -> bool:
 def gradient_scaler(dtype: torch.dtype, device: torch.device) -> GradScaler:
     """Loss scaling, at work for fp16 alone: its gradients would round to zero without."""
     return GradScaler(device.type, enabled=dtype == torch.float16)
+
+
+def lower_scale(scaler: GradScaler, step: int) -> None:
+    """After the scaled gradients of a step overflowed: have smaller ones from now on.
+
+    As GradScaler does it by itself, but without asking which process saw the overflow.
+
+    Raises:
+        NonFiniteLossError: they overflow without any scale too.
+    """
+    scale = scaler.get_scale() * scaler.get_backoff_factor()
+    if scale < 1:
+        raise NonFiniteLossError(
+            f"Training: the gradients are too large for fp16 at step {step}, even with a loss "
+            "scale of 1.\nUse precision bf16 or fp32, or lower learning_rate, then queue again."
+        )
+    scaler.update(scale)
+    scaler.load_state_dict({**scaler.state_dict(), "_growth_tracker": 0})
+    log.info(
+        "Personalize: gradients overflow in fp16, so that step %d was skipped. It is done again "
+        "with a loss scale of %g.", step, scale,
+    )  # fmt: skip
