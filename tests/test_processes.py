@@ -57,11 +57,11 @@ def far(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> float:
 
 
 def assert_skipped_alike(ours: list[dict[str, Any]], alone: Mapping[str, Any]) -> None:
-    """Both, and one by itself, left out the step in the middle and halved their scale."""
+    """Both, and one by itself, did the step in the middle again with half of their scale."""
     for own in ours:
         scales = [row["scale"] for row in own["rows"]]
         assert scales == [2.0**16] * together.HALF + [2.0**15] * together.HALF
-        assert own["rows"][together.HALF]["grad_norm"] == math.inf
+        assert all(math.isfinite(row["grad_norm"]) for row in own["rows"])
         assert_near(own, alone)
     first, second = (own["learned"] for own in ours)
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -32,15 +32,7 @@ from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
-from .optimizers.sharded import (
-    Part,
-    check_sharding,
-    optimizer_state,
-    part_of,
-    shard,
-    tell_of_overflow,
-    whole,
-)
+from .optimizers.sharded import Part, check_sharding, optimizer_state, part_of, shard, whole
 from .settings.run import RunConfig
 from .settings.validation import BEST
 from .step import (
@@ -350,14 +342,12 @@ class Training:
         None if they overflowed in fp16: then nothing has changed but the scale.
         """
         training, trainable = self._job.config.training, self._job.trainable
-        # Gradients are sums over all processes, so an overflow is there in all, unless in a part.
-        if self._scaler.is_enabled() and self.is_shared_out:
-            tell_of_overflow(self.parameters, self._job.processes)
         self._scaler.unscale_(self._optimizer)
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
         )
-        if self._scaler.is_enabled() and not grad_norm.isfinite():
+        # It is of the gradients of all processes, so all of them skip a step together.
+        if self._scaler.is_enabled() and not math.isfinite(grad_norm.item()):
             self._optimizer.zero_grad(set_to_none=True)
             lower_scale(self._scaler, self.done + 1)
             return None

@@ -197,18 +197,6 @@ def optimizer_state(
     return {**state, "state": own}
 
 
-def tell_of_overflow(parameters: Iterable[Tensor], processes: Processes) -> None:
-    """Where scaled gradients of a part are not finite in one process, let some be so in each.
-
-    All of them then leave out the step, and go on with one scale.
-    """
-    given = (parameter.grad for parameter in parameters)
-    gradients = [gradient for gradient in given if gradient is not None and gradient.numel()]
-    length = torch.nn.utils.get_total_norm(gradients).item()
-    if processes.any(not math.isfinite(length)):
-        gradients[0].view(-1)[0] = math.inf
-
-
 def clip_parts(parameters: Iterable[Tensor], max_norm: float, processes: Processes) -> Tensor:
     """As torch's clip_grad_norm_, where some of the gradients are parts. Scalar."""
     parts: list[Tensor] = []
