@@ -180,7 +180,7 @@ def lose_one(processes: Processes, folder: Path) -> None:
 
 
 def overflowing(case: str, processes: Processes = ALONE, batch_size: int = 1) -> Outcome:
-    """A training in fp16; once the gradients of one weight are infinite, in the last process.
+    """A training in fp16; the gradients of one weight are infinite once, in the last process.
 
     Its rows have the scale after each step.
     """
@@ -188,9 +188,9 @@ def overflowing(case: str, processes: Processes = ALONE, batch_size: int = 1) ->
         scaler = trainers.loop.gradient_scaler
         patch.setattr(trainers.loop, "gradient_scaler", lambda _, *of: scaler(torch.float16, *of))
         made, job = training(case, processes, batch_size)
-    rows = []
-    of_last = processes.rank == processes.count - 1
-    infinite(made, lambda: of_last and made.done == HALF and made._scaler.get_scale() == 2.0**16)
+    rows, first = [], made._scaler.get_scale()
+    last = processes.rank == processes.count - 1
+    infinite(made, lambda: last and made.done == HALF and made._scaler.get_scale() == first)
     while not made.has_ended:
         rows.append({**made.step().as_row(), "scale": made._scaler.get_scale()})
     return {"rows": rows, "learned": learned(job)}

@@ -32,14 +32,7 @@ from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
-from .optimizers.sharded import (
-    Part,
-    check_sharding,
-    optimizer_state,
-    part_of,
-    shard,
-    whole,
-)
+from .optimizers.sharded import Part, check_sharding, optimizer_state, part_of, shard, whole
 from .settings.run import RunConfig
 from .settings.validation import BEST
 from .step import (
@@ -353,7 +346,8 @@ class Training:
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
         )
-        if self._scaler.is_enabled() and not grad_norm.isfinite():
+        # It is of the gradients of all processes, so all of them skip a step together.
+        if self._scaler.is_enabled() and not math.isfinite(grad_norm.item()):
             self._optimizer.zero_grad(set_to_none=True)
             lower_scale(self._scaler, self.done + 1)
             return None

@@ -114,8 +114,11 @@ class PerParameter(torch.optim.Optimizer):
             self._clip(list(gradients.values()))
         group = {**self._inner_groups[bucket.group], "lr": self.param_groups[bucket.group]["lr"]}
         for piece in bucket.pieces:
-            leaves = [leaf for leaf in piece.leaves if leaf.parameter in gradients]
-            self._inner.param_groups = [{**group, "params": [leaf.trained for leaf in leaves]}]
+            leaves, trained = piece.leaves, piece.trained
+            if len(gradients) < len(bucket.parameters):
+                leaves = [leaf for leaf in leaves if leaf.parameter in gradients]
+                trained = [leaf.trained for leaf in leaves]
+            self._inner.param_groups = [{**group, "params": trained}]
             if piece.rows is None:
                 self._inner.step()
             else:

@@ -45,12 +45,14 @@ class Piece(NamedTuple):
 
     Attributes:
         number: among all pieces.
+        trained: of all leaves.
         rows: of fp32 numbers, widened weights and their gradients; None if nothing is widened.
             Pieces use them one after another.
     """
 
     number: int
     leaves: list[Leaf]
+    trained: list[nn.Parameter]
     rows: tuple[Tensor, Tensor] | None
 
 
@@ -155,13 +157,14 @@ def _room(part: Part) -> int:
 def _piece(number: int, parts: list[Part], rows: tuple[Tensor, Tensor] | None) -> Piece:
     if rows is None or not _is_narrow(parts[0][0]):
         leaves = [Leaf(p, None, p, p.detach(), p.detach()) for p, _ in parts]
-        return Piece(number, leaves, None)
+        return Piece(number, leaves, [leaf.trained for leaf in leaves], None)
     wide, gradients = rows
     leaves, at = [], 0
     for part in parts:
         leaves.append(_leaf(part, wide[at:], gradients[at:]))
         at += _room(part)
-    return Piece(number, leaves, (wide[:at], gradients[:at]))
+    trained = [leaf.trained for leaf in leaves]
+    return Piece(number, leaves, trained, (wide[:at], gradients[:at]))
 
 
 def _leaf(part: Part, wide: Tensor, gradient: Tensor) -> Leaf:
