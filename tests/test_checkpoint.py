@@ -107,6 +107,8 @@ def test_setting_that_came_later_is_no_other_run_where_it_does_what_was_done_bef
         ("lora", {}, None),
         ("lora", {"variant": "dora"}, ["magnitudes in fp32"]),
         ("dreambooth", {"ema_decay": 0.9}, None),
+        ("dreambooth", {"fused_backward": True}, None),
+        ("dreambooth", {"weights": "bf16"}, ["rounding by pieces"]),
         ("dreambooth", {"ema_on_cpu": True}, None),
         ("dreambooth", {"ema_decay": 0.9, "ema_on_cpu": True}, ["average over intervals"]),
         (

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 ALIGNED = 64  # numbers: where a parameter starts in a row of many, so that kernels read it fast
-Part = tuple[nn.Parameter, slice | None]  # a span of a parameter as a row of numbers; None is all
+Span = tuple[nn.Parameter, slice | None]  # a span of a parameter as a row of numbers; None is all
 
 
 class Leaf(NamedTuple):
@@ -124,7 +124,7 @@ def _together(parameters: Iterable[nn.Parameter], most: int) -> Iterator[list[nn
     yield from open_ones.values()
 
 
-def _parts(parameters: list[nn.Parameter], most: int, elementwise: bool) -> list[list[Part]]:
+def _parts(parameters: list[nn.Parameter], most: int, elementwise: bool) -> list[list[Span]]:
     """The pieces of a bucket."""
     first = parameters[0]
     cut = elementwise and _is_narrow(first) and first.is_contiguous() and first.numel() > most
@@ -137,7 +137,7 @@ def _is_narrow(parameter: nn.Parameter) -> bool:
     return parameter.dtype != torch.float32
 
 
-def _lengths(pieces: Iterable[list[Part]]) -> dict[torch.device, int]:
+def _lengths(pieces: Iterable[list[Span]]) -> dict[torch.device, int]:
     """How long a row must be for any piece that is widened, by device."""
     lengths: dict[torch.device, int] = {}
     for parts in pieces:
@@ -147,14 +147,14 @@ def _lengths(pieces: Iterable[list[Part]]) -> dict[torch.device, int]:
     return lengths
 
 
-def _room(part: Part) -> int:
+def _room(part: Span) -> int:
     """Numbers from the start of a part to that of the next one."""
     parameter, span = part
     numel = parameter.numel() if span is None else len(range(*span.indices(parameter.numel())))
     return -(-numel // ALIGNED) * ALIGNED
 
 
-def _piece(number: int, parts: list[Part], rows: tuple[Tensor, Tensor] | None) -> Piece:
+def _piece(number: int, parts: list[Span], rows: tuple[Tensor, Tensor] | None) -> Piece:
     if rows is None or not _is_narrow(parts[0][0]):
         leaves = [Leaf(p, None, p, p.detach(), p.detach()) for p, _ in parts]
         return Piece(number, leaves, [leaf.trained for leaf in leaves], None)
@@ -167,7 +167,7 @@ def _piece(number: int, parts: list[Part], rows: tuple[Tensor, Tensor] | None) -
     return Piece(number, leaves, trained, (wide[:at], gradients[:at]))
 
 
-def _leaf(part: Part, wide: Tensor, gradient: Tensor) -> Leaf:
+def _leaf(part: Span, wide: Tensor, gradient: Tensor) -> Leaf:
     """A part widened at the start of two rows."""
     parameter, span = part
     of = parameter.detach() if span is None else parameter.detach().view(-1)[span]

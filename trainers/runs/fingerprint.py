@@ -69,6 +69,8 @@ def mended(config: RunConfig) -> dict[str, Any]:
         found.append("magnitudes in fp32")
     if getattr(own, "ema_on_cpu", False) and own.ema_decay and own.ema_interval_steps > 1:
         found.append("average over intervals")
+    if getattr(own, "weights", "") == "bf16":
+        found.append("rounding by pieces")  # other random numbers, and a state in other parts
     return {"mended": found} if found else {}
 
 
