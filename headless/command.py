@@ -81,8 +81,8 @@ def _train(recipe: Recipe, asked: argparse.Namespace, terminal: Terminal) -> int
         raise ended_by  # a launcher that lost one asks the others to end: that is no answer
     if number is not None:
         return 128 + number
-    if asked.dry_run and isinstance(ended_by, host.interrupt()):
-        return 0
+    if isinstance(ended_by, host.interrupt()):  # planned; or another process was asked to end
+        return 0 if asked.dry_run else 128 + signal.SIGINT
     if ended_by is None:
         for folder in folders:
             terminal.line(f"in {folder}")

@@ -73,12 +73,15 @@ def why_another(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> s
     pairs = [("computes in", was["base_model"], facts["base_model"], ("computes_in",))]
     groups = ("made_with", "training", "objective", "own", "validation")
     pairs += [("", was.get(group, {}), facts[group], tuple(facts[group])) for group in groups]
+    pairs += [("", was, facts, ("format",))]
     reasons = [
-        f"{title or name} {after[name]}, was {before.get(name)}"
+        f"{title or name} {after[name]}, was {before[name]}"
         for title, before, after, names in pairs
         for name in names
-        if before.get(name) != after[name]
+        if name in before and before[name] != after[name]
     ]
+    known = was.get("mended", ())
+    reasons += [f"now {what}" for what in facts.get("mended", ()) if what not in known]
     return f"a run of its own, not that of the file: {', '.join(reasons) or 'the file was edited'}"
 
 

@@ -17,6 +17,7 @@ PLAIN = {"weights": "fp32", "fused_backward": False}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": together.CASES["lora"],
     "output preservation": together.CASES["output preservation"],
+    "pissa": ("lora", {"initialization": "pissa"}),
     "dora": (
         "lora",
         {"variant": "dora", "train_text_encoder": True, "gradient_checkpointing": True},
@@ -32,7 +33,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
         | {"validate_every": 2, "hand_out": "best step"},
     ),
 }
-GO_ON = ("lora", "dreambooth")  # whose states are read
+GO_ON = ("pissa", "dreambooth")  # whose states are read
 
 
 def choose() -> None:

@@ -123,6 +123,9 @@ def test_what_was_mended_makes_new_runs_of_those_alone_that_it_changed(
 ) -> None:
     made = run_facts(tiny.run_config(method, **settings), "sd15", BASE, batch(2))
     assert made.get("mended") == expected
+    narrow = {**BASE, "computes_in": "torch.float16 on cuda"}
+    made = run_facts(tiny.run_config(method, **settings), "sd15", narrow, batch(2))
+    assert made["mended"] == [*(expected or ()), "steps that overflow are done again"]
 
 
 def test_other_pictures_and_another_base_are_other_runs() -> None:

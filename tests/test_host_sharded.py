@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from safetensors.torch import load_file
 
 from tests.graphs import Graph
@@ -22,24 +23,36 @@ from tests.test_host_headless import (
     trained,
 )
 from tests.test_processes import far
-from tests.tiny_transformers import CHROMA
+from tests.tiny_transformers import CHROMA, Z_IMAGE
 
 SETTINGS = {"precision": "fp32", "steps": 4, "state_every": 4, "max_grad_norm": 0.1}
 
 
+def captioned(host: Host) -> str:
+    """Four pictures whose captions go through this model one by one, or two at a time."""
+    folder = host.base / "input" / "captioned"
+    folder.mkdir(exist_ok=True)
+    words = ("a dog", "a cat", "a small dog on a long white beach", "one more dog")
+    for number, caption in enumerate(words):
+        Image.new("RGB", (64, 64), (40 * number, 90, 160)).save(folder / f"{number}.png")
+        (folder / f"{number}.txt").write_text(caption)
+    return folder.name
+
+
 def test_parts_of_a_transformer_train_as_the_whole_of_it(host: Host, tmp_path: Path) -> None:
     graph = Graph()
-    base, dataset = graph.made(CHROMA), graph.dataset(squares(host))
+    spoken, dataset = graph.dataset(captioned(host)), graph.dataset(squares(host))
     (preview,) = graph.add(
         "PersonalizePreview", prompts="a dog", every_steps=4, seed=1, width=64, height=64,
         steps=2, cfg=5.0, sampler_name="euler", scheduler="normal",
     )  # fmt: skip
-    graph.train(*base, dataset, batch_size=2, preview=preview, **SETTINGS)
+    graph.train(*graph.made(Z_IMAGE), spoken, batch_size=4, preview=preview, **SETTINGS)
+    base = graph.made(CHROMA)
     more = {"weights": "fp32", "fused_backward": False, "gradient_checkpointing": True}
-    graph.dreambooth(*base, dataset, batch_size=2, **more, **SETTINGS)
+    graph.dreambooth(*base, dataset, batch_size=4, **more, **SETTINGS)
     files = trained(host, graph)
     assert len(files) == 2
-    _, *asked = command(host, *files, "--set", "batch_size=1", "--shard", output=tmp_path)
+    _, *asked = command(host, *files, "--set", "batch_size=2", "--shard", output=tmp_path)
     done = subprocess.run(
         [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
         check=False, timeout=PATIENCE_SECONDS,
@@ -59,6 +72,6 @@ def test_parts_of_a_transformer_train_as_the_whole_of_it(host: Host, tmp_path: P
         )
         assert far(ours, theirs) < 1e-4
     assert len(list(tmp_path.glob("personalize/lora-*/previews/*.png"))) == 1
-    more = headless(host, files[0], "--set", "batch_size=1", "--set", "steps=6", output=tmp_path)
+    more = headless(host, files[0], "--set", "batch_size=2", "--set", "steps=6", output=tmp_path)
     assert more.returncode == 0, more.stdout + more.stderr
     assert "going on from step 4" in more.stdout

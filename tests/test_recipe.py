@@ -69,6 +69,10 @@ def run_json(method: str = "lora", **settings: Any) -> dict[str, Any]:
 # -- what there is ------------------------------------------------------------
 
 
+def test_a_run_that_was_mended_is_read(tmp_path: Path) -> None:
+    assert recipe_of(tmp_path, {**run_json(), "mended": ["magnitudes in fp32"]}).targets
+
+
 def test_a_training_by_hand_becomes_the_nodes_of_its_graph(tmp_path: Path) -> None:
     recipe = recipe_of(tmp_path, BY_HAND)
     (target,) = recipe.targets

@@ -24,6 +24,7 @@ from .data.prior import teach
 from .data.validation import check_watched
 from .errors import NonFiniteLossError, ProcessesError
 from .methods import METHODS
+from .methods.adapters.pissa import starts
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.deterministic import deterministic
 from .models.precision import gradient_scaler, lower_scale
@@ -32,7 +33,7 @@ from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
-from .optimizers.sharded import Part, check_sharding, optimizer_state, part_of, shard, whole
+from .optimizers.sharded import Part, check_sharding, for_state, optimizer_state, part_of, shard
 from .settings.run import RunConfig
 from .settings.validation import BEST
 from .step import (
@@ -112,7 +113,7 @@ def make_job(
         if config.training.gradient_checkpointing:
             checkpoint_blocks(module)
     if processes.shard and not config.changes_weights:
-        shard(parts.denoiser, processes, trainable.parameters)
+        shard(parts.denoiser, processes, [*trainable.parameters, *starts(parts.denoiser)])
     instances = examples.captions[: examples.num_instances]
     watched = held_out.captions if held_out is not None else ()
     seed = config.training.seed
@@ -214,14 +215,14 @@ class Training:
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs; its tensors are those of the training, not copies.
 
-        Processes that have parts of weights must ask together.
+        Processes that have parts of weights must ask together; the first has it whole.
         """
         trainable = self._job.trainable
         return {
             "step": self.done,
             "batch_size": self._plan.batch_size,
-            "parameters": [whole(parameter, parameter) for parameter in self.parameters],
-            "optimizer": optimizer_state(self._optimizer.state_dict(), self.parameters, whole),
+            "parameters": [for_state(parameter, parameter) for parameter in self.parameters],
+            "optimizer": optimizer_state(self._optimizer.state_dict(), self.parameters, for_state),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
             "method": trainable.state(),

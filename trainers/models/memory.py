@@ -129,8 +129,8 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def call_the_rest(self, kind: Kind) -> None:
         """Everything that is there for no known reason is there for this one."""
-        for key, (size, before, teller) in self._known.items():
-            if before is Kind.OTHER:
+        for key, (size, before, teller) in list(self._known.items()):
+            if before is Kind.OTHER and key in self._known:  # some may go meanwhile
                 self._known[key] = size, kind, teller
                 self._add(before, -size)
                 self._add(kind, size)

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .sharded import part_of, whole
+from .sharded import for_state, part_of
 
 
 class Average:
@@ -84,7 +84,7 @@ class Average:
 
     def state(self) -> dict[str, Any]:
         """All that `load_state` needs; no copies but of what is shared out."""
-        values = [whole(*one) for one in zip(self.values, self._parameters, strict=True)]
+        values = [for_state(*one) for one in zip(self.values, self._parameters, strict=True)]
         return {"num_updates": self.num_updates, "taken": self._taken, "values": values}
 
     def load_state(self, state: Mapping[str, Any]) -> None:

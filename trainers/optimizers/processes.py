@@ -62,6 +62,19 @@ class Processes:
         self._add(added)
         return added.item()
 
+    def most(self, number: int) -> int:
+        """The largest number that any process has.
+
+        Raises:
+            ProcessesError: another one ended.
+        """
+        if self.count == 1:
+            return number
+        largest = torch.tensor(number, dtype=torch.int64, device=self.device)
+        with _told():
+            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
+        return int(largest.item())
+
     def any(self, flag: bool) -> bool:
         """Whether any process says so.
 
@@ -221,7 +234,7 @@ def join(cpu: bool = False, shard: bool = False) -> Processes:
         shard: share the denoiser's weights out among them.
 
     Raises:
-        ProcessesError: they do not find each other.
+        ProcessesError: they do not find each other, or are to share with none.
     """
     from accelerate import PartialState
 
@@ -230,6 +243,11 @@ def join(cpu: bool = False, shard: bool = False) -> Processes:
     if state.num_processes > 1:
         rank, count = state.process_index, state.num_processes
         _joined.append(Processes(rank, count, state.device, shard))
+    elif shard:
+        raise ProcessesError(
+            "--shard shares the denoiser's weights out among several processes, and this is one.\n"
+            "Start several with torchrun --nproc-per-node, or leave --shard out."
+        )
     return joined()
 
 

@@ -26,7 +26,7 @@ from .processes import Processes
 
 log = logging.getLogger(__name__)
 
-OPTIMIZERS = ("adamw", "lion")  # whose numbers are one for each of a weight's
+OPTIMIZERS = ("adamw",)  # whose state is plain tensors of the weight's shape
 
 
 def check_sharding(config: RunConfig) -> None:
@@ -81,7 +81,8 @@ def shard(module: nn.Module, processes: Processes, whole: Collection[nn.Paramete
 
     mesh = init_device_mesh(processes.device.type, (processes.count,))
     policy = MixedPrecisionPolicy(reduce_dtype=torch.float32)
-    kept = set(whole)
+    # torch shares out neither of the last two.
+    kept = {*whole, *(p for p in module.parameters() if p.ndim == 0 or not p.is_contiguous())}
     for block in blocks(module):
         run_on_copies(block)  # torch allows no change of what a sharded block is given
         sharded = fully_shard(block, mesh=mesh, mp_policy=policy, ignored_params=kept)
@@ -137,8 +138,12 @@ class Part(nn.Parameter):
         gradient, self.of.grad = self.of.grad, None
         self.grad = gradient.to_local() if is_shared_out(gradient) else None
 
-    def whole(self, held: Tensor) -> Tensor:
-        """A tensor on the CPU, of which `held` is what this process has; all ask together."""
+    def whole(self, held: Tensor, wanted: bool = True) -> Tensor:
+        """A tensor on the CPU, of which `held` is what this process has; all ask together.
+
+        Args:
+            wanted: whether this process wants it: if not, it is not copied from the device.
+        """
         from torch.distributed.tensor import DTensor
 
         of = self.of
@@ -148,13 +153,13 @@ class Part(nn.Parameter):
             stride=of.stride(),
         )  # fmt: skip
         full: Tensor = made.full_tensor()
-        return full.cpu()
+        return full.cpu() if wanted else full
 
     def part(self, whole: Tensor) -> Tensor:
         """What this process has of a whole tensor."""
         mesh = self.of.device_mesh
         parts, rank = whole.chunk(mesh.size()), mesh.get_local_rank()  # as torch shares out
-        return parts[rank] if rank < len(parts) else whole[:0]
+        return parts[rank].clone() if rank < len(parts) else whole[:0].clone()
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Parameter]:
@@ -170,6 +175,14 @@ def whole(held: Tensor, parameter: Tensor) -> Tensor:
     return parameter.whole(held) if isinstance(parameter, Part) else held.detach()
 
 
+def for_state(held: Tensor, parameter: Tensor) -> Tensor:
+    """As `whole`, where the first process alone is to have it; the others get what they gave."""
+    if isinstance(parameter, Part) and parameter.of.device_mesh.get_local_rank():
+        parameter.whole(held, wanted=False)
+        return held.detach()
+    return whole(held, parameter)
+
+
 def part_of(kept: Tensor, parameter: Tensor) -> Tensor:
     """The reverse of `whole`."""
     return parameter.part(kept) if isinstance(parameter, Part) else kept
@@ -181,7 +194,7 @@ def optimizer_state(
     """An optimizer's state_dict with what it has a number of for each of a weight's changed.
 
     Args:
-        change: `whole` or `part_of`.
+        change: `for_state` or `part_of`.
     """
     parts = {n: p for n, p in enumerate(parameters) if isinstance(p, Part)}
     if not parts:

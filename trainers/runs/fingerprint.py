@@ -61,8 +61,12 @@ def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
     return shared
 
 
-def mended(config: RunConfig) -> dict[str, Any]:
-    """What was mended in runs of these settings; nothing for all others."""
+def mended(config: RunConfig, computes_in: str) -> dict[str, Any]:
+    """What was mended in runs of these settings; nothing for all others.
+
+    Args:
+        computes_in: as models.precision has it.
+    """
     own = config.own
     found = []
     if getattr(own, "variant", "") == "dora":
@@ -71,6 +75,8 @@ def mended(config: RunConfig) -> dict[str, Any]:
         found.append("average over intervals")
     if getattr(own, "weights", "") == "bf16":
         found.append("rounding by pieces")  # other random numbers, and a state in other parts
+    if computes_in.startswith(str(torch.float16)):
+        found.append("steps that overflow are done again")
     return {"mended": found} if found else {}
 
 

@@ -64,7 +64,7 @@ def run_facts(
     return {
         "format": FORMAT,
         **config.as_dict(),
-        **mended(config),
+        **mended(config, base.get("computes_in", "")),
         "architecture": architecture,
         "base_model": dict(base),
         "dataset": _listing(dataset, by_lines),

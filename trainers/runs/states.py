@@ -108,7 +108,10 @@ class StateSaver:
         Raises:
             SaveError: they have none.
         """
-        free = shutil.disk_usage(self._folder.path).free
+        try:
+            free = shutil.disk_usage(self._folder.path).free
+        except OSError:
+            return  # writing tells what is wrong, or makes the folder anew
         if free < num_bytes:
             raise SaveError(
                 f"Its state needs {_size(num_bytes)}, and the disk has {_size(free)} left.\nFree "

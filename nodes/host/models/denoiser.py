@@ -16,6 +16,7 @@ from comfy.ldm.modules.attention import attention_pytorch
 from torch import Tensor, nn
 
 from ....trainers.contracts import REFERENCES, Size, Text
+from ....trainers.optimizers.processes import joined as joined_processes
 from .objective import module_timesteps
 
 Conditions = dict[str, Any]  # objects of comfy.conds by argument of the module
@@ -69,8 +70,9 @@ class HostDenoiser:
             self._conditions(noisy[place, None], text, size)
             for place, (text, size) in enumerate(zip(texts, sizes, strict=True))
         ]
-        predicted: dict[int, Tensor] = {}
-        for group in together(conditions):
+        groups = together(conditions)
+        predicted: list[tuple[list[int], Tensor]] = []
+        for group in [*groups, *_in_vain(groups)]:
             told = joined([conditions[place] for place in group])
             options = {
                 "optimized_attention_override": plain_attention,
@@ -81,8 +83,16 @@ class HostDenoiser:
                 noisy[group], timesteps[group], transformer_options=options, **told
             )
             self._forget()
-            predicted |= dict(zip(group, output, strict=True))
-        return torch.stack([predicted[place] for place in range(len(noisy))])
+            predicted.append((group, output))
+        made = {
+            place: row
+            for group, output in predicted[: len(groups)]
+            for place, row in zip(group, output, strict=True)
+        }
+        rows = torch.stack([made[place] for place in range(len(noisy))])
+        for _, output in predicted[len(groups) :]:
+            rows = rows + 0 * output.sum()  # its backward pass too
+        return rows
 
     def _forget(self) -> None:
         """A module that keeps what it made of a prompt would reuse it with other weights."""
@@ -101,6 +111,12 @@ class HostDenoiser:
         )
         conditions: Conditions = made["model_conds"]
         return {k: c.process_cond(batch_size=1, area=None) for k, c in conditions.items()}
+
+
+def _in_vain(groups: list[list[int]]) -> list[list[int]]:
+    """Passes that this process does because another one that puts the blocks together has more."""
+    processes = joined_processes()
+    return groups[:1] * (processes.most(len(groups)) - len(groups)) if processes.shard else []
 
 
 def size_facts(size: Size) -> dict[str, int]:

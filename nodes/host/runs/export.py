@@ -84,9 +84,9 @@ def export_run(run: str, name: str) -> tuple[Path, list[str]]:
     write_whole(target / "files.json", json.dumps({"files": listed}, indent=2).encode())
     write_whole(target / "README.txt", _commands(facts, listed, source.name).encode())
     size = sum(file["bytes"] for file in listed) / 1e9
-    place = target.relative_to(os.path.realpath(runs_folder().parent)).as_posix()
+    place = target.relative_to(os.path.realpath(runs_folder())).as_posix()
     return target, [
-        f"output/{place}",
+        f"output/{runs_folder().name}/{place}",
         "README.txt in it says what to do with it.",
         f"To copy: {len(listed)} file{'s' * (len(listed) > 1)}, {size:.2f} GB.",
     ]

@@ -104,6 +104,8 @@ class Previews:
             with evaluating(job), training_mode(False), uninterrupted(self._processes.shard):
                 pictures = [self._picture(job, line) for line in range(len(self._config.lines))]
         except torch.cuda.OutOfMemoryError:
+            if self._processes.shard:
+                raise  # the others wait for this one
             log.warning(
                 "Personalize: there is too little memory for the preview of step %d; the training "
                 "goes on without it. A smaller width and height need less.",
@@ -172,4 +174,6 @@ def _live(model: Any, job: Job) -> Any:
     clone.patches = {}  # they are in the denoiser that trains
     clone.add_object_patch("diffusion_model", LiveDenoiser(job))
     clone.add_object_patch("manual_cast_dtype", None)
+    if job.processes.shard:  # as many passes in each process, whatever room it has
+        clone.get_free_memory = lambda device: 0
     return clone

@@ -117,8 +117,6 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         PersonalizeError: what is wired in does not go together.
     """
     check_wiring(sockets, config)
-    if joined().shard:
-        check_sharding(config)
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
     base = _base(sockets, node, config.own.trains_text)
@@ -131,6 +129,8 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
     run = _run(sockets, config, base, reporter)
+    if run.processes.shard and not (run.kept_steps and run.folder.has_result(run.kept_steps)):
+        check_sharding(config)
     for look in LOOKS:
         look(run)
     return run

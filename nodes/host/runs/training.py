@@ -46,6 +46,7 @@ from ..models.parts import parts_of, placements
 from ..models.support import warn_of_dora, warn_of_what_is_left_out
 from ..models.text import encode_captions
 from ..models.tokenizer import embeddings_of
+from ..models.training_mode import uninterrupted
 from ..models.vae import encoder_of, scaler_of
 from ..models.weights import changed_weights, weights_bytes
 from .base import GraphNode
@@ -88,12 +89,12 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
         torch.cuda.OutOfMemoryError: with advice.
     """
     check_tracker(config.store.log_with)
-    if config.training.deterministic:
-        check_deterministic(device())
     with torch.inference_mode(False):
         run = make_run(sockets, config, node)
         if kept := _kept(run, node):
             return kept
+        if config.training.deterministic:
+            check_deterministic(device())
         if config.changes_weights:
             _check_disk(sockets, config)
         with _held(run):
@@ -101,7 +102,8 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
                 return kept
             try:
                 with training_session(), PAGES.watching(node, run.folder.path.name):
-                    return _train(run)
+                    with run.processes.sharing_out():
+                        return _train(run)
             except BaseException as error:  # Cancel, which is none of Exception's children
                 _say_why(run, error)
                 with contextlib.suppress(SaveError):
@@ -262,7 +264,8 @@ def _steps(
             log_row(metrics[-1])
             try:
                 with cancel_together(run.processes):
-                    run.reporter.step(progress)
+                    with uninterrupted():  # asked at the end, when all have done the same
+                        run.reporter.step(progress)
                     saver.after_step(metrics)
                     if previews is not None and previews.after_step(job, progress):
                         PAGES.has_previews()
@@ -271,15 +274,17 @@ def _steps(
                     saver.save(metrics, ended=True)
                 if isinstance(error, Interrupt):
                     run.reporter.say(
-                        f"cancelled at step {training.done}; {_again(saver, training)}"
+                        f"cancelled at step {training.done}; {_again(run, saver, training)}"
                     )
                 raise
     saver.at_end(metrics)
     return training.best, metrics
 
 
-def _again(saver: StateSaver, training: Training) -> str:
+def _again(run: Run, saver: StateSaver, training: Training) -> str:
     """What the next run does after a Cancel."""
+    if run.config.store.if_run_exists == ANEW:
+        return "run again starts anew"
     if saver.goes_on_from == training.done:
         return "run again goes on"
     if saver.goes_on_from:
