@@ -1,16 +1,20 @@
-"""The least that a LoRA step takes: diffusers, transformers, peft and torch, nothing around them.
+"""The least that a step takes: diffusers, transformers, peft and torch, nothing around them.
 
     python -m benchmarks.bare_loop --precision bf16 --steps 8
+    python -m benchmarks.bare_loop --train dreambooth    # the whole UNet in fp32, under autocast
 
 Prints one JSON object: the seconds of every step, the peak memory, the floating-point operations
 of a step and how many of them this machine's matmul does in a second. `benchmarks.lora_step` runs
 it in a process of its own. SDXL's loop encodes its caption by both text encoders and keeps them, as
 diffusers' text-to-image script does; SD1.5's takes a random text.
+
+In fp32 a GPU's matmul is without TF32, as torch has it; its convolutions are not.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import itertools
 import json
 import time
@@ -44,48 +48,71 @@ UNETS = {
 }
 MATMUL_SIZE = 4096
 MATMUL_ROUNDS = 5
+LORA, DREAMBOOTH = TRAINED = ("lora", "dreambooth")
 
 
 class Loop:
-    """A UNet with a LoRA in its attention, and what trains it; the base is in `dtype`."""
+    """A UNet and what trains it: a LoRA in its attention, or in fp32 all of it if `rank` is 0.
+
+    The base of a LoRA is in `dtype`; else that is what autocast computes in.
+    """
 
     def __init__(self, model: str, rank: int, dtype: torch.dtype, device: torch.device) -> None:
         self.config = UNETS[model]
         before = torch.get_default_dtype()
-        torch.set_default_dtype(dtype)  # so that a large model needs no fp32 copy on its way
+        self.dtype = dtype if rank else torch.float32
+        torch.set_default_dtype(self.dtype)  # so that a large model needs no fp32 copy on its way
         with device:
             unet = UNet2DConditionModel(**self.config)
         torch.set_default_dtype(before)
-        self.unet = unet.requires_grad_(False).train()
-        targets = ["to_q", "to_k", "to_v", "to_out.0"]
-        lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
-        peft.inject_adapter_in_model(lora, self.unet)
+        self.unet = unet.requires_grad_(not rank).train()
+        if rank:
+            targets = ["to_q", "to_k", "to_v", "to_out.0"]
+            lora = peft.LoraConfig(r=rank, lora_alpha=rank, target_modules=targets)
+            peft.inject_adapter_in_model(lora, self.unet)
         self.weights = [p for p in self.unet.parameters() if p.requires_grad]
         for weight in self.weights:
             weight.data = weight.data.float()
         self.optimizer = torch.optim.AdamW(self.weights, lr=1e-4, weight_decay=1e-2, fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=dtype == torch.float16)
         self.scheduler = DDPMScheduler()
-        self.dtype, self.device = dtype, device
+        self.device = device
+        casts = self.dtype != dtype
+        self.autocast = functools.partial(torch.autocast, device.type, dtype, enabled=casts)
         self.hidden = torch.randn(1, 77, self.config["cross_attention_dim"], device=device)
         self.added = None
         if "addition_embed_type" in self.config:  # SDXL: a pooled text and the picture's sizes
-            self.encoders = text_encoders(dtype, device)
+            self.encoders = text_encoders(self.dtype, device)
             self.hidden, pooled = encoded(self.encoders)
-            sizes = torch.zeros(1, 6, dtype=dtype, device=device)
+            sizes = torch.zeros(1, 6, dtype=self.dtype, device=device)
             self.added = {"text_embeds": pooled, "time_ids": sizes}
 
-    def step(self, latents: Tensor) -> float:
+    def loss(self, latents: Tensor) -> Tensor:
         noise = torch.randn_like(latents)
         timesteps = torch.randint(1000, (len(latents),), device=self.device)
         noisy = self.scheduler.add_noise(latents, noise, timesteps).to(self.dtype)
         hidden = self.hidden.to(self.dtype)
-        predicted = self.unet(noisy, timesteps, hidden, added_cond_kwargs=self.added).sample
-        loss = F.mse_loss(predicted.float(), noise)
-        loss.backward()
+        with self.autocast():
+            predicted = self.unet(noisy, timesteps, hidden, added_cond_kwargs=self.added).sample
+        return F.mse_loss(predicted.float(), noise)
+
+    def step(self, latents: Tensor) -> float:
+        loss = self.loss(latents)
+        self.scaler.scale(loss).backward()
+        self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
-        self.optimizer.step()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         self.optimizer.zero_grad()
-        return loss.item()
+        return loss.item()  # waits for all that was launched, the update too
+
+    def without_numbers(self) -> None:
+        """Keep nothing but shapes, on no device; it cannot `step` any more."""
+        self.device = torch.device("meta")
+        self.unet.to(self.device)
+        self.hidden = self.hidden.to(self.device)
+        if self.added is not None:
+            self.added = {name: told.to(self.device) for name, told in self.added.items()}
 
 
 def text_encoders(dtype: torch.dtype, device: torch.device) -> list[nn.Module]:
@@ -115,9 +142,11 @@ def encoded(encoders: Sequence[nn.Module]) -> tuple[Tensor, Tensor]:
 def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], float]) -> float:
     """Operations a second of the best of a few large matmuls."""
     size = MATMUL_SIZE if device.type == "cpu" else 2 * MATMUL_SIZE
+    # A GPU does one in milliseconds; its clocks take longer to settle.
+    rounds = MATMUL_ROUNDS if device.type == "cpu" else 10 * MATMUL_ROUNDS
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     seconds = []
-    for _ in range(1 + MATMUL_ROUNDS):
+    for _ in range(1 + rounds):
         finish(device)
         began = clock()
         left @ right
@@ -133,17 +162,21 @@ def finish(device: torch.device) -> None:
 
 
 def count_operations(loop: Loop, latents: Tensor) -> int:
-    # The counter does not know the CPU's fused attention; in its plain form it is two matmuls.
+    """Those of a step forward and back; takes the numbers out of `loop`."""
+    # The counter does not know the CPU's fused attention, and counts what a GPU's computes twice;
+    # in its plain form it is two matmuls, which would need 9 GB a layer at 1024 px.
+    loop.without_numbers()
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loop.step(latents)
+        loop.loss(latents.to(loop.device)).backward()
     return int(counter.get_total_flops())
 
 
 def reset_peak(device: torch.device) -> None:
-    """Let the peak count from here on (Linux)."""
+    """Let the peak count from here on (on a CPU: Linux)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # man 5 proc
 
 
 def peak_bytes(device: torch.device) -> int:
@@ -156,7 +189,8 @@ def peak_bytes(device: torch.device) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--train", choices=TRAINED, default=LORA)
+    parser.add_argument("--precision", choices=DTYPES, default="fp32")
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--size-px", type=int, default=256)
@@ -166,7 +200,9 @@ def main() -> None:
     asked = parser.parse_args()
     clock = time.process_time if asked.cpu_time else time.perf_counter
     device: torch.device = asked.device
-    loop = Loop(asked.model, asked.rank, DTYPES[asked.precision], device)
+    rank = asked.rank if asked.train == LORA else 0
+    dtype = DTYPES[asked.precision]
+    loop = Loop(asked.model, rank, dtype, device)
     latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8, device=device)
     reset_peak(device)
     times = [clock()]
@@ -174,11 +210,12 @@ def main() -> None:
         loop.step(latents)
         times.append(clock())
     peak = peak_bytes(device)
+    rate = matmul_rate(dtype, device, clock)  # while its clocks are those of work
     measured = {
         "seconds": [after - before for before, after in itertools.pairwise(times)],
         "peak_bytes": peak,
         "operations": count_operations(loop, latents),
-        "operations_per_second": matmul_rate(loop.dtype, device, clock),
+        "operations_per_second": rate,
     }
     print(json.dumps(measured))
 
