@@ -48,6 +48,7 @@ UNETS = {
 }
 MATMUL_SIZE = 4096
 MATMUL_ROUNDS = 5
+MATMUL_SECONDS = 20  # in all: a CPU without bf16 takes as long for one in it
 LORA, DREAMBOOTH = TRAINED = ("lora", "dreambooth")
 
 
@@ -152,6 +153,8 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, clock: Callable[[], fl
         left @ right
         finish(device)
         seconds.append(clock() - began)
+        if sum(seconds) > MATMUL_SECONDS:
+            break
     return 2 * size**3 / min(seconds)
 
 
@@ -161,13 +164,12 @@ def finish(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def count_operations(loop: Loop, latents: Tensor) -> int:
-    """Those of a step forward and back; takes the numbers out of `loop`."""
+def count_operations(loss: Callable[[Tensor], Tensor], latents: Tensor) -> int:
+    """Those of a step forward and back, of a loop that is `without_numbers`."""
     # The counter does not know the CPU's fused attention, and counts what a GPU's computes twice;
-    # in its plain form it is two matmuls, which would need 9 GB a layer at 1024 px.
-    loop.without_numbers()
+    # in its plain form it is two matmuls, which with numbers would need 9 GB a layer at 1024 px.
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        loop.loss(latents.to(loop.device)).backward()
+        loss(latents.to("meta")).backward()
     return int(counter.get_total_flops())
 
 
@@ -211,10 +213,11 @@ def main() -> None:
         times.append(clock())
     peak = peak_bytes(device)
     rate = matmul_rate(dtype, device, clock)  # while its clocks are those of work
+    loop.without_numbers()
     measured = {
         "seconds": [after - before for before, after in itertools.pairwise(times)],
         "peak_bytes": peak,
-        "operations": count_operations(loop, latents),
+        "operations": count_operations(loop.loss, latents),
         "operations_per_second": rate,
     }
     print(json.dumps(measured))

@@ -5,36 +5,50 @@
 
 Stable Diffusion 1.5 and SDXL of full size with random weights, batch size 1 unless a row says
 otherwise: this pack's nodes one after another in one ComfyUI as it comes; ComfyUI's own
-TrainLoraNode in it; bare loops of diffusers and peft (bare_loop.py), each in a process of its own.
+TrainLoraNode in it; bare loops of diffusers and peft (bare_loop.py, bare_inversion.py), each in a
+process of its own. What is `deterministic` runs in a second ComfyUI, whose cuBLAS is told so.
 
-Seconds a step are the median after the warm-up. Memory is torch's: the most that tensors took
-while the training node ran, and the most that its allocator took from the device for them; a
-driver's context and what ComfyUI streams beside torch are not in it. The share of the card's rate
-is the floating-point operations of the bare loop's step (FlopCounterMode, nothing computed twice),
-over the seconds of a step, as a part of what a large matmul does in a second.
+Seconds a step are the median after the warm-up, from the end of one to the end of the next; a step
+ends with numbers that are asked of the device, so it has done all. Memory is torch's: the most that
+tensors took while the training node ran, and the most that its allocator took from the device for
+them (ComfyUI's is CUDA's own, the bare loop's is torch's: only tensors can be compared); a driver's
+context and what ComfyUI streams beside torch are not in it. On a CPU it is what was resident.
+
+The share of the card's rate is the floating-point operations of the bare loop's step
+(FlopCounterMode, nothing computed twice), over the seconds of a step, as a part of what a large
+matmul does in a second in the same precision. In fp32 torch convolves in TF32 but does not multiply
+matrices in it, so the share is of a rate that convolutions may exceed.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
-import math
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
 
 import dev
-from benchmarks.gpu_cases import BARE, CASES, DREAMBOOTH, INVERSION, LORA, OWN_NODE, Case
+from benchmarks.gpu_cases import (
+    BARE,
+    CASES,
+    DREAMBOOTH,
+    INVERSION,
+    LORA,
+    OWN_NODE,
+    Case,
+    chosen,
+)
+from benchmarks.gpu_page import Row, section, write
 from benchmarks.lora_step import RANK, own_node
 from benchmarks.running import (
     MODELS,
@@ -48,30 +62,13 @@ from tests import checkpoints
 from tests.events import Event
 from tests.graphs import Graph
 from tests.host import ROOT, Host, HostError
+from trainers.models.deterministic import WORKSPACE, WORKSPACES
 
 PROBES = ROOT / "tests" / "probes"
 PAGE = ROOT / "docs" / "performance.md"
-PLACE = "\n## GPU\n"  # after which the rows go
+LONGEST_SECONDS = 3600  # of a case
 THIN_PX = 64
 REPEAT_STEPS = 60
-
-
-class Row(NamedTuple):
-    """What was measured of a case; memory in bytes.
-
-    Attributes:
-        held: what tensors still took after it.
-        operations: of a step, from a bare loop.
-        rate: operations a second of a large matmul, from a bare loop.
-    """
-
-    case: Case
-    seconds: float
-    peak: int
-    reserved: int = 0
-    held: int = 0
-    operations: float = math.nan
-    rate: float = math.nan
 
 
 class Bench:
@@ -104,6 +101,12 @@ class Bench:
             self._offered.add(self.host.add_model("checkpoints", path, name))
         return graph.load(name)
 
+    def restart(self) -> None:
+        """A host in which a case failed may be gone, still at work, or full."""
+        self.host.kill()
+        self.host.delete_large_files()
+        self.host.start()
+
 
 # -- runs ---------------------------------------------------------------------
 
@@ -135,49 +138,70 @@ def in_host(bench: Bench, case: Case) -> Row:
     graph, host = Graph(), bench.host
     trainer = trainer_of(bench, case, graph)[0][0]
     ticks: list[tuple[int, float]] = []
+    on_cpu = bench.device == "cpu"
 
     def see(event: Event) -> None:
         if event.data.get("node") != trainer:
             return
         if event.kind == "executing":
-            host.get("/probes/memory")
+            host.get("/probes/steps")  # counts from here on
+            if on_cpu:
+                host.reset_peak()
         elif event.kind == "progress" and event.data["max"] == bench.steps:  # not a preview's
             if not ticks or event.data["value"] > ticks[-1][0]:
                 ticks.append((event.data["value"], time.perf_counter()))
 
-    host.follow(graph, see, timeout=3600)
-    memory = host.get("/probes/memory")
+    host.follow(graph, see, timeout=LONGEST_SECONDS)
+    found = host.get("/probes/steps")
     host.free()
     host.delete_large_files()
-    seconds = step_seconds(ticks)
-    return Row(case, statistics.median(seconds), memory["peak"], memory["reserved"], memory["held"])
+    peak = host.peak_rss_bytes() if on_cpu else found["peak"]
+    # ComfyUI's own node is none of ours, whose steps are seen; it tells of each.
+    seconds = step_seconds(list(enumerate(found["ends"], 1)) or ticks)
+    if not seconds:
+        raise HostError("too few steps were seen", kind="no steps")
+    median = statistics.median(seconds)
+    return Row(case, bench.size_px(case), median, peak, found["reserved"], found["held"])
 
 
 def bare(bench: Bench, case: Case) -> Row:
-    command = [sys.executable, "-m", "benchmarks.bare_loop", "--model", bench.model(case)]
-    command += ["--steps", str(bench.steps), "--size-px", str(bench.size_px(case))]
-    command += ["--precision", case.precision, "--device", bench.device]
-    done = subprocess.run(command, cwd=ROOT, text=True, capture_output=True)
+    command = [sys.executable, "-m"]
+    if case.bare_of == INVERSION:
+        command += ["benchmarks.bare_inversion"]
+    else:
+        command += ["benchmarks.bare_loop", "--train", case.bare_of]
+    command += ["--model", bench.model(case), "--steps", str(bench.steps)]
+    command += ["--size-px", str(bench.size_px(case)), "--precision", case.precision]
+    command += ["--device", bench.device]
+    try:
+        done = subprocess.run(
+            command, cwd=ROOT, text=True, capture_output=True, timeout=LONGEST_SECONDS
+        )
+    except subprocess.TimeoutExpired as error:
+        raise HostError(str(error), kind="bare loop") from None
     if done.returncode:
-        raise HostError(done.stderr.strip().splitlines()[-1], kind="bare loop")
+        told = done.stderr.strip() or f"it ended with {done.returncode} and said nothing"
+        raise HostError(told.splitlines()[-1], kind="bare loop", details={"traceback": [told]})
     found = json.loads(done.stdout.splitlines()[-1])
     seconds = statistics.median(found["seconds"][WARM_UP_STEPS:])
     operations, rate = found["operations"], found["operations_per_second"]
-    return Row(case, seconds, found["peak_bytes"], operations=operations, rate=rate)
+    peak = found["peak_bytes"]
+    return Row(case, bench.size_px(case), seconds, peak, operations=operations, rate=rate)
 
 
-def measure(bench: Bench, cases: Sequence[Case]) -> tuple[list[Row], list[str]]:
-    """The rows of all that ran, and a sentence for each that did not."""
-    rows, failures = [], []
+def measure(bench: Bench, cases: Sequence[Case], rows: list[Row], notes: list[str]) -> bool:
+    """Adds the rows of all that ran, and a sentence for each that did not; whether all did."""
+    failed = False
     for case in cases:
         name = f"{case.base} {case.title} {bench.size_px(case)} px {case.precision}"
         began = time.perf_counter()
         try:
             row = bare(bench, case) if case.kind == BARE else in_host(bench, case)
-        except (HostError, statistics.StatisticsError) as error:
-            told = error.summary if isinstance(error, HostError) else "too few steps were seen"
-            failures.append(f"{name}: {' '.join(told.split()):.300}")
-            print(f"  FAILED {failures[-1]}\n{error!s:.3000}", flush=True)
+        except (HostError, OSError) as error:  # of a host that is gone
+            failed = True
+            notes.append(failure(name, error))
+            if case.kind != BARE:
+                bench.restart()
             continue
         rows.append(row)
         print(
@@ -185,29 +209,47 @@ def measure(bench: Bench, cases: Sequence[Case]) -> tuple[list[Row], list[str]]:
             f"{row.held / 1e9:7.2f} after, {time.perf_counter() - began:4.0f} s in all",
             flush=True,
         )
-    rows.sort(key=lambda row: CASES.index(row.case))
-    return rows, failures
+    return not failed
 
 
-def repeatability(bench: Bench) -> list[str]:
+def failure(name: str, error: HostError | OSError) -> str:
+    told = error.summary if isinstance(error, HostError) else str(error)
+    print(f"  FAILED {name}\n{error!s:.3000}", flush=True)
+    return f"Failed: {name}: {' '.join(told.split()):.300}"
+
+
+def repeat(bench: Bench, deterministic: bool, notes: list[str]) -> bool:
+    """Adds what `repeatability` finds, or why it found nothing; whether it did."""
+    try:
+        notes += repeatability(bench, deterministic)
+    except (HostError, OSError) as error:
+        notes.append(failure("training one LoRA thrice", error))
+        return False
+    return True
+
+
+def repeatability(bench: Bench, deterministic: bool) -> list[str]:
     """How far a LoRA is from itself when it is trained again, and when it was cancelled midway."""
-    first = trained_lora(bench, "first")
+    first = trained_lora(bench, "first", deterministic)
     found = []
+    kind = "A deterministic LoRA" if deterministic else "A LoRA"
     for what, name, cancelled in (
         ("trained again", "again", False),
-        (f"cancelled after half of {REPEAT_STEPS} steps and gone on", "resumed", True),
+        (f"cancelled midway of {REPEAT_STEPS} steps and gone on", "resumed", True),
     ):
-        other = trained_lora(bench, name, cancelled)
+        other = trained_lora(bench, name, deterministic, cancelled)
         away = max(float((first[k] - other[k]).norm() / first[k].norm()) for k in first)
         same = sum(torch.equal(first[k], other[k]) for k in first)
         found.append(
-            f"A LoRA of SD1.5 that was {what}: {same} of {len(first)} tensors are equal to the "
+            f"{kind} of SD1.5 that was {what}: {same} of {len(first)} tensors are equal to the "
             f"bit, the largest relative difference is {away:.1e}."
         )
     return found
 
 
-def trained_lora(bench: Bench, name: str, cancelled: bool = False) -> dict[str, torch.Tensor]:
+def trained_lora(
+    bench: Bench, name: str, deterministic: bool, cancelled: bool = False
+) -> dict[str, torch.Tensor]:
     """The tensors of one and the same LoRA; `cancelled` midway, and gone on with."""
     host = bench.host
 
@@ -216,6 +258,7 @@ def trained_lora(bench: Bench, name: str, cancelled: bool = False) -> dict[str, 
         sockets = trainer_of(
             bench, Case("LoRA", "sd15", LORA, 512), graph,
             steps=REPEAT_STEPS, seed=100, state_every=1, if_run_exists=if_run_exists,
+            deterministic=deterministic,
         )  # fmt: skip
         lora, prefix = sockets[2], f"loras/{name}"
         graph.add("PersonalizeSaveLora", lora=lora, filename_prefix=prefix, format="kohya fp32")
@@ -223,11 +266,17 @@ def trained_lora(bench: Bench, name: str, cancelled: bool = False) -> dict[str, 
 
     graph, trainer = graph_of("start anew")
     try:
-        host.follow(graph, lambda event: stop_midway(host, event, trainer, cancelled), timeout=3600)
+        host.follow(
+            graph,
+            lambda event: stop_midway(host, event, trainer, cancelled),
+            timeout=LONGEST_SECONDS,
+        )
+        if cancelled:
+            raise HostError("it was done before Cancel came", kind="no cancel")
     except HostError as error:
         if error.kind != "interrupted":
             raise
-        host.run(graph_of("use it")[0], timeout=3600)
+        host.run(graph_of("use it")[0], timeout=LONGEST_SECONDS)
     (path,) = (host.base / "output/loras").glob(f"{name}_*.safetensors")
     host.free()
     return load_file(path)
@@ -239,75 +288,7 @@ def stop_midway(host: Host, event: Event, trainer: str, wanted: bool) -> None:
         host.interrupt()
 
 
-# -- report -------------------------------------------------------------------
-
-
-def table(rows: Sequence[Row], quick: bool) -> str:
-    lines = [
-        "| training | px | precision | s/step | x bare | of the matmul | GB, tensors | GB, torch |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    bares = {(r.case.base, r.case.size_px, r.case.precision): r for r in rows if r.rate == r.rate}
-    for row in rows:
-        case = row.case
-        bare_row = bares.get((case.base, case.size_px, case.precision))
-        ratio = share = ""
-        if bare_row and case.kind in (LORA, OWN_NODE, BARE):
-            batch = case.settings.get("batch_size", 1)
-            ratio = f"{row.seconds / batch / bare_row.seconds:.2f}"
-            done = bare_row.operations * batch / row.seconds
-            share = f"{100 * done / bare_row.rate:.0f} %"
-        reserved = f"{row.reserved / 1e9:.1f}" if row.reserved else ""
-        size_px = THIN_PX if quick else case.size_px
-        name = f"{case.base.upper().replace('SD15', 'SD1.5')} {case.title}"
-        lines.append(
-            f"| {name} | {size_px} | {case.precision} | {row.seconds:.3f} | {ratio} | {share} "
-            f"| {row.peak / 1e9:.1f} | {reserved} |"
-        )
-    return "\n".join(lines)
-
-
-def section(host: Host, rows: Sequence[Row], notes: Sequence[str], bench: Bench) -> str:
-    """The rows with the day, the card and the versions that they were measured with."""
-    stats = host.get("/system_stats")
-    card = re.sub(r"^cuda:\d+ | : .*$", "", stats["devices"][0]["name"])
-    day = datetime.date.today()
-    system = stats["system"]
-    rates = {r.case.precision: r.rate for r in rows if r.rate == r.rate}
-    told = ", ".join(f"{name} {rate / 1e12:.0f} TFLOP/s" for name, rate in rates.items())
-    lines = [
-        f"### {card}, {day.day} {day:%B %Y}",
-        "",
-        f"torch {system['pytorch_version']}, ComfyUI {system['comfyui_version']}, "
-        f"{bench.steps} steps a row; a large matmul: {told or 'not measured'}.",
-        "",
-        table(rows, bench.quick),
-        *(["", *(f"- {note}" for note in notes)] if notes else []),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def write(page: Path, text: str) -> None:
-    """Puts a section in place of the one with its heading, or before the others of its kind."""
-    heading = text.split("\n", 1)[0]
-    before = page.read_text(encoding="utf-8") if page.exists() else f"# Performance\n{PLACE}"
-    old = re.compile(rf"^{re.escape(heading)}\n.*?(?=^###? |\Z)", re.DOTALL | re.MULTILINE)
-    before = old.sub("", before)
-    first, place, rest = before.partition(PLACE)
-    page.write_text(f"{first}{place}\n{text}\n{rest.lstrip()}".rstrip() + "\n", encoding="utf-8")
-
-
-def chosen(words: Sequence[str]) -> list[Case]:
-    """The cases whose name has one of the words, in the order of the words."""
-    found: list[Case] = []
-    for word in words:
-        for case in CASES:
-            if word in f"{case.base} {case.kind} {case.title} {case.precision}":
-                found += [case] * (case not in found)
-    return found
-
-
-def main() -> int:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     add_comfyui(parser)
     parser.add_argument("--steps", type=int, default=24, help=f"a row; {WARM_UP_STEPS} warm it up")
@@ -315,29 +296,56 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="where rows are written; the page on speed")
     parser.add_argument("--cpu", action="store_true", help="without a GPU")
     parser.add_argument("--quick", action="store_true", help="thin models, to see that it works")
-    parser.add_argument("--host", default="", help="more arguments for ComfyUI")
+    parser.add_argument("--host", default="", help="more for ComfyUI, as in --host='--fp16-unet'")
     parser.add_argument("--without-repeats", action="store_true", help="do not train one thrice")
     asked = checked(parser)
     if not asked.cpu and not torch.cuda.is_available():
         parser.error("this machine has no GPU that torch can use; --cpu --quick tries it without")
-    steps = 8 if asked.quick else asked.steps
-    page = asked.report or (dev.DEV / "gpu-quick.md" if asked.quick else PAGE)
-    cases = chosen(asked.only or [""])
-    arguments = [*(["--cpu"] if asked.cpu else []), *asked.host.split()]
+    if asked.quick:
+        asked.steps = 8
+    if asked.steps < WARM_UP_STEPS + 2:
+        parser.error(f"--steps {asked.steps}; at least {WARM_UP_STEPS + 2}")
+    return asked
+
+
+@contextmanager
+def bench_of(asked: argparse.Namespace, deterministic: bool) -> Iterator[Bench]:
+    """A host of its own for what is deterministic, whose cuBLAS must know before it begins."""
+    given = [*(["--cpu"] if asked.cpu else []), *asked.host.split()]
+    told = {WORKSPACE: WORKSPACES[0]} if deterministic else {}
     with (
         tempfile.TemporaryDirectory() as scratch,
-        Host(asked.comfyui, more_packs={"probes": PROBES}, args=arguments) as host,
+        Host(asked.comfyui, more_packs={"probes": PROBES}, args=given, environment=told) as host,
     ):
         device = "cpu" if asked.cpu else "cuda"
-        bench = Bench(host, Path(scratch), steps, asked.quick, device)
-        rows, notes = measure(bench, cases)
-        failed = bool(notes)
-        if not asked.without_repeats:
-            notes += repeatability(bench)
-        text = section(host, rows, notes, bench)
-    write(page, text)
-    print(f"\n{text}\nWritten to {page}.")
-    return 1 if failed else 0
+        yield Bench(host, Path(scratch), asked.steps, asked.quick, device)
+
+
+def main() -> int:
+    asked = arguments()
+    chosen_cases = chosen(asked.only or [""], asked.quick, asked.cpu)
+    page = asked.report or (dev.DEV / "gpu-quick.md" if asked.quick else PAGE)
+    stats: dict[str, Any] = {}
+    rows: list[Row] = []
+    notes: list[str] = []
+    succeeded = True
+    try:
+        for deterministic in (False, True):
+            cases = [c for c in chosen_cases if c.is_deterministic == deterministic]
+            if not cases and asked.without_repeats:
+                continue
+            with bench_of(asked, deterministic) as bench:
+                stats = stats or bench.host.get("/system_stats")
+                succeeded &= measure(bench, cases, rows, notes)
+                if not asked.without_repeats:
+                    succeeded &= repeat(bench, deterministic, notes)
+    finally:  # what was measured is not lost with what came after
+        if rows or notes:
+            rows.sort(key=lambda row: CASES.index(row.case))
+            text = section(stats, rows, notes, asked.steps)
+            write(page, text)
+            print(f"\n{text}\nWritten to {page}.")
+    return 0 if succeeded else 1
 
 
 if __name__ == "__main__":

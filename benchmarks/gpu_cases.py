@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LORA, DREAMBOOTH, INVERSION, OWN_NODE, BARE = "lora", "dreambooth", "inversion", "comfyui", "bare"
@@ -13,8 +13,9 @@ class Case(NamedTuple):
 
     Attributes:
         base: a key of running.MODELS.
-        kind: a method of ours, ComfyUI's own node or the bare loop.
+        kind: a method of ours, ComfyUI's own node or a bare loop.
         previews_every: steps between two previews, or 0.
+        bare_of: the method that a bare loop trains.
     """
 
     title: str
@@ -24,6 +25,17 @@ class Case(NamedTuple):
     precision: str = "bf16"
     settings: Mapping[str, Any] = {}
     previews_every: int = 0
+    bare_of: str = LORA
+
+    @property
+    def is_deterministic(self) -> bool:
+        return bool(self.settings.get("deterministic"))
+
+    @property
+    def compared_with(self) -> tuple[str, str, int, str]:
+        """What tells the bare loop that does the same: method, base, size and precision."""
+        method = self.kind if self.kind in (DREAMBOOTH, INVERSION) else self.bare_of
+        return method, self.base, self.size_px, self.precision
 
 
 CHECKPOINTED = {"gradient_checkpointing": True}
@@ -35,13 +47,20 @@ CASES = [
     Case("LoRA, batch of 4", "sd15", LORA, 512, settings={"batch_size": 4}),
     Case("LoRA with text encoder", "sd15", LORA, 512, settings={"train_text_encoder": True}),
     Case("LoRA with previews", "sd15", LORA, 512, previews_every=10),
+    Case("LoRA, deterministic", "sd15", LORA, 512, settings={"deterministic": True}),
+    Case("bare LoRA loop", "sd15", BARE, 512, "fp16"),
     Case("LoRA", "sd15", LORA, 512, "fp16"),
     Case("bare LoRA loop", "sd15", BARE, 512, "fp32"),
     Case("LoRA", "sd15", LORA, 512, "fp32"),
     Case("ComfyUI's own node", "sd15", OWN_NODE, 512),
     Case("bare LoRA loop", "sd15", BARE, 1024),
     Case("LoRA", "sd15", LORA, 1024),
+    Case("ComfyUI's own node", "sd15", OWN_NODE, 1024),
+    Case("bare Textual Inversion", "sd15", BARE, 512, bare_of=INVERSION),
     Case("Textual Inversion", "sd15", INVERSION, 512),
+    Case("bare Textual Inversion", "sd15", BARE, 1024, bare_of=INVERSION),
+    Case("Textual Inversion", "sd15", INVERSION, 1024),
+    Case("bare DreamBooth", "sd15", BARE, 512, bare_of=DREAMBOOTH),
     Case("DreamBooth", "sd15", DREAMBOOTH, 512),
     Case("DreamBooth, fused", "sd15", DREAMBOOTH, 512, settings={"fused_backward": True}),
     Case(
@@ -58,6 +77,8 @@ CASES = [
         512,
         settings={**FUSED, "optimizer": "adafactor"},
     ),
+    Case("bare DreamBooth", "sd15", BARE, 1024, bare_of=DREAMBOOTH),
+    Case("DreamBooth", "sd15", DREAMBOOTH, 1024),
     Case("bare LoRA loop", "sdxl", BARE, 1024),
     Case("LoRA", "sdxl", LORA, 1024),
     Case("LoRA, checkpointed", "sdxl", LORA, 1024, settings=CHECKPOINTED),
@@ -78,3 +99,20 @@ CASES = [
     ),
     Case("ComfyUI's own node", "sdxl", OWN_NODE, 1024),
 ]
+
+
+def chosen(words: Sequence[str], thin: bool, on_cpu: bool) -> list[Case]:
+    """The cases whose name has one of the words, in the order of the words.
+
+    Thin models train at one size, so what differs by size alone is there once. A CPU computes fp16
+    in no way that is worth comparing with.
+    """
+    found: list[Case] = []
+    for word in words:
+        for case in CASES:
+            told = f"{case.base} {case.kind} {case.title} {case.precision}"
+            known = [c._replace(size_px=case.size_px) if thin else c for c in found]
+            useless = on_cpu and case.kind == BARE and case.precision == "fp16"
+            if word in told and case not in known and not useless:
+                found.append(case)
+    return found

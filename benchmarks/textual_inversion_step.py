@@ -20,6 +20,7 @@ an fp32 copy, half the memory, a little slower. Both ways are measured.
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from functools import partial
 from pathlib import Path
@@ -85,7 +86,8 @@ def contenders_of(other: Path | None) -> list[Contender]:
 def table(rows: Rows) -> str:
     lines = ["                                      s/step  peak GB"]
     lines += [
-        f"{row.title:24}{row.precision:12} {row.seconds:8.2f} {row.peak_gb:8.1f}"
+        f"{row.title:24}{row.precision:12} {row.seconds:8.2f}"
+        + ("" if math.isnan(row.peak_gb) else f" {row.peak_gb:8.1f}")
         for row in rows.values()
     ]
     return "\n".join(lines)
