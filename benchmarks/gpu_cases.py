@@ -104,15 +104,15 @@ CASES = [
 def chosen(words: Sequence[str], thin: bool, on_cpu: bool) -> list[Case]:
     """The cases whose name has one of the words, in the order of the words.
 
-    Thin models train at one size, so what differs by size alone is there once. A CPU computes fp16
-    in no way that is worth comparing with.
+    Thin models train at one size, so what differs by size alone is there once. Precision fp16 is
+    refused on a CPU.
     """
     found: list[Case] = []
     for word in words:
         for case in CASES:
             told = f"{case.base} {case.kind} {case.title} {case.precision}"
             known = [c._replace(size_px=case.size_px) if thin else c for c in found]
-            useless = on_cpu and case.kind == BARE and case.precision == "fp16"
-            if word in told and case not in known and not useless:
+            refused = on_cpu and case.precision == "fp16"
+            if word in told and case not in known and not refused:
                 found.append(case)
     return found
