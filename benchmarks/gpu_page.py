@@ -100,6 +100,8 @@ def write(page: Path, text: str) -> None:
     first, place, rest = before.partition(PLACE)
     if not place:
         first, place = before, PLACE
-    told, others = re.fullmatch(r"(.*?)((?:^###? .*)?)", rest, re.DOTALL | re.MULTILINE).groups()
+    heading_at = re.search(r"^###? |\Z", rest, re.MULTILINE)
+    assert heading_at is not None
+    told, others = rest[: heading_at.start()], rest[heading_at.start() :]
     parts = [f"{first.rstrip()}\n{place.rstrip()}", told.strip(), text.strip(), others.strip()]
     page.write_text("\n\n".join(filter(None, parts)) + "\n", encoding="utf-8")
