@@ -2,11 +2,13 @@
 
     python -m benchmarks.gpu [--comfyui DIR] [--only WORD ...] [--steps N] [--report FILE]
     python -m benchmarks.gpu --cpu --quick      # thin models on the CPU, to see that it works
+    python -m benchmarks.gpu --diffusers DIR --kohya DIR    # beside their scripts, in checkouts
 
 Stable Diffusion 1.5 and SDXL of full size with random weights, batch size 1 unless a row says
 otherwise: this pack's nodes one after another in one ComfyUI as it comes; ComfyUI's own
 TrainLoraNode in it; bare loops of diffusers and peft (bare_loop.py, bare_inversion.py), each in a
-process of its own. What is `deterministic` runs in a second ComfyUI, whose cuBLAS is told so.
+process of its own; training scripts of others (gpu_scripts.py). What is `deterministic` runs in a
+second ComfyUI, whose cuBLAS is told so.
 
 Seconds a step are the median after the warm-up, from the end of one to the end of the next; a step
 ends with numbers that are asked of the device, so it has done all. Memory is torch's: the most that
@@ -25,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -41,14 +42,26 @@ import dev
 from benchmarks.gpu_cases import (
     BARE,
     CASES,
+    DIFFUSERS,
     DREAMBOOTH,
     INVERSION,
+    KOHYA,
     LORA,
     OWN_NODE,
+    SCRIPTS,
     Case,
     chosen,
 )
 from benchmarks.gpu_page import Row, section, write
+from benchmarks.gpu_scripts import (
+    LONGEST_SECONDS,
+    command_of,
+    copies_of,
+    diffusers_model,
+    ended,
+    failed,
+    python_of,
+)
 from benchmarks.lora_step import RANK, own_node
 from benchmarks.running import (
     MODELS,
@@ -66,16 +79,21 @@ from trainers.models.deterministic import WORKSPACE, WORKSPACES
 
 PROBES = ROOT / "tests" / "probes"
 PAGE = ROOT / "docs" / "performance.md"
-LONGEST_SECONDS = 3600  # of a case
 THIN_PX = 64
 REPEAT_STEPS = 60
 
 
 class Bench:
-    """The files to train on, a ComfyUI, and how long a case is."""
+    """The files to train on, a ComfyUI, and what was asked for.
 
-    def __init__(self, host: Host, folder: Path, steps: int, quick: bool, device: str) -> None:
-        self.host, self.steps, self.quick, self.device = host, steps, quick, device
+    Attributes:
+        checkouts: where others' scripts are, by kind.
+    """
+
+    def __init__(self, host: Host, folder: Path, asked: argparse.Namespace) -> None:
+        self.host, self.steps, self.quick = host, asked.steps, asked.quick
+        self.device = "cpu" if asked.cpu else "cuda"
+        self.checkouts: dict[str, Path] = asked.checkouts
         self._folder, self._offered = folder, set[str]()
 
     def size_px(self, case: Case) -> int:
@@ -166,22 +184,16 @@ def in_host(bench: Bench, case: Case) -> Row:
 
 def bare(bench: Bench, case: Case) -> Row:
     command = [sys.executable, "-m"]
-    if case.bare_of == INVERSION:
+    if case.method == INVERSION:
         command += ["benchmarks.bare_inversion"]
     else:
-        command += ["benchmarks.bare_loop", "--train", case.bare_of]
+        command += ["benchmarks.bare_loop", "--train", case.method]
     command += ["--model", bench.model(case), "--steps", str(bench.steps)]
     command += ["--size-px", str(bench.size_px(case)), "--precision", case.precision]
     command += ["--device", bench.device]
-    try:
-        done = subprocess.run(
-            command, cwd=ROOT, text=True, capture_output=True, timeout=LONGEST_SECONDS
-        )
-    except subprocess.TimeoutExpired as error:
-        raise HostError(str(error), kind="bare loop") from None
+    done = ended(command, ROOT)
     if done.returncode:
-        told = done.stderr.strip() or f"it ended with {done.returncode} and said nothing"
-        raise HostError(told.splitlines()[-1], kind="bare loop", details={"traceback": [told]})
+        raise failed(done)
     found = json.loads(done.stdout.splitlines()[-1])
     seconds = statistics.median(found["seconds"][WARM_UP_STEPS:])
     operations, rate = found["operations"], found["operations_per_second"]
@@ -189,18 +201,41 @@ def bare(bench: Bench, case: Case) -> Row:
     return Row(case, bench.size_px(case), seconds, peak, operations=operations, rate=rate)
 
 
+def script(bench: Bench, case: Case) -> Row:
+    """Somebody else's script; what it does after its steps may fail."""
+    checkout = bench.checkouts[case.kind]
+    size_px, name, store = bench.size_px(case), bench.model(case), dev.DEV / "checkpoints"
+    if case.kind == DIFFUSERS:
+        model = diffusers_model(name, store, bench.host.comfyui)
+    else:
+        model = checkpoints.cached(name, store, "fp16")
+    with tempfile.TemporaryDirectory() as scratch:
+        out, written = Path(scratch) / "out", Path(scratch) / "found.json"
+        pictures = copies_of(bench.picture(size_px), Path(scratch) / "pictures", bench.steps)
+        how = {"steps": bench.steps, "size_px": size_px, "rank": RANK}
+        command = [python_of(checkout), str(ROOT / "benchmarks" / "watched.py"), str(written)]
+        command += command_of(case, checkout, model, pictures, out, **how)
+        done = ended(command, checkout, ACCELERATE_USE_CPU=str(bench.device == "cpu"))
+        found = json.loads(written.read_text()) if written.exists() else {"seconds": []}
+    if len(found["seconds"]) < bench.steps - 1:
+        raise failed(done)
+    median = statistics.median(found["seconds"][WARM_UP_STEPS - 1 :])
+    return Row(case, size_px, median, found["peak_bytes"])
+
+
 def measure(bench: Bench, cases: Sequence[Case], rows: list[Row], notes: list[str]) -> bool:
     """Adds the rows of all that ran, and a sentence for each that did not; whether all did."""
-    failed = False
+    succeeded = True
+    ways = {BARE: bare} | dict.fromkeys(SCRIPTS, script)
     for case in cases:
         name = f"{case.base} {case.title} {bench.size_px(case)} px {case.precision}"
         began = time.perf_counter()
         try:
-            row = bare(bench, case) if case.kind == BARE else in_host(bench, case)
+            row = ways.get(case.kind, in_host)(bench, case)
         except (HostError, OSError) as error:  # of a host that is gone
-            failed = True
+            succeeded = False
             notes.append(failure(name, error))
-            if case.kind != BARE:
+            if case.kind not in ways:
                 bench.restart()
             continue
         rows.append(row)
@@ -209,7 +244,7 @@ def measure(bench: Bench, cases: Sequence[Case], rows: list[Row], notes: list[st
             f"{row.held / 1e9:7.2f} after, {time.perf_counter() - began:4.0f} s in all",
             flush=True,
         )
-    return not failed
+    return succeeded
 
 
 def failure(name: str, error: HostError | OSError) -> str:
@@ -298,6 +333,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="thin models, to see that it works")
     parser.add_argument("--host", default="", help="more for ComfyUI, as in --host='--fp16-unet'")
     parser.add_argument("--without-repeats", action="store_true", help="do not train one thrice")
+    parser.add_argument("--diffusers", type=Path, metavar="DIR", help="a checkout of diffusers")
+    parser.add_argument("--kohya", type=Path, metavar="DIR", help="a checkout of sd-scripts")
     asked = checked(parser)
     if not asked.cpu and not torch.cuda.is_available():
         parser.error("this machine has no GPU that torch can use; --cpu --quick tries it without")
@@ -305,6 +342,8 @@ def arguments() -> argparse.Namespace:
         asked.steps = 8
     if asked.steps < WARM_UP_STEPS + 2:
         parser.error(f"--steps {asked.steps}; at least {WARM_UP_STEPS + 2}")
+    given = {DIFFUSERS: asked.diffusers, KOHYA: asked.kohya}
+    asked.checkouts = {kind: path.resolve() for kind, path in given.items() if path is not None}
     return asked
 
 
@@ -317,13 +356,16 @@ def bench_of(asked: argparse.Namespace, deterministic: bool) -> Iterator[Bench]:
         tempfile.TemporaryDirectory() as scratch,
         Host(asked.comfyui, more_packs={"probes": PROBES}, args=given, environment=told) as host,
     ):
-        device = "cpu" if asked.cpu else "cuda"
-        yield Bench(host, Path(scratch), asked.steps, asked.quick, device)
+        yield Bench(host, Path(scratch), asked)
 
 
 def main() -> int:
     asked = arguments()
-    chosen_cases = chosen(asked.only or [""], asked.quick, asked.cpu)
+    possible = [
+        case
+        for case in chosen(asked.only or [""], asked.quick, asked.cpu)
+        if case.kind not in SCRIPTS or case.kind in asked.checkouts
+    ]
     page = asked.report or (dev.DEV / "gpu-quick.md" if asked.quick else PAGE)
     stats: dict[str, Any] = {}
     rows: list[Row] = []
@@ -331,7 +373,7 @@ def main() -> int:
     succeeded = True
     try:
         for deterministic in (False, True):
-            cases = [c for c in chosen_cases if c.is_deterministic == deterministic]
+            cases = [c for c in possible if c.is_deterministic == deterministic]
             if not cases and asked.without_repeats:
                 continue
             with bench_of(asked, deterministic) as bench:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 LORA, DREAMBOOTH, INVERSION, OWN_NODE, BARE = "lora", "dreambooth", "inversion", "comfyui", "bare"
+DIFFUSERS, KOHYA = SCRIPTS = ("diffusers", "kohya")
 
 
 class Case(NamedTuple):
@@ -13,9 +14,9 @@ class Case(NamedTuple):
 
     Attributes:
         base: a key of running.MODELS.
-        kind: a method of ours, ComfyUI's own node or a bare loop.
+        kind: a method of ours, ComfyUI's own node, a bare loop or whose script.
         previews_every: steps between two previews, or 0.
-        bare_of: the method that a bare loop trains.
+        method: what a bare loop or a script trains.
     """
 
     title: str
@@ -25,7 +26,7 @@ class Case(NamedTuple):
     precision: str = "bf16"
     settings: Mapping[str, Any] = {}
     previews_every: int = 0
-    bare_of: str = LORA
+    method: str = LORA
 
     @property
     def is_deterministic(self) -> bool:
@@ -34,7 +35,8 @@ class Case(NamedTuple):
     @property
     def compared_with(self) -> tuple[str, str, int, str]:
         """What tells the bare loop that does the same: method, base, size and precision."""
-        method = self.kind if self.kind in (DREAMBOOTH, INVERSION) else self.bare_of
+        ours = self.kind in (LORA, DREAMBOOTH, INVERSION)
+        method = self.kind if ours else self.method
         return method, self.base, self.size_px, self.precision
 
 
@@ -56,11 +58,11 @@ CASES = [
     Case("bare LoRA loop", "sd15", BARE, 1024),
     Case("LoRA", "sd15", LORA, 1024),
     Case("ComfyUI's own node", "sd15", OWN_NODE, 1024),
-    Case("bare Textual Inversion", "sd15", BARE, 512, bare_of=INVERSION),
+    Case("bare Textual Inversion", "sd15", BARE, 512, method=INVERSION),
     Case("Textual Inversion", "sd15", INVERSION, 512),
-    Case("bare Textual Inversion", "sd15", BARE, 1024, bare_of=INVERSION),
+    Case("bare Textual Inversion", "sd15", BARE, 1024, method=INVERSION),
     Case("Textual Inversion", "sd15", INVERSION, 1024),
-    Case("bare DreamBooth", "sd15", BARE, 512, bare_of=DREAMBOOTH),
+    Case("bare DreamBooth", "sd15", BARE, 512, method=DREAMBOOTH),
     Case("DreamBooth", "sd15", DREAMBOOTH, 512),
     Case("DreamBooth, fused", "sd15", DREAMBOOTH, 512, settings={"fused_backward": True}),
     Case(
@@ -77,7 +79,7 @@ CASES = [
         512,
         settings={**FUSED, "optimizer": "adafactor"},
     ),
-    Case("bare DreamBooth", "sd15", BARE, 1024, bare_of=DREAMBOOTH),
+    Case("bare DreamBooth", "sd15", BARE, 1024, method=DREAMBOOTH),
     Case("DreamBooth", "sd15", DREAMBOOTH, 1024),
     Case("bare LoRA loop", "sdxl", BARE, 1024),
     Case("LoRA", "sdxl", LORA, 1024),
@@ -98,6 +100,13 @@ CASES = [
         settings={**FUSED, **CHECKPOINTED, "optimizer": "adamw_8bit"},
     ),
     Case("ComfyUI's own node", "sdxl", OWN_NODE, 1024),
+    *(
+        Case(f"diffusers' script, {method}", "sd15", DIFFUSERS, size_px, method=method)
+        for method in (LORA, DREAMBOOTH, INVERSION)
+        for size_px in (512, 1024)
+    ),
+    Case("kohya's script, lora", "sd15", KOHYA, 512),
+    Case("kohya's script, lora", "sd15", KOHYA, 1024),
 ]
 
 
@@ -105,14 +114,14 @@ def chosen(words: Sequence[str], thin: bool, on_cpu: bool) -> list[Case]:
     """The cases whose name has one of the words, in the order of the words.
 
     Thin models train at one size, so what differs by size alone is there once. Precision fp16 is
-    refused on a CPU.
+    refused on a CPU, and kohya's scripts know no thin model.
     """
     found: list[Case] = []
     for word in words:
         for case in CASES:
             told = f"{case.base} {case.kind} {case.title} {case.precision}"
             known = [c._replace(size_px=case.size_px) if thin else c for c in found]
-            refused = on_cpu and case.precision == "fp16"
+            refused = (on_cpu and case.precision == "fp16") or (thin and case.kind == KOHYA)
             if word in told and case not in known and not refused:
                 found.append(case)
     return found

@@ -52,11 +52,11 @@ def table(rows: Sequence[Row], memory: str) -> str:
             ratio = f"{row.seconds / batch / bare_row.seconds:.2f}"
             done = bare_row.operations * batch / row.seconds
             share = f"{100 * done / bare_row.rate:.0f} %"
-        reserved = f"{row.reserved / 1e9:.1f}" if row.reserved else ""
+        peak, reserved = (f"{num / 1e9:.1f}" if num else "" for num in (row.peak, row.reserved))
         name = f"{case.base.upper().replace('SD15', 'SD1.5')} {case.title}"
         lines.append(
             f"| {name} | {row.size_px} | {case.precision} | {row.seconds:.3f} "
-            f"| {ratio} | {share} | {row.peak / 1e9:.1f} | {reserved} |"
+            f"| {ratio} | {share} | {peak} | {reserved} |"
         )
     return "\n".join(lines)
 

@@ -1,0 +1,131 @@
+"""Training scripts of others, as contenders of benchmarks.gpu: diffusers' examples and kohya's.
+
+They run as they come but for rank, steps, size and precision, with the picture as often as there
+are steps. diffusers' encode picture and caption in each step; kohya's LoRA trains more layers than
+attention's. kohya's tokenizer comes from its own cache, or from the network.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+from benchmarks.bare_loop import UNETS
+from benchmarks.gpu_cases import DIFFUSERS, DREAMBOOTH, INVERSION, KOHYA, LORA, Case
+from tests.checkpoints import CLIP_L, KL_VAE
+from tests.host import HostError
+
+PROMPT = "a photo of sks dog"
+SCRIPTS = {
+    (DIFFUSERS, LORA): "examples/dreambooth/train_dreambooth_lora.py",
+    (DIFFUSERS, DREAMBOOTH): "examples/dreambooth/train_dreambooth.py",
+    (DIFFUSERS, INVERSION): "examples/textual_inversion/textual_inversion.py",
+    (KOHYA, LORA): "train_network.py",
+}
+LONGEST_SECONDS = 3600
+
+
+def command_of(
+    case: Case, checkout: Path, model: Path, pictures: Path, out: Path, **how: Any
+) -> list[str]:
+    """A script and its arguments.
+
+    Args:
+        model: a folder as diffusers writes them, or for kohya's a checkpoint.
+        pictures: a folder with a folder of pictures in it.
+        out: where it may write.
+        how: steps, size_px and rank.
+    """
+    common = {
+        "pretrained_model_name_or_path": model,
+        "output_dir": out,
+        "resolution": how["size_px"],
+        "train_batch_size": 1,
+        "max_train_steps": how["steps"],
+        "learning_rate": 1e-4,
+        "mixed_precision": "no" if case.precision == "fp32" else case.precision,
+        "seed": 0,
+    }
+    flags: list[str] = []
+    (folder,) = pictures.iterdir()
+    if case.kind == DIFFUSERS:
+        common |= {"lr_warmup_steps": 0, "checkpointing_steps": 10**6}
+        if case.method == INVERSION:
+            common |= {"train_data_dir": folder, "placeholder_token": "<sks>", "repeats": 1}
+            common |= {"initializer_token": "dog", "num_vectors": 3, "save_steps": 10**6}
+        else:
+            common |= {"instance_data_dir": folder, "instance_prompt": PROMPT}
+        if case.method == LORA:
+            common |= {"rank": how["rank"]}
+    else:
+        common |= {"train_data_dir": pictures, "network_module": "networks.lora"}
+        common |= {"network_dim": how["rank"], "network_alpha": how["rank"]}
+        common |= {"optimizer_type": "AdamW", "max_data_loader_n_workers": 0}
+        flags = ["--network_train_unet_only", "--cache_latents", "--sdpa"]
+    values = [text for name, value in common.items() for text in (f"--{name}", str(value))]
+    return [str(checkout / SCRIPTS[case.kind, case.method]), *values, *flags]
+
+
+def python_of(checkout: Path) -> str:
+    """That of the checkout's own environment, if it has one."""
+    own = [checkout / name / "bin/python" for name in ("venv", ".venv")]
+    return next((str(path) for path in own if path.exists()), sys.executable)
+
+
+def copies_of(picture: Path, folder: Path, count: int) -> Path:
+    """A folder with a folder of that many copies, named as kohya's wants it: repeats and words."""
+    inner = folder / "1_sks dog"
+    if not inner.exists():
+        inner.mkdir(parents=True)
+        for number in range(count):
+            shutil.copyfile(picture, inner / f"{number}.png")
+    return folder
+
+
+def diffusers_model(name: str, folder: Path, comfyui: Path) -> Path:
+    """An SD1.5 with random weights as diffusers writes them, written if it is not there."""
+    path = folder / f"{name}-diffusers"
+    if not path.exists():
+        words = comfyui / "comfy" / "sd1_tokenizer"  # it says 8192, what scripts pad captions to
+        pipeline = StableDiffusionPipeline(
+            vae=AutoencoderKL(**KL_VAE),
+            text_encoder=CLIPTextModel(CLIPTextConfig(**CLIP_L)),
+            tokenizer=CLIPTokenizer.from_pretrained(words, model_max_length=77),
+            unet=UNet2DConditionModel(**UNETS[name]),
+            scheduler=DDPMScheduler(
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+            ),
+            safety_checker=None,
+            feature_extractor=None,
+            requires_safety_checker=False,
+        )
+        partial = path.with_suffix(".partial")
+        pipeline.save_pretrained(partial)
+        partial.replace(path)
+    return path
+
+
+def ended(
+    command: Sequence[str], folder: Path, **environment: str
+) -> subprocess.CompletedProcess[str]:
+    """A process that came to its end, whichever."""
+    try:
+        return subprocess.run(
+            command, cwd=folder, env=os.environ | environment, text=True, capture_output=True,
+            timeout=LONGEST_SECONDS,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise HostError(f"it took more than {LONGEST_SECONDS} s", kind="timeout") from None
+
+
+def failed(done: subprocess.CompletedProcess[str]) -> HostError:
+    told = done.stderr.strip() or f"it ended with {done.returncode} and said nothing"
+    return HostError(told.splitlines()[-1], kind="process", details={"traceback": [told]})
