@@ -4,8 +4,8 @@
     python -m benchmarks.gpu --cpu --quick      # thin models on the CPU, to see that it works
     python -m benchmarks.gpu --diffusers DIR --kohya DIR    # beside their scripts, in checkouts
 
-Stable Diffusion 1.5 and SDXL of full size with random weights, batch size 1 unless a row says
-otherwise: this pack's nodes one after another in one ComfyUI as it comes; ComfyUI's own
+Stable Diffusion 1.5, SDXL and Z-Image of full size with random weights, batch size 1 unless a row
+says otherwise: this pack's nodes one after another in one ComfyUI as it comes; ComfyUI's own
 TrainLoraNode in it; bare loops of diffusers and peft (bare_loop.py, bare_inversion.py), each in a
 process of its own; training scripts of others (gpu_scripts.py). What is `deterministic` runs in a
 second ComfyUI, whose cuBLAS is told so.
@@ -48,6 +48,7 @@ from benchmarks.gpu_cases import (
     KOHYA,
     LORA,
     OWN_NODE,
+    RECIPES,
     SCRIPTS,
     Case,
     chosen,
@@ -112,7 +113,10 @@ class Bench:
         return path
 
     def load(self, case: Case, graph: Graph) -> list[list[Any]]:
-        """MODEL, CLIP and VAE; the file is half precision, as such models are spread."""
+        """MODEL, CLIP and VAE; a file is half precision, as such models are spread."""
+        if case.base in RECIPES:
+            full, thin = RECIPES[case.base]
+            return graph.made(thin if self.quick else full)
         name = f"{self.model(case)}.safetensors"
         if name not in self._offered:
             path = checkpoints.cached(self.model(case), dev.DEV / "checkpoints", "fp16")

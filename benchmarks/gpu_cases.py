@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from tests.tiny_transformers import Z_IMAGE
+
 LORA, DREAMBOOTH, INVERSION, OWN_NODE, BARE = "lora", "dreambooth", "inversion", "comfyui", "bare"
 DIFFUSERS, KOHYA = SCRIPTS = ("diffusers", "kohya")
 
@@ -13,7 +15,7 @@ class Case(NamedTuple):
     """One training.
 
     Attributes:
-        base: a key of running.MODELS.
+        base: a key of running.MODELS or of RECIPES.
         kind: a method of ours, ComfyUI's own node, a bare loop or whose script.
         previews_every: steps between two previews, or 0.
         method: what a bare loop or a script trains.
@@ -40,6 +42,16 @@ class Case(NamedTuple):
         return method, self.base, self.size_px, self.precision
 
 
+NAMES = {"sd15": "SD1.5", "sdxl": "SDXL", "z-image": "Z-Image"}
+# What no checkpoint is written of: the denoiser in its full size, and a thin one. What reads the
+# captions is small in both, for it does not take part in the steps.
+Z_IMAGE_SIZES = {"dim": 3840, "n_layers": 30, "n_heads": 30, "n_kv_heads": 30}
+RECIPES = {
+    "z-image": (
+        {**Z_IMAGE, "dtype": "bfloat16", "unet": {**Z_IMAGE["unet"], **Z_IMAGE_SIZES}},
+        Z_IMAGE,
+    )
+}
 CHECKPOINTED = {"gradient_checkpointing": True}
 FUSED = {"weights": "bf16", "fused_backward": True}
 CASES = [
@@ -100,6 +112,16 @@ CASES = [
         settings={**FUSED, **CHECKPOINTED, "optimizer": "adamw_8bit"},
     ),
     Case("ComfyUI's own node", "sdxl", OWN_NODE, 1024),
+    Case("LoRA", "z-image", LORA, 512),
+    Case("LoRA", "z-image", LORA, 1024),
+    Case("LoRA, checkpointed", "z-image", LORA, 1024, settings=CHECKPOINTED),
+    Case(
+        "DreamBooth, bf16, adafactor, fused, checkpointed",
+        "z-image",
+        DREAMBOOTH,
+        1024,
+        settings={**FUSED, **CHECKPOINTED, "optimizer": "adafactor"},
+    ),
     *(
         Case(f"diffusers' script, {method}", "sd15", DIFFUSERS, size_px, method=method)
         for method in (LORA, DREAMBOOTH, INVERSION)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from benchmarks.gpu_cases import BARE, Case
+from benchmarks.gpu_cases import BARE, NAMES, Case
 
 PLACE = "\n## GPU\n"  # after which, and what is said there of all of them, the rows go
 
@@ -53,7 +53,7 @@ def table(rows: Sequence[Row], memory: str) -> str:
             done = bare_row.operations * batch / row.seconds
             share = f"{100 * done / bare_row.rate:.0f} %"
         peak, reserved = (f"{num / 1e9:.1f}" if num else "" for num in (row.peak, row.reserved))
-        name = f"{case.base.upper().replace('SD15', 'SD1.5')} {case.title}"
+        name = f"{NAMES[case.base]} {case.title}"
         lines.append(
             f"| {name} | {row.size_px} | {case.precision} | {row.seconds:.3f} "
             f"| {ratio} | {share} | {peak} | {reserved} |"

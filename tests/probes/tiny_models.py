@@ -18,6 +18,7 @@ A recipe (JSON) names the classes and how small they are:
     vae         "taesd" (pictures, any number of channels), "wan" (a video's one frame), "pixels"
                 or "averages" (see stand_ins)
     seed        of the denoiser's weights, 0 where it is left out: others are a sibling's
+    dtype       of the denoiser's weights, float32 where it is left out
 """
 
 from __future__ import annotations
@@ -84,12 +85,13 @@ def part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 def model_of(told: dict[str, Any]) -> Any:
     config = getattr(comfy.supported_models, told["model"])(dict(told["unet"]))
     config.unet_config |= told["unet"]  # the class has sizes of its own
-    config.set_inference_dtype(torch.float32, None)
+    dtype = getattr(torch, told.get("dtype", "float32"))
+    config.set_inference_dtype(dtype, None)
     offload = comfy.model_management.unet_offload_device()
     state = {name: torch.zeros(shape) for name, shape in told.get("state", {}).items()}
     meta = told.get("meta", False)
     model = config.get_model(state, "", device="meta" if meta else offload)
-    model.diffusion_model.to(torch.float32)
+    model.diffusion_model.to(dtype)
     if not meta:
         fill(model.diffusion_model, told.get("seed", 0))
     model.eval()
