@@ -211,12 +211,12 @@ def test_base_is_loaded_if_its_file_changed(host: Host, checkpoint_files: dict[s
 
 def test_start_anew_leaves_no_old_result_where_the_new_one_cannot_be_kept(host: Host) -> None:
     before = run_folders(host)
-    host.run(training(host, seed=53, steps=1)[0])
+    host.run(training(host, seed=153, steps=1)[0])
     (run,) = run_folders(host) - before
     assert list(run.glob("result-*"))
     (run / "metrics.jsonl").unlink()
     (run / "metrics.jsonl").mkdir()  # so that it can be read and written no more
-    host.run(training(host, seed=53, steps=1, if_run_exists="start anew")[0])
+    host.run(training(host, seed=153, steps=1, if_run_exists="start anew")[0])
     (run / "metrics.jsonl").rmdir()
     assert not list(run.glob("result-*"))
 

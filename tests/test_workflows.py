@@ -178,7 +178,12 @@ def test_graph_runs(path: Path, which: str, request: pytest.FixtureRequest) -> N
     if which == "old_host" and path.stem in NOT_IN_THE_OLDEST:
         pytest.skip("the oldest ComfyUI does not have the model")
     host: Host = request.getfixturevalue(which)
-    for name in ("workflow/1.png", "workflow/2.png", "pairs/1.png", "pairs/1.control.png"):
+    for name in (
+        "workflow/1.png",
+        "workflow/2.png",
+        "workflow_pairs/1.png",
+        "workflow_pairs/1.control.png",
+    ):
         save(host.base / "input" / name, (64, 64))
     log_before = len(host.log())
     prompt = convert(_load(path), host.object_info())  # fails on a node that the host lacks
@@ -270,8 +275,11 @@ def _small(prompt: Prompt, in_full: bool) -> Prompt:
             node["inputs"].update(size)
     edits = "ReferenceLatent" in _classes(prompt)
     small = {
-        "PersonalizeFolderDataset": {"folder": "pairs" if edits else "workflow", "resolution": 64},
-        "LoadImage": {"image": "pairs/1.control.png"},
+        "PersonalizeFolderDataset": {
+            "folder": "workflow_pairs" if edits else "workflow",
+            "resolution": 64,
+        },
+        "LoadImage": {"image": "workflow_pairs/1.control.png"},
         "PersonalizeTrainLora": {"steps": 2},
         "PersonalizeOptimizer": {"gradient_accumulation": 1},
         "PersonalizeTrainTextualInversion": {"steps": 2},
