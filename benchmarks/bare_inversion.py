@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import itertools
 import json
 import time
 
@@ -22,7 +21,7 @@ from diffusers import DDPMScheduler, UNet2DConditionModel
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from benchmarks.bare_loop import UNETS, count_operations, matmul_rate, peak_bytes, reset_peak
+from benchmarks.bare_loop import UNETS, measure
 from tests.checkpoints import CLIP_L, DTYPES
 
 VOCABULARY = 49408
@@ -93,21 +92,7 @@ def main() -> None:
     device, dtype = asked.device, DTYPES[asked.precision]
     loop = Loop(asked.model, asked.vectors, dtype, device)
     latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8, device=device)
-    reset_peak(device)
-    times = [clock()]
-    for _ in range(asked.steps):
-        loop.step(latents)
-        times.append(clock())
-    peak = peak_bytes(device)
-    rate = matmul_rate(dtype, device, clock)
-    loop.without_numbers()
-    measured = {
-        "seconds": [after - before for before, after in itertools.pairwise(times)],
-        "peak_bytes": peak,
-        "operations": count_operations(loop.loss, latents),
-        "operations_per_second": rate,
-    }
-    print(json.dumps(measured))
+    print(json.dumps(measure(loop, latents, asked.steps, dtype, clock)))
 
 
 if __name__ == "__main__":

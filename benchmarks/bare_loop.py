@@ -20,6 +20,7 @@ import json
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import peft
 import torch
@@ -189,6 +190,31 @@ def peak_bytes(device: torch.device) -> int:
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM:"))
 
 
+def measure(
+    loop: Any, latents: Tensor, steps: int, dtype: torch.dtype, clock: Callable[[], float]
+) -> dict[str, Any]:
+    """Seconds of each step but the first, peak memory, operations, and the rate of matmuls.
+
+    Args:
+        loop: has `device`, `step`, `loss` and `without_numbers`, after which it steps no more.
+    """
+    device = loop.device
+    reset_peak(device)
+    times = [clock()]
+    for _ in range(steps):
+        loop.step(latents)
+        times.append(clock())
+    peak = peak_bytes(device)
+    rate = matmul_rate(dtype, device, clock)  # while its clocks are those of work
+    loop.without_numbers()
+    return {
+        "seconds": [after - before for before, after in itertools.pairwise(times)],
+        "peak_bytes": peak,
+        "operations": count_operations(loop.loss, latents),
+        "operations_per_second": rate,
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--train", choices=TRAINED, default=LORA)
@@ -206,21 +232,7 @@ def main() -> None:
     dtype = DTYPES[asked.precision]
     loop = Loop(asked.model, rank, dtype, device)
     latents = torch.randn(1, 4, asked.size_px // 8, asked.size_px // 8, device=device)
-    reset_peak(device)
-    times = [clock()]
-    for _ in range(asked.steps):
-        loop.step(latents)
-        times.append(clock())
-    peak = peak_bytes(device)
-    rate = matmul_rate(dtype, device, clock)  # while its clocks are those of work
-    loop.without_numbers()
-    measured = {
-        "seconds": [after - before for before, after in itertools.pairwise(times)],
-        "peak_bytes": peak,
-        "operations": count_operations(loop.loss, latents),
-        "operations_per_second": rate,
-    }
-    print(json.dumps(measured))
+    print(json.dumps(measure(loop, latents, asked.steps, dtype, clock)))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trainers.errors import RecipeError
+from ..trainers.runs.fingerprint import same_run
 from .recipe import Recipe, is_link
 
 DATASETS = ("dataset", "class_dataset", "validation_dataset")
@@ -70,15 +71,19 @@ def why_another(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> s
     was = recipe.facts
     if was is None or was.get("fingerprint") == fingerprint:
         return None
+    decides = same_run(facts)  # without settings that stand as they did before they were there
     pairs = [("computes in", was["base_model"], facts["base_model"], ("computes_in",))]
     groups = ("made_with", "training", "objective", "own", "validation")
-    pairs += [("", was.get(group, {}), facts[group], tuple(facts[group])) for group in groups]
-    pairs += [("", was, facts, ("format",))]
+    for group in groups:
+        before, after = was.get(group, {}), facts[group]
+        names = [name for name in after if name in decides[group] or name in before]
+        pairs.append(("", before, after, tuple(names)))
+    pairs.append(("", was, facts, ("format",)))
     reasons = [
-        f"{title or name} {after[name]}, was {before[name]}"
+        f"{title or name} {after[name]}, was {before.get(name)}"
         for title, before, after, names in pairs
         for name in names
-        if name in before and before[name] != after[name]
+        if before.get(name) != after[name]
     ]
     known = was.get("mended", ())
     reasons += [f"now {what}" for what in facts.get("mended", ()) if what not in known]

@@ -77,10 +77,18 @@ def test_each_difference_is_named(changes: dict[str, Any], words: str) -> None:
 
 def test_why_it_is_another_run_is_told() -> None:
     groups: dict[str, Any] = dict.fromkeys(("objective", "own", "validation"), {})
-    was = {**FACTS, **groups, "fingerprint": "a", "training": {"steps": 4, "seed": 1}}
+    training = {"steps": 4, "seed": 1, "lr_schedule": "constant"}
+    was = {
+        **FACTS,
+        **groups,
+        "format": 2,
+        "method": "lora",
+        "fingerprint": "a",
+        "training": training,
+    }
     was["made_with"] = {"torch": "2.10"}
     base = {**FACTS["base_model"], "computes_in": "bf16 on cuda"}
-    now = {**was, "base_model": base, "training": {"steps": 9, "seed": 1}}
+    now = {**was, "base_model": base, "training": {**training, "steps": 9, "deterministic": True}}
     now["made_with"] = {"torch": "2.11"}
     recipe = Recipe(NODES, ("3",), facts=was)
     assert look.why_another(recipe, was, "a") is None
@@ -88,4 +96,7 @@ def test_why_it_is_another_run_is_told() -> None:
     assert "computes in bf16 on cuda, was fp32 on cpu" in told
     assert "torch 2.11, was 2.10" in told
     assert "steps 9, was 4" in told
+    assert "deterministic True" in told
+    now["training"]["deterministic"] = False  # as without the setting, which the file has not
+    assert "deterministic" not in look.why_another(recipe, now, "b")
     assert "seed" not in told

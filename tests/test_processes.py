@@ -23,22 +23,8 @@ NEAR = 1e-5
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes with batches of one came to, and what the first said last."""
     folder = tmp_path_factory.mktemp("processes")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", torch.optim.AdamW)
-        together.damp()
-        for case in ("lora", "fused"):
-            (folder / f"{case}.state").write_bytes(together.half(case, batch_size=2))
-    running = together.start(folder)
-    try:
-        said = [process.communicate(timeout=300)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, -9], said
-    made: list[dict[str, Any]] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    made = together.outcomes(folder, {"lora": "lora", "fused": "fused"})
     made[0]["class images"] = folder / "class images"
-    made[0]["lost"] = torch.load(folder / "lost.pt")
-    made[0]["said"], made[1]["said"] = said
     return made
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from tests import sharded, tiny, together
 from tests.test_processes import assert_near, assert_repeated_alike, far
@@ -23,23 +22,8 @@ def _cases() -> None:
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes with batches of one came to."""
-    folder = tmp_path_factory.mktemp("sharded")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.optim, "AdamW", torch.optim.AdamW)
-        together.damp()
-        for case in sharded.GO_ON:
-            state = together.half(f"sharded {case}", batch_size=2)
-            (folder / f"{case}.state").write_bytes(state)
-    running = together.start(folder, "tests.sharded")
-    try:
-        said = [process.communicate(timeout=300)[0] for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, -9], said
-    made: list[dict[str, Any]] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
-    made[0]["lost"] = torch.load(folder / "lost.pt")
-    return made
+    states = {case: f"sharded {case}" for case in sharded.GO_ON}
+    return together.outcomes(tmp_path_factory.mktemp("sharded"), states, "tests.sharded")
 
 
 @pytest.mark.parametrize("case", sharded.CASES)

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ from trainers.step import Job
 
 log = logging.getLogger(__name__)
 
+PATIENCE_SECONDS = 300  # on a machine that is busy with other work
 STEPS = 10
 HALF = 5
 PRIOR = {"prior": "class images", "prior_weight": 0.7}
@@ -152,6 +153,32 @@ def start(folder: Path, module: str = "tests.together") -> list[subprocess.Popen
         )
         for rank in range(2)
     ]
+
+
+def outcomes(
+    folder: Path, states: Mapping[str, str], module: str = "tests.together"
+) -> list[Outcome]:
+    """What each of two processes of a module came to; the second is killed at the end.
+
+    Args:
+        states: cases by name, whose state after half of a run by one process they are to find.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim, "AdamW", torch.optim.AdamW)
+        damp()
+        for name, case in states.items():
+            (folder / f"{name}.state").write_bytes(half(case, batch_size=2))
+    running = start(folder, module)
+    try:
+        said = [process.communicate(timeout=PATIENCE_SECONDS)[0] for process in running]
+    finally:
+        for process in running:
+            process.kill()
+    assert [process.returncode for process in running] == [0, -9], said
+    made: list[Outcome] = [torch.load(folder / f"{rank}.pt") for rank in range(2)]
+    made[0]["lost"] = torch.load(folder / "lost.pt")
+    made[0]["said"], made[1]["said"] = said
+    return made
 
 
 def unlike(processes: Processes) -> str:

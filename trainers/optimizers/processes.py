@@ -68,12 +68,7 @@ class Processes:
         Raises:
             ProcessesError: another one ended.
         """
-        if self.count == 1:
-            return number
-        largest = torch.tensor(number, dtype=torch.int64, device=self.device)
-        with _told():
-            distributed.all_reduce(largest, distributed.ReduceOp.MAX)
-        return int(largest.item())
+        return int(self._largest(number).item())
 
     def any(self, flag: bool) -> bool:
         """Whether any process says so.
@@ -97,13 +92,8 @@ class Processes:
         Raises:
             ProcessesError: another one ended.
         """
-        if self.count == 1:
-            return True
-        both = [*numbers, *(-number for number in numbers)]
-        most = torch.tensor(both, dtype=torch.float64, device=self.device)
-        with _told():
-            distributed.all_reduce(most, distributed.ReduceOp.MAX)
-        largest, smallest = most.view(2, -1)
+        both = self._largest(*numbers, *(-number for number in numbers))
+        largest, smallest = both.view(2, -1)
         return bool((largest == -smallest).all())
 
     def given(self, tensor: Tensor, by: int = 0) -> Tensor:
@@ -166,6 +156,13 @@ class Processes:
             flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
             self._add(flat)
             torch._foreach_copy_(gradients, _cut(flat, gradients))
+
+    def _largest(self, *numbers: float) -> Tensor:
+        most = torch.tensor(numbers, dtype=torch.float64, device=self.device)
+        if self.count > 1:
+            with _told():
+                distributed.all_reduce(most, distributed.ReduceOp.MAX)
+        return most
 
     def _add(self, tensor: Tensor) -> None:
         with _told():

@@ -47,6 +47,8 @@ COMMANDS = """\
 
    torchrun --nproc-per-node 2 "$COMFYUI/custom_nodes/{pack}" run.json
 
+   For a model that does not fit one of them, let --shard follow run.json.
+
    Several machines, here 2 with 8 GPUs each, that share ComfyUI's output folder; on each of them,
    with 0 for the first and 1 for the second after --node-rank, and the address of the first:
 
