@@ -41,7 +41,7 @@ from benchmarks.running import (
 )
 from tests.graphs import Graph, Link
 from tests.host import ROOT
-from trainers.settings.lora import LORA_VARIANTS
+from trainers.settings.methods.lora import LORA_VARIANTS
 
 RANK = 16
 OWN_NODE_STEPS = 5  # ComfyUI's node takes four times as long a step, or more

@@ -26,6 +26,7 @@ SETTINGS_NODES = {
     "optimizer_settings": "PersonalizeOptimizer",
     "loss_settings": "PersonalizeLoss",
     "run_settings": "PersonalizeRun",
+    "memory_settings": "PersonalizeMemory",
 }
 
 

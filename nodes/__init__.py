@@ -10,7 +10,13 @@ from .dataset import FolderDataset, ImageDataset
 from .hub import FetchFromHub, PushToHub
 from .merge import ExtractLora, MergeLoras, ResizeLora
 from .results import Compare, ExportRun, PlotLoss, SaveEmbedding, SaveLora
-from .settings import LossSettings, OptimizerSettings, PreviewSettings, RunSettings
+from .settings import (
+    LossSettings,
+    MemorySettings,
+    OptimizerSettings,
+    PreviewSettings,
+    RunSettings,
+)
 from .stack import AdapterStack
 from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
@@ -24,6 +30,7 @@ NODES: list[type[io.ComfyNode]] = [
     OptimizerSettings,
     LossSettings,
     RunSettings,
+    MemorySettings,
     PreviewSettings,
     ApplyLora,
     ApplyEmbedding,

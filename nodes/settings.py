@@ -10,7 +10,13 @@ from ..trainers.settings.preview import PreviewConfig
 from ..trainers.settings.run import check_shared
 from .host.sampling import SAMPLERS, SCHEDULERS
 from .schema import inputs_of, shared_inputs
-from .sockets import PersonalizeLoss, PersonalizeOptimizer, PersonalizePreview, PersonalizeRun
+from .sockets import (
+    PersonalizeLoss,
+    PersonalizeMemory,
+    PersonalizeOptimizer,
+    PersonalizePreview,
+    PersonalizeRun,
+)
 
 CATEGORY = "personalize/train"
 EACH = "A training takes those that its method has. What is not wired has its defaults."
@@ -109,6 +115,33 @@ class RunSettings(SettingsNode):
             outputs=[
                 PersonalizeRun.Output(
                     display_name="run_settings", tooltip="For run_settings of a training node."
+                )
+            ],
+        )  # fmt: skip
+
+
+class MemorySettings(SettingsNode):
+    PLACE = "memory_settings"
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="PersonalizeMemory",
+            display_name="Memory and Speed Settings",
+            category=CATEGORY,
+            description=(
+                "For models that are large for the GPU: weights and activations in RAM, "
+                f"checkpointing, 8-bit bases, a plan of memory; and what makes steps faster. {EACH}"
+            ),
+            search_aliases=[
+                "block swap", "blocks to swap", "offload", "low vram", "fp8 base", "quantize",
+                "gradient checkpointing", "torch compile", "tread",
+            ],
+            inputs=shared_inputs(cls.PLACE),
+            outputs=[
+                PersonalizeMemory.Output(
+                    display_name="memory_settings",
+                    tooltip="For memory_settings of a training node.",
                 )
             ],
         )  # fmt: skip

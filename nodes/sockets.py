@@ -8,5 +8,6 @@ PersonalizePreview = io.Custom("PERSONALIZE_PREVIEW")
 PersonalizeOptimizer = io.Custom("PERSONALIZE_OPTIMIZER")
 PersonalizeLoss = io.Custom("PERSONALIZE_LOSS")
 PersonalizeRun = io.Custom("PERSONALIZE_RUN")
+PersonalizeMemory = io.Custom("PERSONALIZE_MEMORY")
 # Tuples of a LoRA's file name, model strength and clip strength, as other packs' stackers make.
 LoraStack = io.Custom("LORA_STACK")

@@ -14,6 +14,7 @@ from .sockets import (
     PersonalizeDataset,
     PersonalizeEmbedding,
     PersonalizeLoss,
+    PersonalizeMemory,
     PersonalizeOptimizer,
     PersonalizePreview,
     PersonalizeRun,
@@ -144,6 +145,7 @@ def _others_in(method: str) -> list[io.Input]:
             (PersonalizeOptimizer, "optimizer_settings", "Optimizer Settings"),
             (PersonalizeLoss, "loss_settings", "Loss Settings"),
             (PersonalizeRun, "run_settings", "Run Settings"),
+            (PersonalizeMemory, "memory_settings", "Memory and Speed Settings"),
         )
     ]
     return [*classes, validation_dataset, preview, *settings]

@@ -17,6 +17,7 @@ SETTINGS_NODES = {
     "optimizer_settings": "PersonalizeOptimizer",
     "loss_settings": "PersonalizeLoss",
     "run_settings": "PersonalizeRun",
+    "memory_settings": "PersonalizeMemory",
 }
 
 # Enough to change pictures, small enough for a CPU; fp32 so that equalities are tight.

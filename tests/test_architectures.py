@@ -31,7 +31,7 @@ from trainers.models.architectures import (
     Architecture,
     architecture_of,
 )
-from trainers.settings.lora import LORA_TARGETS
+from trainers.settings.methods.lora import LORA_TARGETS
 
 records = pytest.mark.parametrize("record", ARCHITECTURES.values(), ids=ARCHITECTURES)
 ATTENTION, FEED_FORWARD, EVERYTHING = LORA_TARGETS

@@ -15,7 +15,7 @@ from tests import tiny
 from trainers.methods.dreambooth import prepare
 from trainers.optimizers import average
 from trainers.optimizers.average import Average
-from trainers.settings.dreambooth import INTERVAL_ON_CPU_STEPS, DreamBoothConfig
+from trainers.settings.methods.dreambooth import INTERVAL_ON_CPU_STEPS, DreamBoothConfig
 
 DECAY = 0.4  # reached at the fifth step
 SHAPE = (5, 3)

@@ -15,11 +15,11 @@ from tests.host import ROOT
 from trainers.errors import SettingsError
 from trainers.settings import run
 from trainers.settings.dataset import CAPTION_SOURCES, MASK_SOURCES, DatasetConfig
-from trainers.settings.dreambooth import DreamBoothConfig
 from trainers.settings.field import Setting, from_values, settings_of
-from trainers.settings.lora import LORA_TARGETS, LORA_VARIANTS, LoraConfig
+from trainers.settings.methods.dreambooth import DreamBoothConfig
+from trainers.settings.methods.lora import LORA_TARGETS, LORA_VARIANTS, LoraConfig
+from trainers.settings.methods.textual_inversion import TextualInversionConfig
 from trainers.settings.objective import ObjectiveConfig
-from trainers.settings.textual_inversion import TextualInversionConfig
 from trainers.settings.training import LR_SCHEDULES, OPTIMIZERS, PRECISIONS, TrainingConfig
 
 KINDS = (

@@ -22,7 +22,7 @@ from trainers.errors import NonFiniteLossError
 from trainers.loop import Progress, train
 from trainers.methods import METHODS
 from trainers.objective.noise import PREDICTIONS
-from trainers.settings.lora import LORA_VARIANTS
+from trainers.settings.methods.lora import LORA_VARIANTS
 from trainers.settings.run import run_config
 
 # -- equal to a plain loop ----------------------------------------------------------------

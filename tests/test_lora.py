@@ -16,7 +16,7 @@ from trainers.contracts import Parts, Trainable
 from trainers.methods.adapters.oft import block_size
 from trainers.methods.lora import prepare
 from trainers.models.architectures import DENOISER
-from trainers.settings.lora import FACTOR_PAIRS, LORA_TARGETS, LORA_VARIANTS
+from trainers.settings.methods.lora import FACTOR_PAIRS, LORA_TARGETS, LORA_VARIANTS
 
 ATTENTION, FEED_FORWARD, EVERYTHING = LORA_TARGETS
 every_kind = pytest.mark.parametrize("kind", KINDS)

@@ -37,6 +37,8 @@ SAVED = {
     "enable_wildcard caption_variants",
     "run_settings": "epochs held_out validate_every hand_out patience if_run_exists state_every "
     "keep_states old_states_gb log_with deterministic",
+    "memory_settings": "weights_in checkpointing activations_in quantize_base compile "
+    "tread_selection_ratio memory_plan",
 }
 MOST = 10  # widgets of a training node
 

@@ -14,7 +14,7 @@ from trainers.errors import SettingsError
 from trainers.loop import train, with_teacher
 from trainers.methods import METHODS
 from trainers.objective.noise import generator_for
-from trainers.settings.lora import LORA_VARIANTS
+from trainers.settings.methods.lora import LORA_VARIANTS
 from trainers.step import Job, losses_and_weights
 
 TEACHER = {"prior": "teacher", "class_prompt": "a photo of a dog", "prior_samples": 6}

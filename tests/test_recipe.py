@@ -14,7 +14,7 @@ from tests.graphs import Graph
 from tests.host import ROOT
 from tests.packed import module
 from trainers.settings.field import settings_of
-from trainers.settings.run import METHOD_CONFIGS, config_groups, run_config, together
+from trainers.settings.run import METHOD_CONFIGS, ON_OTHERS, config_groups, run_config, together
 
 read_recipe = module("headless.described").read_recipe
 changed = module("headless.changes").changed
@@ -44,7 +44,7 @@ def settings_in(recipe: Any, target: str | None = None) -> dict[str, Any]:
     """What the training node is given, with what is wired to it."""
     target = target or recipe.targets[0]
     inputs = dict(recipe.nodes[target]["inputs"])
-    for place in ("optimizer_settings", "loss_settings", "run_settings"):
+    for place in ON_OTHERS:
         if place in inputs:
             inputs[place] = recipe.nodes[inputs[place][0]]["inputs"]
     return together(recipe.method(target), inputs)

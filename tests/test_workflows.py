@@ -21,7 +21,7 @@ from tests.host import PACK_NAME, ROOT, Host, Prompt, convert, nodes_of
 from tests.scanned.unets import UNETS
 from trainers.settings.dataset import DatasetConfig
 from trainers.settings.field import settings_of
-from trainers.settings.lora import LoraConfig
+from trainers.settings.methods.lora import LoraConfig
 from trainers.settings.objective import ObjectiveConfig
 from trainers.settings.preview import CompareConfig, PreviewConfig
 from trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups

@@ -21,7 +21,7 @@ from ..models.architectures import DENOISER
 from ..models.precision import compute_dtype
 from ..optimizers.average import Average
 from ..optimizers.sharded import weights_of, whole
-from ..settings.dreambooth import DreamBoothConfig
+from ..settings.methods.dreambooth import DreamBoothConfig
 from ..settings.run import RunConfig
 from .learned_tokens import copies, train_tokens
 

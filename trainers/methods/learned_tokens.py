@@ -9,8 +9,8 @@ from torch import Tensor
 
 from ..contracts import Rows, TextSide
 from ..errors import SettingsError
-from ..settings.dreambooth import DreamBoothConfig
-from ..settings.lora import LoraConfig
+from ..settings.methods.dreambooth import DreamBoothConfig
+from ..settings.methods.lora import LoraConfig
 
 Learned = Mapping[str, Rows]
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..contracts import Parts, Trainable
 from ..models.architectures import DENOISER, KOHYA, Architecture
-from ..settings.lora import LoraConfig
+from ..settings.methods.lora import LoraConfig
 from ..settings.run import RunConfig
 from .adapters.pissa import starts
 from .adapters.variants import held_layers, inject, switched_off

@@ -19,8 +19,8 @@ from ..contracts import Parts, TextSide, Trainable
 from ..data.tokens import has_token, put_in
 from ..errors import DatasetError, SettingsError
 from ..objective.noise import generator_for
+from ..settings.methods.textual_inversion import TextualInversionConfig
 from ..settings.run import RunConfig
-from ..settings.textual_inversion import TextualInversionConfig
 from .results import spelled
 from .templates import TEMPLATES
 

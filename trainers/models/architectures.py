@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-from ..settings.lora import LORA_TARGETS
+from ..settings.methods.lora import LORA_TARGETS
 
 DENOISER = "denoiser"
 KOHYA, DOTTED = "kohya", "dotted"

@@ -46,7 +46,7 @@ def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
 
     A schedule that ends with the run makes each length a run of its own.
     """
-    shared = {name: value for name, value in facts.items() if name != "store"}
+    shared = {k: v for k, v in facts.items() if k not in ("store", "memory")}
     if facts["training"]["lr_schedule"] in ("constant", "constant_with_warmup"):
         length = ("steps", "epochs")
         shared["training"] = {k: v for k, v in facts["training"].items() if k not in length}

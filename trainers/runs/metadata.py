@@ -15,9 +15,9 @@ from ..errors import AdapterError
 from ..methods.results import Embedding
 from ..models.architectures import Architecture
 from ..objective.noise import PREDICTIONS
-from ..settings.lora import LoraConfig
+from ..settings.methods.lora import LoraConfig
+from ..settings.methods.textual_inversion import TextualInversionConfig
 from ..settings.run import RunConfig
-from ..settings.textual_inversion import TextualInversionConfig
 
 RANK_AND_ALPHA = ("ss_network_dim", "ss_network_alpha")
 LORA_MODULE = "networks.lora"  # kohya's name

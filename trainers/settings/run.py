@@ -13,13 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SettingsError
-from .dreambooth import DREAMBOOTH_DEFAULTS, DreamBoothConfig
 from .field import from_values, raise_problems, value_problems
-from .lora import LoraConfig
+from .memory import ALL, AUTO, NONE, RAM, MemoryConfig
+from .methods.dreambooth import DREAMBOOTH_DEFAULTS, DreamBoothConfig
+from .methods.lora import LoraConfig
+from .methods.textual_inversion import TextualInversionConfig
 from .objective import ObjectiveConfig
 from .store import StoreConfig
-from .textual_inversion import TextualInversionConfig
-from .training import TrainingConfig
+from .training import AS_IT_IS, TrainingConfig
 from .validation import ValidationConfig
 
 # Each method's own settings, by its name in METHODS.
@@ -76,6 +77,10 @@ ON_OTHERS: Mapping[str, tuple[str, ...]] = {
         "epochs", "held_out", "validate_every", "hand_out", "patience", "if_run_exists",
         "state_every", "keep_states", "old_states_gb", "log_with", "deterministic",
     ),
+    "memory_settings": (
+        "weights_in", "checkpointing", "activations_in", "quantize_base", "compile",
+        "tread_selection_ratio", "memory_plan",
+    ),
 }  # fmt: skip
 # Class images would keep what Textual Inversion does not change.
 WITHOUT: Mapping[str, tuple[str, ...]] = {
@@ -92,6 +97,7 @@ class RunConfig:
         own: the method's own settings, of its class in METHOD_CONFIGS.
         validation: which pictures are watched, and what follows from it.
         store: how it is kept; nothing in it changes the result.
+        memory: where it keeps what; nothing in it changes the result.
     """
 
     method: str
@@ -100,19 +106,20 @@ class RunConfig:
     own: Any
     validation: ValidationConfig = field(default_factory=ValidationConfig)
     store: StoreConfig = field(default_factory=StoreConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
+        found = self._memory_conflicts()
         if isinstance(self.own, DreamBoothConfig):
             loop = self.training
-            raise_problems(
-                self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
-            )
+            found += self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
         if self.objective.preserves_output and self.method != "lora":
-            raise_problems(
-                ["prior is 'output preservation', which switches the LoRA off to ask the base, but "
-                 "this training changes the base's weights themselves; allowed: 'class images' or "
-                 "'teacher'"]
-            )  # fmt: skip
+            found.append(
+                "prior is 'output preservation', which switches the LoRA off to ask the base, but "
+                "this training changes the base's weights themselves; allowed: 'class images' or "
+                "'teacher'"
+            )
+        raise_problems(found)
 
     @property
     def text_rate(self) -> float:
@@ -126,6 +133,39 @@ class RunConfig:
         """Whether the base's own weights are trained, so that a method needs copies of them."""
         return isinstance(self.own, DreamBoothConfig)
 
+    @property
+    def checkpointed(self) -> str:
+        """Which blocks compute their activations again: one of CHECKPOINTED."""
+        if self.memory.checkpointing != AUTO:
+            return self.memory.checkpointing
+        streamed = self.memory.weights_in == RAM
+        return ALL if self.training.gradient_checkpointing or streamed else NONE
+
+    def _memory_conflicts(self) -> list[str]:
+        found = []
+        memory, training = self.memory, self.training
+        if memory.checkpointing == NONE and training.gradient_checkpointing:
+            found.append(
+                "checkpointing is 'none', but gradient_checkpointing is on; allowed: auto, half or "
+                "all, or gradient_checkpointing off"
+            )
+        if memory.activations_in == RAM and self.checkpointed == NONE:
+            found.append(
+                "activations_in is 'RAM', but no block is checkpointed; allowed: device, or "
+                "checkpointing half or all"
+            )
+        if self.changes_weights and memory.weights_in == RAM:
+            found.append(
+                "weights_in is 'RAM', but DreamBooth trains all weights, which must be on the "
+                "device; allowed: auto or device"
+            )
+        if self.changes_weights and training.quantize_base != AS_IT_IS:
+            found.append(
+                f"quantize_base is '{training.quantize_base}', but DreamBooth trains the base's "
+                "own weights, which must be plain numbers; allowed: none"
+            )
+        return found
+
     def as_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
 
@@ -138,6 +178,7 @@ def config_groups(method: str) -> dict[str, type[Any]]:
         "own": METHOD_CONFIGS[method],
         "validation": ValidationConfig,
         "store": StoreConfig,
+        "memory": MemoryConfig,
     }
 
 
@@ -169,11 +210,11 @@ def check_queued(method: str, values: Mapping[str, Any]) -> None:
 def check_shared(place: str, values: Mapping[str, Any]) -> None:
     """The same for the settings on a node of their own, by their place in ON_OTHERS."""
     values = _known(values)
-    groups = (TrainingConfig, ObjectiveConfig, ValidationConfig, StoreConfig)
+    groups = (TrainingConfig, ObjectiveConfig, ValidationConfig, StoreConfig, MemoryConfig)
     groups += tuple(METHOD_CONFIGS.values())
     raise_problems({problem for group in groups for problem in value_problems(group, values)})
     if all(name in values for name in ON_OTHERS[place]):
-        for group in (*groups[:4], LoraConfig):
+        for group in (*groups[:5], LoraConfig):
             from_values(group, values)
 
 

@@ -16,6 +16,7 @@ LR_SCHEDULES = (
 )  # fmt: skip
 OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "lion")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+AS_IT_IS, FP8, INT8 = QUANTIZED = ("none", "fp8", "int8")
 
 
 @dataclass(frozen=True)
@@ -95,6 +96,26 @@ class TrainingConfig(Settings):
         "deterministic algorithms alone. Slower on a GPU; how much is not measured. ComfyUI has to "
         "be started with --deterministic.",
         before=False,
+    )  # fmt: skip
+    quantize_base: str = setting(
+        AS_IT_IS,
+        "Hold the frozen weights of the denoiser's large layers in 8 bits, which halves those of a "
+        "file in bf16; a layer is widened when it is used. For bases that fit only so; a base that "
+        "comes quantized needs none. LoRA and Textual Inversion alone.",
+        choices=QUANTIZED, source="K fp8_base", before=AS_IT_IS,
+    )  # fmt: skip
+    compile: bool = setting(
+        False,
+        "Compile the block that a model repeats (torch.compile): the first steps take a minute or "
+        "more, all others less time. Without a compiler on the machine the log says so and the run "
+        "goes on without.",
+        before=False,
+    )
+    tread_selection_ratio: float = setting(
+        0.0,
+        "For transformers: the share of a picture's tokens that skip the middle blocks in each "
+        "step (TREAD), which takes less time and memory; 0.5 is its paper's. 0 is off.",
+        min=0.0, max=0.9, step=0.05, source="P arXiv 2501.04765", before=0.0,
     )  # fmt: skip
 
     def problems(self) -> list[str]:

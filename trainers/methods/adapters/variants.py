@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ...errors import SettingsError
 from ...optimizers.sharded import put_together
-from ...settings.lora import LoraConfig
+from ...settings.methods.lora import LoraConfig
 from .oft import OftLayer, turn_outputs
 from .pissa import START, lora_layers, start_from_principal
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .field import Settings, setting
+from ..field import Settings, setting
 
 LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolutions")
 LORA_VARIANTS = ("lora", "dora", "lokr", "loha", "oft")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from .field import Settings, setting
+from ..field import Settings, setting
 
 TOKEN = re.compile(r"[\w*-]+|<[\w*-]+>")
 TEMPLATES = ("object", "style", "captions only")

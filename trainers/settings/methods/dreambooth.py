@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .field import Settings, setting
+from ..field import Settings, setting
 from .lora import text_encoder_learning_rate, token_learning_rate, train_token
 
 WEIGHTS = ("fp32", "bf16")

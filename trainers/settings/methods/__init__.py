@@ -1,0 +1,1 @@
+"""The settings that each method has alone."""
