@@ -61,6 +61,7 @@ from benchmarks.gpu_scripts import (
     diffusers_model,
     ended,
     failed,
+    kohya_words,
     python_of,
 )
 from benchmarks.lora_step import RANK, own_node
@@ -216,7 +217,8 @@ def script(bench: Bench, case: Case) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         out, written = Path(scratch) / "out", Path(scratch) / "found.json"
         pictures = copies_of(bench.picture(size_px), Path(scratch) / "pictures", bench.steps)
-        how = {"steps": bench.steps, "size_px": size_px, "rank": RANK}
+        words = kohya_words(Path(scratch) / "words", bench.host.comfyui)
+        how = {"steps": bench.steps, "size_px": size_px, "rank": RANK, "words": words}
         command = [python_of(checkout), str(ROOT / "benchmarks" / "watched.py"), str(written)]
         command += command_of(case, checkout, model, pictures, out, **how)
         done = ended(command, checkout, ACCELERATE_USE_CPU=str(bench.device == "cpu"))
@@ -370,6 +372,8 @@ def main() -> int:
         for case in chosen(asked.only or [""], asked.quick, asked.cpu)
         if case.kind not in SCRIPTS or case.kind in asked.checkouts
     ]
+    if not possible:
+        sys.exit("no such case; scripts of others need their checkout, and kohya's no --quick")
     page = asked.report or (dev.DEV / "gpu-quick.md" if asked.quick else PAGE)
     stats: dict[str, Any] = {}
     rows: list[Row] = []

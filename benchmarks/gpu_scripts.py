@@ -2,11 +2,12 @@
 
 They run as they come but for rank, steps, size and precision, with the picture as often as there
 are steps. diffusers' encode picture and caption in each step; kohya's LoRA trains more layers than
-attention's. kohya's tokenizer comes from its own cache, or from the network.
+attention's.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -31,6 +32,7 @@ SCRIPTS = {
     (KOHYA, LORA): "train_network.py",
 }
 LONGEST_SECONDS = 3600
+SD1_WORDS = Path("comfy", "sd1_tokenizer")  # it says 8192, which scripts would pad captions to
 
 
 def command_of(
@@ -42,7 +44,7 @@ def command_of(
         model: a folder as diffusers writes them, or for kohya's a checkpoint.
         pictures: a folder with a folder of pictures in it.
         out: where it may write.
-        how: steps, size_px and rank.
+        how: steps, size_px, rank and words (see kohya_words).
     """
     common = {
         "pretrained_model_name_or_path": model,
@@ -69,9 +71,19 @@ def command_of(
         common |= {"train_data_dir": pictures, "network_module": "networks.lora"}
         common |= {"network_dim": how["rank"], "network_alpha": how["rank"]}
         common |= {"optimizer_type": "AdamW", "max_data_loader_n_workers": 0}
+        common |= {"tokenizer_cache_dir": how["words"]}
         flags = ["--network_train_unet_only", "--cache_latents", "--sdpa"]
     values = [text for name, value in common.items() for text in (f"--{name}", str(value))]
     return [str(checkout / SCRIPTS[case.kind, case.method]), *values, *flags]
+
+
+def kohya_words(folder: Path, comfyui: Path) -> Path:
+    """A folder with SD1.5's tokenizer where kohya's looks before it asks the network."""
+    words = folder / "openai_clip-vit-large-patch14"
+    shutil.copytree(comfyui / SD1_WORDS, words)
+    told = words / "tokenizer_config.json"
+    told.write_text(json.dumps(json.loads(told.read_text()) | {"model_max_length": 77}))
+    return folder
 
 
 def python_of(checkout: Path) -> str:
@@ -94,11 +106,10 @@ def diffusers_model(name: str, folder: Path, comfyui: Path) -> Path:
     """An SD1.5 with random weights as diffusers writes them, written if it is not there."""
     path = folder / f"{name}-diffusers"
     if not path.exists():
-        words = comfyui / "comfy" / "sd1_tokenizer"  # it says 8192, what scripts pad captions to
         pipeline = StableDiffusionPipeline(
             vae=AutoencoderKL(**KL_VAE),
             text_encoder=CLIPTextModel(CLIPTextConfig(**CLIP_L)),
-            tokenizer=CLIPTokenizer.from_pretrained(words, model_max_length=77),
+            tokenizer=CLIPTokenizer.from_pretrained(comfyui / SD1_WORDS, model_max_length=77),
             unet=UNet2DConditionModel(**UNETS[name]),
             scheduler=DDPMScheduler(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
