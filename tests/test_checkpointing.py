@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
 
 from tests import tiny
+from trainers.models import checkpointing
 from trainers.models.checkpointing import (
     blocks,
     checkpoint_blocks,
@@ -14,6 +17,7 @@ from trainers.models.checkpointing import (
     guard_norms,
     inside_checkpoint,
 )
+from trainers.settings.memory import ALL, HALF, NONE
 
 WIDTH = 12
 
@@ -230,6 +234,64 @@ def test_block_that_raises_leaves_nothing_marked() -> None:
     assert not inside_checkpoint()
     hook.remove()
     assert len(gradients(made)) > 3
+
+
+# -- some of them, and what they are given in RAM -----------------------------------------
+
+
+@each_trained
+def test_every_second_block_has_the_same_bits(trained: str) -> None:
+    ours, expected = (transformer(in_place=True) for _ in range(2))
+    for module in (ours, expected):
+        guard_norms(module)
+    assert checkpoint_blocks(ours, HALF) == 2
+    pairs = zip(gradients(ours, trained), gradients(expected, trained), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+
+
+@pytest.mark.parametrize(("which", "again"), [(NONE, 0), (HALF, 2), (ALL, 3)])
+def test_checkpointed_blocks_alone_compute_twice(which: str, again: int) -> None:
+    made = transformer(in_place=True)
+    guard_norms(made)
+    assert checkpoint_blocks(made, which) == again
+    visits: list[object] = []
+    for block in made.blocks:
+        block.attn.register_forward_hook(lambda *_: visits.append(_))  # type: ignore[operator, union-attr]
+    gradients(made)
+    assert len(visits) == 3 + again
+
+
+@each_training
+def test_what_blocks_are_given_waits_elsewhere_with_the_same_bits(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    away: list[Tensor] = []
+
+    def elsewhere(pin_memory: bool) -> Any:
+        def leave(tensor: Tensor) -> Tensor:
+            away.append(tensor.clone())  # as on a GPU: what is changed afterwards does not count
+            return away[-1]
+
+        return torch.autograd.graph.saved_tensors_hooks(leave, lambda tensor: tensor)
+
+    monkeypatch.setattr(checkpointing, "save_on_cpu", elsewhere)
+    ours, expected = (transformer(in_place=True, training=training) for _ in range(2))
+    for module in (ours, expected):
+        guard_norms(module)
+    checkpoint_blocks(ours, in_ram=True)
+    pairs = zip(gradients(ours), gradients(expected), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
+    # The stream and the context, which is given by name; and checkpoint's own empty tensor.
+    assert [each.numel() for each in away if each.numel()] == 3 * [2 * 5 * WIDTH] * 2
+
+
+def test_inputs_in_ram_have_the_same_bits() -> None:
+    ours, expected = (transformer(in_place=True) for _ in range(2))
+    for module in (ours, expected):
+        guard_norms(module)
+    checkpoint_blocks(ours, in_ram=True)
+    pairs = zip(gradients(ours), gradients(expected), strict=True)
+    assert all(torch.equal(*pair) for pair in pairs)
 
 
 # -- which blocks -------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
 from .optimizers.sharded import Part, check_sharding, for_state, optimizer_state, part_of, shard
+from .settings.memory import RAM
 from .settings.run import RunConfig
 from .settings.validation import BEST
 from .step import (
@@ -110,8 +111,7 @@ def make_job(
     for module in parts.modules.values():
         train_adapters(module)
         guard_adapters(module)
-        if config.training.gradient_checkpointing:
-            checkpoint_blocks(module)
+        checkpoint_blocks(module, config.checkpointed, config.memory.activations_in == RAM)
     if processes.shard and not config.changes_weights:
         shard(parts.denoiser, processes, [*trainable.parameters, *starts(parts.denoiser)])
     instances = examples.captions[: examples.num_instances]

@@ -9,22 +9,31 @@ gets a copy of it inside the part that is computed again; with the module's norm
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import save_on_cpu
 from torch.utils.checkpoint import checkpoint
 
+from ..settings.memory import ALL, HALF, NONE
+
 LISTS = (nn.ModuleList, nn.Sequential)
+EVERY = {ALL: 1, HALF: 2}
 _inside = False
 
 
-def checkpoint_blocks(module: nn.Module) -> int:
-    """Make every block of `module` recompute its activations in the backward pass; how many."""
-    found = list(blocks(module))
+def checkpoint_blocks(module: nn.Module, which: str = ALL, in_ram: bool = False) -> int:
+    """Let blocks of `module` recompute their activations in the backward pass; how many.
+
+    Args:
+        which: one of CHECKPOINTED: all of them, every second one, or none.
+        in_ram: whether what they are given waits for the backward pass in RAM, not on the device.
+    """
+    found = [] if which == NONE else list(blocks(module))[:: EVERY[which]]
     for block in found:
-        _checkpoint(block)
+        _checkpoint(block, in_ram)
     return len(found)
 
 
@@ -62,20 +71,30 @@ def _lists_blocks(module: nn.Module) -> bool:
     return 2 * len(with_layers) > len(module)
 
 
-def _checkpoint(block: nn.Module) -> None:
+def _checkpoint(block: nn.Module, in_ram: bool) -> None:
     forward = block.forward
     on_copies = _on_copies(forward)
-
-    def marked(*args: Any, **kwargs: Any) -> Any:
-        with _marked():
-            return on_copies(*args, **kwargs)
 
     def checkpointed(*args: Any, **kwargs: Any) -> Any:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        return checkpoint(marked, *args, use_reentrant=False, **kwargs)
+        number, names = len(args), tuple(kwargs)
+
+        def marked(*given: Any) -> Any:
+            with _marked():
+                return on_copies(*given[:number], **dict(zip(names, given[number:], strict=True)))
+
+        with _inputs_in_ram() if in_ram else nullcontext():
+            # All in a row: what has a name would be kept where it is.
+            return checkpoint(marked, *args, *kwargs.values(), use_reentrant=False)
 
     block.forward = checkpointed
+
+
+def _inputs_in_ram() -> AbstractContextManager[Any]:
+    # What a block saves by itself is dropped by checkpoint's own hooks, which lie inside of these.
+    # Of pinned tensors torch takes care: their memory is not used again before they are copied.
+    return save_on_cpu(pin_memory=torch.cuda.is_available())
 
 
 @contextmanager

@@ -15,6 +15,7 @@ from ..errors import AdapterError
 from ..methods.results import Embedding
 from ..models.architectures import Architecture
 from ..objective.noise import PREDICTIONS
+from ..settings.memory import NONE
 from ..settings.methods.lora import LoraConfig
 from ..settings.methods.textual_inversion import TextualInversionConfig
 from ..settings.run import RunConfig
@@ -102,7 +103,7 @@ def _more_settings(config: RunConfig) -> dict[str, str]:
         "ss_text_encoder_lr": str(config.text_rate if trains_text else None),
         "ss_lr_warmup_steps": str(training.warmup_steps),
         "ss_max_grad_norm": str(training.max_grad_norm),
-        "ss_gradient_checkpointing": str(training.gradient_checkpointing),
+        "ss_gradient_checkpointing": str(config.checkpointed != NONE),
         "ss_mixed_precision": {"fp32": "no"}.get(training.precision, training.precision),
         "ss_total_batch_size": str(training.batch_size * training.gradient_accumulation),
         "ss_num_epochs": str(training.epochs or None),
