@@ -26,6 +26,7 @@ from ..objective.noise import generator_for
 from .pieces import Bucket, Leaf, Piece, buckets_of
 from .processes import ALONE, InOrder, Processes
 from .rows import Rows
+from .states import load_state
 
 # Numbers that are updated at once. Where they are widened, that takes two rows of fp32: 67 MB.
 # 8-bit optimizers share a scale between 256 of them.
@@ -79,6 +80,11 @@ class PerParameter(torch.optim.Optimizer):
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     _hook(self)
                 )
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        """The optimizer inside, with the states of all that it was shown."""
+        return self._inner
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update what has a gradient; in the fused case all gradients are gone already."""
@@ -169,7 +175,7 @@ class PerParameter(torch.optim.Optimizer):
         stored = dict(enumerate(one["state"] for one in state["inner"]))
         assert len(stored) == len(self._leaves)
         states = {number: one[0] for number, one in stored.items() if one}
-        self._inner.load_state_dict({**whole, "state": states})
+        load_state(self._inner, {**whole, "state": states})
         self._inner_groups = self._inner.param_groups
 
     def _states(self) -> list[dict[str, Any]]:
