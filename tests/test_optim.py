@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -15,9 +15,39 @@ from trainers.errors import UnavailableError
 from trainers.optimizers.factory import make_optimizer, make_schedule
 from trainers.settings.training import LR_SCHEDULES, OPTIMIZERS, TrainingConfig
 
-PACKAGES = {"adamw_8bit": "bitsandbytes", "prodigy": "prodigyopt", "lion": "bitsandbytes"}
-# a rate that suits each optimizer
-RATES = {"adamw": 0.05, "adamw_8bit": 0.05, "adafactor": 0.05, "prodigy": 1.0, "lion": 0.02}
+
+class Row(NamedTuple):
+    """What is expected of an optimizer.
+
+    Attributes:
+        rate: one that suits it.
+        package: what is installed for it, and what that is imported as.
+        steps: until it has learned something.
+    """
+
+    rate: float
+    package: str = ""
+    module: str = ""
+    steps: int = 40
+
+
+BITSANDBYTES = ("bitsandbytes", "bitsandbytes")
+ROWS = {
+    "adamw": Row(0.05),
+    "adamw_8bit": Row(0.05, *BITSANDBYTES),
+    "adafactor": Row(0.05),
+    "prodigy": Row(1.0, "prodigyopt", "prodigyopt", steps=200),  # it finds its rate first
+    "lion": Row(0.02, *BITSANDBYTES),
+    "lion_8bit": Row(0.02, *BITSANDBYTES),
+    "paged_adamw": Row(0.05, *BITSANDBYTES),
+    "paged_adamw_8bit": Row(0.05, *BITSANDBYTES),
+    "adamw_schedule_free": Row(0.05, "schedulefree", "schedulefree"),
+    "prodigy_schedule_free": Row(1.0, "prodigy-plus-schedule-free", "prodigyplus", steps=200),
+    "came": Row(0.05, "came-pytorch", "came_pytorch"),
+    "muon": Row(0.05),
+}
+PACKAGES = {name: row for name, row in ROWS.items() if row.package}
+RATES = {name: row.rate for name, row in ROWS.items()}
 SIZE = 4096  # fewer numbers than this stay in fp32 with the 8-bit optimizer
 
 
@@ -27,7 +57,7 @@ def groups(*parameters: Tensor, lr: float) -> list[dict[str, Any]]:
 
 def optimizer_of(name: str, parameter: Tensor, **settings: Any) -> torch.optim.Optimizer:
     if name in PACKAGES:
-        pytest.importorskip(PACKAGES[name])
+        pytest.importorskip(PACKAGES[name].module)
     return make_optimizer(
         groups(parameter, lr=RATES[name]), TrainingConfig(optimizer=name, **settings)
     )
@@ -46,7 +76,7 @@ def test_optimizer_lowers_a_quadratic(name: str) -> None:
     weight, goal = nn.Parameter(drawn(64, SIZE // 64)), drawn(64, SIZE // 64, seed=1)
     optimizer = optimizer_of(name, weight, weight_decay=0.0)
     start = (weight - goal).square().mean().item()
-    for _ in range(200 if name == "prodigy" else 40):  # prodigy finds its rate first
+    for _ in range(ROWS[name].steps):
         optimizer.zero_grad()
         (weight - goal).square().mean().backward()
         optimizer.step()
@@ -56,7 +86,7 @@ def test_optimizer_lowers_a_quadratic(name: str) -> None:
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_optimizer_keeps_each_groups_rate(name: str) -> None:
     if name in PACKAGES:
-        pytest.importorskip(PACKAGES[name])
+        pytest.importorskip(PACKAGES[name].module)
     both = groups(nn.Parameter(drawn(4)), lr=0.1) + groups(nn.Parameter(drawn(4)), lr=0.02)
     made = make_optimizer(both, TrainingConfig(optimizer=name, weight_decay=0.03))
     assert [group["lr"] for group in made.param_groups] == [0.1, 0.02]
@@ -117,11 +147,10 @@ def test_adafactor_follows_the_rate_it_is_given() -> None:
     assert root_mean_square == pytest.approx(RATES["adafactor"], rel=0.01)
 
 
-@pytest.mark.parametrize(("name", "package"), PACKAGES.items())
-def test_optimizer_package_missing(
-    name: str, package: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, package, None)
+@pytest.mark.parametrize("name", PACKAGES)
+def test_optimizer_package_missing(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = PACKAGES[name].package
+    monkeypatch.setitem(sys.modules, PACKAGES[name].module, None)
     with pytest.raises(UnavailableError, match=f"python -m pip install {package}") as error:
         make_optimizer(groups(nn.Parameter(drawn(4)), lr=0.1), TrainingConfig(optimizer=name))
     assert f"'{name}'" in str(error.value)

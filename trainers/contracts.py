@@ -12,7 +12,7 @@ Letters in shapes: B samples, C latent channels; latents may have any shape behi
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol
 
@@ -180,6 +180,8 @@ class Trainable:
         load_state: takes what `state` gave.
         base_model: inside, the modules are the base's: what is trained does nothing. None where the
             base's weights themselves are trained.
+        averaged: inside, the parameters are those that are handed out, where an optimizer trains
+            others (schedule-free).
         tokens: the learned tokens that were trained beside what `export` gives: (vectors, D) on
             the CPU, by token, by text encoder.
     """
@@ -195,6 +197,7 @@ class Trainable:
     state: Callable[[], dict[str, Any]] = field(default=dict)
     load_state: Callable[[dict[str, Any]], None] = field(default=_ignore)
     base_model: Callable[[], AbstractContextManager[None]] | None = None
+    averaged: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
 
     @property
     def parameters(self) -> list[nn.Parameter]:

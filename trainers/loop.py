@@ -33,9 +33,13 @@ from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
+from .optimizers.rates import rate_in_use
+from .optimizers.schedule_free import hand_out_average
 from .optimizers.sharded import Part, check_sharding, for_state, optimizer_state, part_of, shard
+from .optimizers.states import load_state
 from .settings.memory import RAM
 from .settings.run import RunConfig
+from .settings.training import SCHEDULE_FREE
 from .settings.validation import BEST
 from .step import (
     Job,
@@ -55,6 +59,7 @@ class Progress:
     """What one optimizer step came to.
 
     Attributes:
+        learning_rate: as the schedule has it; what the optimizer found, where it finds its own.
         validation: the loss of the held-out pictures after it, if they were looked at.
     """
 
@@ -169,6 +174,8 @@ class Training:
         self._optimizer = make_optimizer(
             trainable.param_groups, training, trainable.fused_backward, processes
         )
+        if training.optimizer in SCHEDULE_FREE:
+            hand_out_average(trainable, self._optimizer)
         self._schedule = make_schedule(self._optimizer, training, self.total)
         dtype = trainable.autocast or job.parts.dtype
         self._scaler = gradient_scaler(dtype, job.parts.device)
@@ -241,7 +248,7 @@ class Training:
             for parameter, kept in zip(trainable.parameters, state["parameters"], strict=True):
                 parameter.copy_(part_of(kept, parameter))
         of_optimizer = optimizer_state(state["optimizer"], self.parameters, part_of)
-        self._optimizer.load_state_dict(of_optimizer)
+        load_state(self._optimizer, of_optimizer)
         self._schedule.load_state_dict(state["schedule"])
         self._scaler.load_state_dict(state["scaler"])
         trainable.load_state(state["method"])
@@ -352,8 +359,8 @@ class Training:
             self._optimizer.zero_grad(set_to_none=True)
             lower_scale(self._scaler, self.done + 1)
             return None
-        learning_rate = float(self._schedule.get_last_lr()[0])
         self._scaler.step(self._optimizer)
+        learning_rate = rate_in_use(self._optimizer)
         self._scaler.update()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)

@@ -190,13 +190,13 @@ def predict(
 
 @contextmanager
 def evaluating(job: Job) -> Iterator[None]:
-    """No gradients and no dropout inside; training goes on after it."""
+    """No gradients, no dropout and what is handed out inside; training goes on after it."""
     parts = [part for module in job.parts.modules.values() for part in _dropouts(module)]
     dropping = [part for part in parts if part.training]
     for part in dropping:
         part.eval()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), job.trainable.averaged():
             yield
     finally:
         for part in dropping:

@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import UnavailableError
-from ..settings.training import TrainingConfig
+from ..settings.training import SCHEDULE_FREE, TrainingConfig
+from .muon import MuonAndAdamW
 from .per_parameter import PerParameter
 from .processes import ALONE, Processes
+from .rates import with_own_rates
 from .sharded import Part, clip_parts
 
-ELEMENTWISE = ("adamw", "adamw_8bit", "lion")  # Adafactor looks at rows and columns
+# Adafactor and CAME look at rows and columns.
+ELEMENTWISE = ("adamw", "adamw_8bit", "lion", "lion_8bit", "paged_adamw", "paged_adamw_8bit")
 ParamGroups = list[dict[str, Any]]
 
 
@@ -40,7 +43,9 @@ def make_optimizer(
     """
 
     def make(some: ParamGroups) -> torch.optim.Optimizer:
-        return _make(config.optimizer, some, config.weight_decay)
+        return _make(config, some)
+
+    groups = with_own_rates(config.optimizer, groups)
 
     narrow = any(p.dtype != torch.float32 for group in groups for p in group["params"])
     if not (fused_backward or narrow):
@@ -92,11 +97,16 @@ def clip_gradients(
 
 
 class _Kind(NamedTuple):
-    """Where an optimizer is found, and how it is asked for."""
+    """Where an optimizer is found, and how it is asked for.
+
+    Attributes:
+        module: that is imported, if it is not called as its package is.
+    """
 
     package: str
     path: str
     options: Mapping[str, Any] = MappingProxyType({})
+    module: str = ""
 
 
 _KINDS = {
@@ -113,32 +123,66 @@ _KINDS = {
         "prodigyopt", "Prodigy", {"safeguard_warmup": True, "use_bias_correction": True}
     ),
     "lion": _Kind("bitsandbytes", "optim.Lion"),
+    "lion_8bit": _Kind("bitsandbytes", "optim.Lion8bit"),
+    "paged_adamw": _Kind("bitsandbytes", "optim.AdamW", {"is_paged": True}),
+    "paged_adamw_8bit": _Kind("bitsandbytes", "optim.AdamW8bit", {"is_paged": True}),
+    "adamw_schedule_free": _Kind("schedulefree", "AdamWScheduleFree"),
+    # It says aloud that one group cannot be split.
+    "prodigy_schedule_free": _Kind(
+        "prodigy-plus-schedule-free", "ProdigyPlusScheduleFree", module="prodigyplus"
+    ),
+    "came": _Kind("came-pytorch", "CAME", {"lr": 1e-3}, module="came_pytorch"),
 }
 
 
-def _make(name: str, groups: ParamGroups, weight_decay: float) -> torch.optim.Optimizer:
+def _make(config: TrainingConfig, groups: ParamGroups) -> torch.optim.Optimizer:
+    name = config.optimizer
+    if name == "muon":
+        return MuonAndAdamW(groups, config.weight_decay)
     kind = _KINDS[name]
+    options = dict(kind.options)
+    if name == "adamw_schedule_free":
+        options["warmup_steps"] = config.warmup_steps
+    if name == "prodigy_schedule_free":
+        options["split_groups"] = len(groups) > 1
+    if "is_paged" in options:  # elsewhere the state has no other place
+        options["is_paged"] = all(_is_on_gpu(p) for group in groups for p in group["params"])
+    optimizer_class = operator.attrgetter(kind.path)(_imported(name, kind))
+    made: torch.optim.Optimizer = optimizer_class(
+        groups, weight_decay=config.weight_decay, **options
+    )
+    if name in SCHEDULE_FREE:
+        made.train()  # type: ignore[attr-defined]
+    return made
+
+
+def _imported(name: str, kind: _Kind) -> Any:
     try:
-        package = importlib.import_module(kind.package)
+        return importlib.import_module(kind.module or kind.package)
     except ImportError as error:
         raise UnavailableError(
             f"Optimizer '{name}' needs the package {kind.package}, which is not installed.\n"
             f"Install it into ComfyUI's Python with: python -m pip install {kind.package}; "
             "or choose 'adamw'."
         ) from error
-    optimizer_class = operator.attrgetter(kind.path)(package)
-    made: torch.optim.Optimizer = optimizer_class(groups, weight_decay=weight_decay, **kind.options)
-    return made
+
+
+def _is_on_gpu(parameter: Tensor) -> bool:
+    # Fakes (models/memory.py) have a GPU without one, and pages are the driver's.
+    return parameter.is_cuda and not hasattr(parameter, "fake_mode")
 
 
 def make_schedule(
     optimizer: torch.optim.Optimizer, config: TrainingConfig, num_steps: int
 ) -> torch.optim.lr_scheduler.LRScheduler:
-    """transformers' schedule `config.lr_schedule` over `num_steps` optimizer steps."""
+    """transformers' schedule `config.lr_schedule` over `num_steps` optimizer steps.
+
+    Schedule-free optimizers do their own warm-up.
+    """
     from transformers.optimization import get_scheduler
 
     schedule: torch.optim.lr_scheduler.LRScheduler = get_scheduler(
-        config.lr_schedule,
+        "constant" if config.optimizer in SCHEDULE_FREE else config.lr_schedule,
         optimizer,
         num_warmup_steps=config.warmup_steps,
         num_training_steps=num_steps,

@@ -25,6 +25,8 @@ from torch import Tensor, nn
 from ..objective.noise import generator_for
 from .pieces import Bucket, Leaf, Piece, buckets_of
 from .processes import ALONE, InOrder, Processes
+from .rows import Rows
+from .states import load_state
 
 # Numbers that are updated at once. Where they are widened, that takes two rows of fp32: 67 MB.
 # 8-bit optimizers share a scale between 256 of them.
@@ -70,6 +72,7 @@ class PerParameter(torch.optim.Optimizer):
         self._bucket_of = {p: bucket for bucket in self._buckets for p in bucket.parameters}
         self._inner = make_inner(self._groups_of_leaves())
         self._inner_groups = self._inner.param_groups
+        self._rows = Rows(self._inner) if elementwise else None
         self._generators: dict[torch.device, torch.Generator] = {}
         self._seeded_for, self._step_seed = -1, 0
         if fused:
@@ -77,6 +80,11 @@ class PerParameter(torch.optim.Optimizer):
                 parameter.register_post_accumulate_grad_hook(  # type: ignore[no-untyped-call]
                     _hook(self)
                 )
+
+    @property
+    def inner(self) -> torch.optim.Optimizer:
+        """The optimizer inside, with the states of all that it was shown."""
+        return self._inner
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update what has a gradient; in the fused case all gradients are gone already."""
@@ -118,6 +126,8 @@ class PerParameter(torch.optim.Optimizer):
             if len(gradients) < len(bucket.parameters):
                 leaves = [leaf for leaf in leaves if leaf.parameter in gradients]
                 trained = [leaf.trained for leaf in leaves]
+            if self._rows is not None and len(piece.leaves) > 1 and piece.rows is not None:
+                trained = self._rows.shown(piece, leaves)
             self._inner.param_groups = [{**group, "params": trained}]
             if piece.rows is None:
                 self._inner.step()
@@ -159,16 +169,20 @@ class PerParameter(torch.optim.Optimizer):
         for group, rate in zip(self.param_groups, state["rates"], strict=True):
             group["lr"] = rate
         self._inner.param_groups = self._inner_groups
+        if self._rows is not None:
+            self._rows.part()
         whole = self._inner.state_dict()
         stored = dict(enumerate(one["state"] for one in state["inner"]))
         assert len(stored) == len(self._leaves)
         states = {number: one[0] for number, one in stored.items() if one}
-        self._inner.load_state_dict({**whole, "state": states})
+        load_state(self._inner, {**whole, "state": states})
         self._inner_groups = self._inner.param_groups
 
     def _states(self) -> list[dict[str, Any]]:
         """The state of each leaf as that of an optimizer which has no other."""
         self._inner.param_groups = self._inner_groups
+        if self._rows is not None:
+            self._rows.part()
         states = self._inner.state_dict()["state"]
         numbers = range(len(self._leaves))
         return [{"state": {0: states[n]} if n in states else {}} for n in numbers]

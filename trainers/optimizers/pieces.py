@@ -129,7 +129,8 @@ def _parts(parameters: list[nn.Parameter], most: int, elementwise: bool) -> list
     first = parameters[0]
     cut = elementwise and _is_narrow(first) and first.is_contiguous() and first.numel() > most
     if not cut:
-        return [[(parameter, None) for parameter in parameters]]
+        # By size: bitsandbytes has states of 8 bits for large ones alone, and like ones make a row.
+        return [[(parameter, None) for parameter in sorted(parameters, key=Tensor.numel)]]
     return [[(first, slice(at, at + most))] for at in range(0, first.numel(), most)]
 
 
@@ -151,6 +152,11 @@ def _room(part: Span) -> int:
     """Numbers from the start of a part to that of the next one."""
     parameter, span = part
     numel = parameter.numel() if span is None else len(range(*span.indices(parameter.numel())))
+    return room_for(numel)
+
+
+def room_for(numel: int) -> int:
+    """Numbers from the start of so many in a row to that of the next ones."""
     return -(-numel // ALIGNED) * ALIGNED
 
 

@@ -20,7 +20,7 @@ from .methods.lora import LoraConfig
 from .methods.textual_inversion import TextualInversionConfig
 from .objective import ObjectiveConfig
 from .store import StoreConfig
-from .training import AS_IT_IS, TrainingConfig
+from .training import AS_IT_IS, FIND_RATE, TrainingConfig
 from .validation import ValidationConfig
 
 # Each method's own settings, by its name in METHODS.
@@ -109,7 +109,7 @@ class RunConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
 
     def __post_init__(self) -> None:
-        found = self._memory_conflicts()
+        found = self._memory_conflicts() + self.training.conflicts(self.own)
         if isinstance(self.own, DreamBoothConfig):
             loop = self.training
             found += self.own.conflicts(loop.optimizer, loop.gradient_accumulation, loop.precision)
@@ -125,7 +125,7 @@ class RunConfig:
     def text_rate(self) -> float:
         """The learning rate of text encoders that train."""
         rate: float = self.own.text_encoder_learning_rate
-        tenth = self.method == "lora" and self.training.optimizer != "prodigy"
+        tenth = self.method == "lora" and self.training.optimizer not in FIND_RATE
         return rate or self.training.learning_rate * (0.1 if tenth else 1.0)
 
     @property

@@ -8,13 +8,20 @@ O = OneTrainer, P = the method's paper.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .field import Settings, setting
 
 LR_SCHEDULES = (
     "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "polynomial",
 )  # fmt: skip
-OPTIMIZERS = ("adamw", "adamw_8bit", "adafactor", "prodigy", "lion")
+OPTIMIZERS = (
+    "adamw", "adamw_8bit", "adafactor", "prodigy", "lion", "lion_8bit", "paged_adamw",
+    "paged_adamw_8bit", "adamw_schedule_free", "prodigy_schedule_free", "came", "muon",
+)  # fmt: skip
+FIND_RATE = ("prodigy", "prodigy_schedule_free")  # where the setting multiplies what they find
+SCHEDULE_FREE = ("adamw_schedule_free", "prodigy_schedule_free")
+ALL_AT_ONCE = ("prodigy", *SCHEDULE_FREE, "muon")  # what they keep is not apart by parameter
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 AS_IT_IS, FP8, INT8 = QUANTIZED = ("none", "fp8", "int8")
 
@@ -36,7 +43,7 @@ class TrainingConfig(Settings):
     learning_rate: float = setting(
         1e-4,
         "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Textual Inversion: 3e-4 (O) to "
-        "2e-3 (D). Prodigy wants 1.0.",
+        "2e-3 (D). 0: the optimizer's own, of prodigy, prodigy_schedule_free and adafactor.",
         min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
     )  # fmt: skip
     epochs: int = setting(
@@ -61,8 +68,11 @@ class TrainingConfig(Settings):
     optimizer: str = setting(
         "adamw",
         "adamw: fused AdamW of PyTorch. adamw_8bit: a quarter of its state, needs bitsandbytes. "
-        "adafactor: the least state. prodigy: finds its own rate, needs prodigyopt. lion: half of "
-        "AdamW's state, wants a tenth of its rate, needs bitsandbytes.",
+        "adafactor: the least state. prodigy: finds its own rate, needs prodigyopt. lion, "
+        "lion_8bit: half of AdamW's state, want a tenth of its rate. paged_adamw, "
+        "paged_adamw_8bit: a state that may leave the GPU. adamw_schedule_free: an average in the "
+        "place of a schedule; prodigy_schedule_free: that, and its own rate. came: as little state "
+        "as adafactor, steadier. muon: matrices by orthogonal updates, the rest by AdamW.",
         choices=OPTIMIZERS,
     )
     weight_decay: float = setting(
@@ -119,9 +129,61 @@ class TrainingConfig(Settings):
     )  # fmt: skip
 
     def problems(self) -> list[str]:
-        if not self.warmup_steps or self.lr_schedule != "constant":
-            return []
+        found = []
+        if self.warmup_steps and self.lr_schedule == "constant":
+            found.append(
+                f"warmup_steps is {self.warmup_steps} but lr_schedule 'constant' has no warm-up; "
+                "allowed: 0, or lr_schedule 'constant_with_warmup'"
+            )
+        if self.optimizer in SCHEDULE_FREE:
+            own_warmup = self.optimizer == "adamw_schedule_free"
+            allowed = ("constant", "constant_with_warmup") if own_warmup else ("constant",)
+            if self.lr_schedule not in allowed:
+                found.append(
+                    f"lr_schedule is '{self.lr_schedule}', but optimizer '{self.optimizer}' has an "
+                    f"average in its place; allowed: {' or '.join(allowed)}"
+                )
+        if self.optimizer == "adafactor" and not self.learning_rate:
+            if self.lr_schedule != "constant":
+                found.append(
+                    f"lr_schedule is '{self.lr_schedule}', but learning_rate 0 leaves the rate to "
+                    "adafactor, which no schedule changes; allowed: constant, or a learning_rate"
+                )
+        return found
+
+    def conflicts(self, own: Any) -> list[str]:
+        """What a method's own settings cannot go together with, in the user's words."""
+        optimizer = self.optimizer
+        found = []
+        if optimizer == "prodigy":
+            found += self._rate_conflicts(own)
+        if optimizer in SCHEDULE_FREE and getattr(own, "ema_decay", 0):
+            found.append(
+                f"ema_decay is {own.ema_decay}, but optimizer '{optimizer}' hands out an average "
+                "already; allowed: 0, or another optimizer"
+            )
+        if optimizer in SCHEDULE_FREE and getattr(own, "norm_control", False):
+            found.append(
+                f"norm_control is on, but optimizer '{optimizer}' trains other numbers than it "
+                "hands out; allowed: off, or another optimizer"
+            )
+        if optimizer == "muon" and hasattr(own, "vectors"):
+            found.append(
+                "optimizer is 'muon', which is for the matrices of layers, but Textual Inversion "
+                "trains rows of a table; allowed: another optimizer"
+            )
+        return found
+
+    def _rate_conflicts(self, own: Any) -> list[str]:
+        """Prodigy finds one rate for all that trains."""
+        rate = self.learning_rate or 1.0
+        used = {
+            "text_encoder_learning_rate": getattr(own, "train_text_encoder", False),
+            "token_learning_rate": getattr(own, "train_token", False),
+        }
         return [
-            f"warmup_steps is {self.warmup_steps} but lr_schedule 'constant' has no warm-up; "
-            "allowed: 0, or lr_schedule 'constant_with_warmup'"
+            f"{name} is {getattr(own, name)}, but optimizer 'prodigy' finds one rate for all, "
+            f"which learning_rate multiplies by {rate}; allowed: 0 or {rate}"
+            for name, is_used in used.items()
+            if is_used and (getattr(own, name) or rate) != rate
         ]

@@ -39,6 +39,7 @@ from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, NOTHING
+from ....trainers.settings.training import FIND_RATE
 from ....trainers.step import Job, all_prompts
 from ..folders import runs_folder
 from ..memory import Interrupt, cancel_together, device, make_room, training_session
@@ -239,7 +240,8 @@ def _job(run: Run) -> Job:
 
 def _note_what_is_unusual(run: Run) -> None:
     training = run.config.training
-    rate = 0.0 if training.optimizer == "prodigy" else training.learning_rate  # it finds its own
+    finds_its_own = training.optimizer in FIND_RATE
+    rate = 0.0 if finds_its_own else training.learning_rate
     resolution_px = run.sockets.dataset.resolution_px
     if rate and (found := run.architecture.unusual(run.config.method, resolution_px, rate)):
         log.info("Personalize: for %s: %s.", run.architecture.title, "; ".join(found))

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..field import Settings, setting
+from ..training import ALL_AT_ONCE
 from .lora import text_encoder_learning_rate, token_learning_rate, train_token
 
 WEIGHTS = ("fp32", "bf16")
@@ -43,7 +44,7 @@ class DreamBoothConfig(Settings):
         False,
         "Update each weight as soon as its gradient is there, and drop the gradient: saves as much "
         "memory as the weights take. max_grad_norm then holds for each tensor by itself. Not with "
-        "gradient_accumulation or prodigy.",
+        "gradient_accumulation, prodigy, schedule-free optimizers or muon.",
     )
     ema_decay: float = setting(
         0.0,
@@ -82,10 +83,10 @@ class DreamBoothConfig(Settings):
                 f"gradient_accumulation is {gradient_accumulation}, but fused_backward keeps no "
                 "gradients that could be summed; allowed: 1, or fused_backward off"
             )
-        if optimizer == "prodigy" and (self.fused_backward or self.weights == "bf16"):
+        if optimizer in ALL_AT_ONCE and (self.fused_backward or self.weights == "bf16"):
             problems.append(
-                "optimizer 'prodigy' looks at all weights at once; allowed: another optimizer, or "
-                "fused_backward off and weights 'fp32'"
+                f"optimizer '{optimizer}' looks at all weights at once; allowed: another "
+                "optimizer, or fused_backward off and weights 'fp32'"
             )
         if self.weights == "bf16" and precision == "fp16":
             problems.append(

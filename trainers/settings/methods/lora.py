@@ -23,7 +23,7 @@ def text_encoder_learning_rate() -> Any:
     return setting(
         0.0,
         "Learning rate of the text encoder, if it is trained. 0: a tenth of learning_rate for a "
-        "LoRA, learning_rate itself for DreamBooth and for prodigy.",
+        "LoRA, learning_rate itself for DreamBooth and for optimizers that find their rate.",
         min=0.0, max=10.0, step=1e-7, source="K 1e-5 and 1e-4 of a LoRA; D one rate",
     )  # fmt: skip
 
@@ -40,7 +40,8 @@ def train_token() -> Any:
 def token_learning_rate() -> Any:
     """The field beside `train_token`."""
     return setting(
-        1e-3, "Learning rate of the tokens, if they are trained. Prodigy wants 1.0.",
+        1e-3,
+        "Learning rate of the tokens, if they are trained. 0: the optimizer's own, if it finds it.",
         min=0.0, max=10.0, step=1e-6, source="as for Train Textual Inversion",
     )  # fmt: skip
 
