@@ -19,6 +19,7 @@ A recipe (JSON) names the classes and how small they are:
                 or "averages" (see stand_ins)
     seed        of the denoiser's weights, 0 where it is left out: others are a sibling's
     dtype       of the denoiser's weights, float32 where it is left out
+    held        one of FORMATS: what the denoiser's layers are quantized as, as in a file
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from .quantizing import FLOAT8, as_in_file
 from .stand_ins import Averages, vocabulary
 
 # The parts of text encoders that look at pictures, which are large.
@@ -86,7 +88,8 @@ def model_of(told: dict[str, Any]) -> Any:
     config = getattr(comfy.supported_models, told["model"])(dict(told["unet"]))
     config.unet_config |= told["unet"]  # the class has sizes of its own
     dtype = getattr(torch, told.get("dtype", "float32"))
-    config.set_inference_dtype(dtype, None)
+    # As the host does it: numbers that it does not compute with are cast.
+    config.set_inference_dtype(dtype, torch.float32 if dtype in FLOAT8 else None)
     offload = comfy.model_management.unet_offload_device()
     state = {name: torch.zeros(shape) for name, shape in told.get("state", {}).items()}
     meta = told.get("meta", False)
@@ -94,6 +97,11 @@ def model_of(told: dict[str, Any]) -> Any:
     model.diffusion_model.to(dtype)
     if not meta:
         fill(model.diffusion_model, told.get("seed", 0))
+    if held := told.get("held"):
+        weights = as_in_file(model.diffusion_model, held)
+        config.quant_config = {"mixed_ops": True}
+        model = config.get_model(state, "", device=offload)
+        model.diffusion_model.load_state_dict(weights, assign=True)
     model.eval()
     device = comfy.model_management.get_torch_device()
     patcher = getattr(comfy.model_patcher, "CoreModelPatcher", comfy.model_patcher.ModelPatcher)
@@ -105,7 +113,7 @@ def clip_of(told: dict[str, Any]) -> Any:
     clip = _clip(told, arguments)
     fill(clip.cond_stage_model)
     if told.get("quantized"):
-        weights = in_fp8(clip.cond_stage_model)
+        weights = as_in_file(clip.cond_stage_model, "float8_e4m3fn", everywhere=True)
         arguments = {**arguments, "llama_quantization_metadata": {"mixed_ops": True}}
         clip = _clip(told, arguments, state_dict=weights)
     return clip
@@ -137,19 +145,6 @@ def _clip(told: dict[str, Any], arguments: dict[str, Any], **more: Any) -> Any:
                 table = encoder.transformer.get_input_embeddings().weight
                 tokenizer.embedding_size = table.shape[1]
     return clip
-
-
-def in_fp8(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """The weights of `module` as a file of scaled fp8 has them."""
-    weights = dict(module.state_dict())
-    said = torch.tensor(list(json.dumps({"format": "float8_e4m3fn"}).encode()), dtype=torch.uint8)
-    for name, layer in module.named_modules():
-        if isinstance(layer, torch.nn.Linear):
-            weight = weights[f"{name}.weight"].float()
-            scale = weight.abs().max() / torch.finfo(torch.float8_e4m3fn).max
-            weights[f"{name}.weight"] = (weight / scale).to(torch.float8_e4m3fn)
-            weights |= {f"{name}.weight_scale": scale, f"{name}.comfy_quant": said}
-    return weights
 
 
 def eyes_of(told: dict[str, Any]) -> Any:

@@ -53,6 +53,11 @@ UNMODULATED = rf"(?!.*([._]mod\.|modulation)){BLOCKS}"
 TRANSFORMER_TARGETS = (ATTENTION, UNMODULATED, ".*")
 
 
+def is_adaptable(layer: nn.Module) -> bool:
+    """Whether an adapter may stand beside a layer: torch's kinds, or a host's of the same name."""
+    return isinstance(layer, ADAPTABLE) or type(layer).__name__ == nn.Linear.__name__
+
+
 @dataclass(frozen=True)
 class Architecture:
     """Base models of one kind.
@@ -126,7 +131,7 @@ class Architecture:
             choice: one of LORA_TARGETS. Where it fits no layer, all that a block has fit.
         """
         patterns = self.targets if module_name == DENOISER else TEXT_TARGETS
-        known = [name for name, layer in module.named_modules() if isinstance(layer, ADAPTABLE)]
+        known = [name for name, layer in module.named_modules() if is_adaptable(layer)]
         for pattern in (patterns[LORA_TARGETS.index(choice)], BLOCKS, ".*"):
             if found := [name for name in known if re.fullmatch(pattern, name)]:
                 return found

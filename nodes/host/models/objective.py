@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ....trainers.errors import UnsupportedModelError
 from ....trainers.objective.noise import Diffusion, Flow, Objective
-from .twin import alias
+from .stored.storage import alias
 
 PREDICTION_OF = {comfy.model_sampling.EPS: "epsilon", comfy.model_sampling.V_PREDICTION: "v"}
 

@@ -28,7 +28,9 @@ def placements(config: RunConfig, shard: bool = False) -> tuple[Placement, Place
     place, precision = device(), config.training.precision
     text_changed = None
     if not config.changes_weights:
-        denoiser = Placement(place, compute_dtype(precision, place))
+        denoiser = Placement(
+            place, compute_dtype(precision, place), quantized=config.training.quantize_base
+        )
     else:
         held_in = DTYPES[config.own.weights]
         denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)

@@ -11,12 +11,15 @@ import comfy.latent_formats
 import comfy.lora
 import comfy.model_base
 import torch
+from comfy.quant_ops import QuantizedTensor
 from torch import nn
 
 from ....trainers.errors import UnsupportedModelError
 from ....trainers.methods.lora import text_layer_name
 from ....trainers.models.architectures import GENERIC, Architecture, architecture_of
 from .objective import objective_of
+from .stored import gguf
+from .stored.quantized import FLOAT8, is_scale, model_dtype, stored_weight
 from .text import host_node
 from .tokenizer import encoder_names, widths
 
@@ -33,8 +36,11 @@ def record_of(model: Any) -> Architecture:
     return architecture_of(type(model.model.model_config).__name__)
 
 
-def check_model(model: Any) -> Architecture:
+def check_model(model: Any, whole: bool = False) -> Architecture:
     """The record of a MODEL; GENERIC where there is none.
+
+    Args:
+        whole: whether its own weights are to train, so that they have to be plain numbers.
 
     Raises:
         UnsupportedModelError: it cannot be trained; the message says why.
@@ -47,7 +53,7 @@ def check_model(model: Any) -> Architecture:
         raise _refused(f"is a {kind}, which makes no pictures")
     if _has_sound(base.diffusion_model):
         raise _refused(f"is a {kind}, which makes or follows sound")
-    check_weights("model", base.diffusion_model)
+    (check_weights if whole else check_frozen_weights)("model", base.diffusion_model)
     if _wants_images(base):
         raise _refused(f"is a {kind} that takes a picture beside the noise (inpainting, image-"
                        "conditioned)")  # fmt: skip
@@ -61,12 +67,13 @@ def check_model(model: Any) -> Architecture:
     return record_of(model)
 
 
-def check_clip(clip: Any, model: Any, trains: bool = False) -> None:
+def check_clip(clip: Any, model: Any, trains: bool = False, whole: bool = False) -> None:
     """Raise UnsupportedModelError unless what `clip` gives fits `model`.
 
     Args:
         trains: whether gradients go through it. If not, the host encodes texts with it as it
             stands, quantized or not.
+        whole: whether its own weights train.
     """
     if clip is None:
         raise UnsupportedModelError(
@@ -74,7 +81,7 @@ def check_clip(clip: Any, model: Any, trains: bool = False) -> None:
             "Wire the clip of a checkpoint that has one, or of Load CLIP."
         )
     if trains:
-        check_weights("clip", clip.cond_stage_model)
+        (check_weights if whole else check_frozen_weights)("clip", clip.cond_stage_model)
     wanted = model.model.model_config.unet_config.get("context_dim")
     found = widths(clip)
     if isinstance(wanted, int) and found and sum(found.values()) != wanted:
@@ -190,22 +197,42 @@ def _matters(key: str) -> bool:
 
 def check_weights(socket: str, module: nn.Module) -> None:
     """Raise UnsupportedModelError unless the weights of `module` are plain numbers."""
-    for parameter in module.parameters():
-        kind = type(parameter.data).__name__
-        gguf = "GGML" in kind or "GGML" in type(parameter).__name__
-        if gguf or hasattr(parameter, "tensor_type"):
+    for layer, name, parameter in _parameters(module):
+        if gguf.is_packed(parameter):
             raise _refused("holds GGUF weights", socket)
-        inner = f"{kind} {type(parameter).__name__}"
-        if "Quantized" in inner or parameter.dtype not in PLAIN_DTYPES:
-            held = getattr(parameter.data, "_qdata", parameter)  # it passes for what it was
-            raise _quantized(held.dtype, socket)
-    for layer in module.modules():  # a host that streams narrows weights on their way to the GPU
-        dtype = getattr(layer, "weight_comfy_model_dtype", None)
-        if dtype is not None and dtype not in PLAIN_DTYPES:
-            raise _quantized(dtype, socket)
+        dtype = model_dtype(layer, name)
+        if isinstance(parameter, QuantizedTensor) or dtype not in PLAIN_DTYPES:
+            raise _quantized(getattr(parameter, "_qdata", parameter).dtype, dtype, socket)
 
 
-def _quantized(dtype: torch.dtype, socket: str) -> UnsupportedModelError:
+def check_frozen_weights(socket: str, module: nn.Module) -> None:
+    """Raise UnsupportedModelError unless a model can train beside the weights of `module`.
+
+    They are plain numbers, or their layers can make such of what they hold.
+    """
+    for layer, name, parameter in _parameters(module):
+        if isinstance(parameter, QuantizedTensor):
+            if name == "weight" and stored_weight(layer) is not None:
+                continue
+            kind = type(layer).__name__
+            raise _refused(f"holds a quantized weight in a layer of kind {kind}", socket)
+        if gguf.is_packed(parameter):
+            if not gguf.opens(layer, parameter):
+                raise _refused("holds GGUF weights that its loader's layers do not open", socket)
+            continue
+        dtype = model_dtype(layer, name)
+        if dtype not in (*PLAIN_DTYPES, *FLOAT8) and not is_scale(layer, name):
+            raise _quantized(parameter.dtype, dtype, socket)
+
+
+def _parameters(module: nn.Module) -> Iterator[tuple[nn.Module, str, Any]]:
+    for layer in module.modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            yield layer, name, parameter
+
+
+def _quantized(held: torch.dtype, computed: torch.dtype, socket: str) -> UnsupportedModelError:
+    dtype = computed if held in PLAIN_DTYPES else held
     return _refused(f"holds quantized weights ({str(dtype).removeprefix('torch.')})", socket)
 
 
@@ -242,11 +269,15 @@ def _wants_images(base: Any) -> bool:
 
 
 def _refused(what: str, socket: str = "model") -> UnsupportedModelError:
-    remedy = "Supported: text-to-image models in fp32, fp16 or bf16. Load a checkpoint of one."
+    remedy = (
+        "Supported: text-to-image models in fp32, fp16 or bf16. Load a checkpoint of one; LoRA and "
+        "Textual Inversion can train on one that is quantized, too."
+    )
     if socket == "clip":
         remedy = (
             "Turn train_text_encoder off (a clip that only encodes captions may be quantized), or "
-            "load text encoders in fp32, fp16 or bf16; Textual Inversion always needs those."
+            "load text encoders in fp32, fp16 or bf16; LoRA and Textual Inversion can train "
+            "through quantized ones."
         )
     return UnsupportedModelError(
         f"Input '{socket}' {what}, which cannot be trained here.\n{remedy}"

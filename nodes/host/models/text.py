@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from ....trainers.contracts import Controls, Prompt, Rows, Text
 from ....trainers.errors import DatasetError
 from ..memory import check_interrupt
+from .stored.storage import alias
 from .tokenizer import encoder_names, knowing, literal, plain_tokenizer, token_key
-from .twin import alias
 
 
 class HostText:

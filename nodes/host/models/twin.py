@@ -3,7 +3,8 @@
 A twin is a deep copy of a module whose parameters and buffers stand on the tensors that the host
 holds. Copied, once, is only what training changes (DreamBooth), what patches wired in before
 touch, and what has to change its device or dtype. A copy that need only be wider is not made: such
-layers widen their weights when they run (trainers/models/recast.py).
+layers widen their weights when they run (trainers/models/recast.py), and so do quantized ones
+(trainers/models/quantized.py).
 
 The host runs nodes in inference mode and its weights are inference tensors, which autograd
 refuses; `alias` gives a normal tensor on the same storage.
@@ -12,7 +13,7 @@ refuses; `alias` gives a normal tensor on the same storage.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -22,7 +23,22 @@ from torch import Tensor, nn
 
 from ....trainers.models.checkpointing import guard_norms
 from ....trainers.models.convolution import use_small_map_convolutions
+from ....trainers.models.quantized import Stored, as_it_is
 from ....trainers.models.recast import NARROW, Scratch, compute_wide
+from ....trainers.settings.training import AS_IT_IS
+from .stored import gguf
+from .stored.quantized import (
+    FLOAT8,
+    alike,
+    frozen_layer,
+    is_of_host_alone,
+    is_quantized,
+    model_dtype,
+    quantized_as,
+    stored_weight,
+    to_quantize,
+)
+from .stored.storage import alias
 
 HOST_DENOISER = "diffusion_model."  # what the host's keys of its weights start with
 # What the host notes on a layer while it streams or patches that layer's weights: GPU memory,
@@ -42,12 +58,19 @@ class Placement(NamedTuple):
         computes_in: the dtype of its arithmetic.
         changed_in: the dtype of private copies where a method changes the weights; or None.
         waits_on: where the weights are at first, if not on the device.
+        quantized: one of QUANTIZED: what large layers of a plain base are held in.
     """
 
     device: torch.device
     computes_in: torch.dtype
     changed_in: torch.dtype | None = None
     waits_on: torch.device | None = None
+    quantized: str = AS_IT_IS
+
+    @property
+    def at_first(self) -> torch.device:
+        """Where the weights are until the training begins."""
+        return self.waits_on or self.device
 
     def held_in(self, stored: torch.dtype) -> torch.dtype:
         """The dtype of a weight that the host stores in `stored`."""
@@ -73,19 +96,24 @@ def twin_of(
         frozen: names of children that no method changes, whatever the placement says.
     """
     with torch.inference_mode(False), torch.no_grad():
+        patches = {
+            key.removeprefix(prefix): found
+            for key, found in patcher.patches.items()
+            if key.startswith(prefix)
+        }
         memo: dict[int, Any] = {}
-        for name, parameter in module.named_parameters():
-            key = f"{prefix}{name}"
-            weight = _weight(parameter, patcher.patches.get(key), key, placement.device)
+        if placement.changed_in is None:
+            memo |= {id(old): new for old, new in _stand_ins(module, patches, placement)}
+        for path, layer in module.named_modules():
             own = placement
-            if name.split(".")[0] in frozen:
+            if path.split(".")[0] in frozen:
                 own = placement._replace(changed_in=None)
-            dtype = own.held_in(weight.dtype) if weight.is_floating_point() else weight.dtype
-            place = own.waits_on or own.device
-            weight = weight.to(place, dtype, copy=own.changed_in is not None)
-            memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
+            for name, parameter in layer.named_parameters(recurse=False):
+                if id(layer) not in memo and id(parameter) not in memo:
+                    weight = _weight(layer, path, name, patches, own)
+                    memo[id(parameter)] = nn.Parameter(weight, requires_grad=False)
         for buffer in module.buffers():
-            memo[id(buffer)] = alias(buffer).to(placement.waits_on or placement.device)
+            memo[id(buffer)] = alias(buffer).to(placement.at_first)
         with _without_notes(module):
             twin = copy.deepcopy(module, memo)
     _plain(twin, placement)
@@ -93,11 +121,43 @@ def twin_of(
     return twin
 
 
+def _stand_ins(
+    module: nn.Module, patches: Mapping[str, Any], placement: Placement
+) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Each layer whose weight is quantized, or is to be, and what the twin has in its place.
+
+    A quantized weight that is patched becomes a widened copy, as the host computes it, and so takes
+    two or four times its memory; with `placement.quantized` it is quantized again.
+    """
+    wanted, device = placement.quantized, placement.at_first
+    quantizes_plain = wanted != AS_IT_IS and not is_quantized(module)
+    for path, layer in module.named_modules():
+        weight = stored_weight(layer)
+        patched = patches.get(f"{path}.weight")
+        to_wanted = to_quantize(path, layer)
+        if weight is None and (is_of_host_alone(layer) or (quantizes_plain and to_wanted)):
+            weight = as_it_is(alias(layer.weight))
+            to_wanted &= quantizes_plain
+        elif weight is not None:
+            to_wanted &= bool(patched) and wanted != AS_IT_IS
+        if weight is None:
+            continue
+        weight = weight.on(device)
+        if patched:
+            weight = _patched(weight, patched, f"{path}.weight", placement)
+        if to_wanted:
+            weight = quantized_as(wanted, weight.weight(torch.float32))
+        bias = None
+        if getattr(layer, "bias", None) is not None:
+            bias = _weight(layer, path, "bias", patches, placement)
+        yield layer, frozen_layer(layer, weight, bias, placement.computes_in)
+
+
 def hollow(module: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:
     """A copy of the host's module that has what `like` makes of each weight in its place."""
     with torch.inference_mode(False):
         weights = (*module.parameters(), *module.buffers())
-        memo: dict[int, Any] = {id(weight): like(weight) for weight in weights}
+        memo: dict[int, Any] = {id(weight): alike(weight, like) for weight in weights}
         with _without_notes(module):
             return copy.deepcopy(module, memo)
 
@@ -116,16 +176,32 @@ def _without_notes(module: nn.Module) -> Iterator[None]:
             own.update(notes)
 
 
-def _weight(parameter: Tensor, patches: Any, key: str, device: torch.device) -> Tensor:
-    """A parameter as the host would compute with it, patches included."""
-    weight = alias(parameter)
-    if not patches:
-        return weight
-    # In fp32 as the host does, and always a copy, since patching works in place; the host rounds a
-    # patched weight to its own dtype before it computes with it.
-    wide = weight.to(device, torch.float32, copy=True)
-    patched: Tensor = comfy.lora.calculate_weight(patches, wide, key)
-    return patched.to(weight.dtype)
+def _weight(
+    layer: nn.Module, path: str, name: str, patches: Mapping[str, Any], placement: Placement
+) -> Tensor:
+    """A layer's parameter as the host would compute with it, patches included, where it is held."""
+    parameter = getattr(layer, name)
+    if gguf.is_packed(parameter):
+        weight = gguf.unpacked(layer, parameter, torch.float32)
+    else:
+        weight = alias(parameter)
+    if (dtype := model_dtype(layer, name)) in FLOAT8:
+        weight = weight.to(dtype)
+    key = f"{path}.{name}" if path else name
+    if patched := patches.get(key):
+        # In fp32 as the host does, and always a copy, since patching works in place; the host
+        # rounds a patched weight to its own dtype before it computes with it.
+        wide = weight.to(placement.device, torch.float32, copy=True)
+        weight = comfy.lora.calculate_weight(patched, wide, key).to(weight.dtype)
+    held_in = placement.held_in(weight.dtype) if weight.is_floating_point() else weight.dtype
+    return weight.to(placement.at_first, held_in, copy=placement.changed_in is not None)
+
+
+def _patched(stored: Stored, patches: Any, path: str, placement: Placement) -> Stored:
+    """A stored weight with patches, as a widened copy."""
+    wide = stored.on(placement.device).weight(torch.float32)
+    patched: Tensor = comfy.lora.calculate_weight(patches, wide, path)
+    return as_it_is(patched.to(placement.at_first, placement.computes_in))
 
 
 def _plain(twin: nn.Module, placement: Placement) -> None:
@@ -142,12 +218,3 @@ def _plain(twin: nn.Module, placement: Placement) -> None:
         for layer in twin.modules():
             if isinstance(layer, WIDENED):
                 compute_wide(layer, scratch)
-
-
-def alias(tensor: Tensor) -> Tensor:
-    """A normal tensor (autograd accepts it) on the storage of an inference tensor. No copy."""
-    with torch.inference_mode(False):
-        empty = torch.empty(0, dtype=tensor.dtype, device=tensor.device)
-        return empty.set_(
-            tensor.untyped_storage(), tensor.storage_offset(), tensor.size(), tensor.stride()
-        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ....trainers.data.examples import EncodePicture, ScaleLatents
 from ....trainers.errors import UnsupportedModelError
-from .twin import alias
+from .stored.storage import alias
 
 log = logging.getLogger(__name__)
 

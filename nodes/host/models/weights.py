@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ....trainers.models.architectures import DENOISER
 from ....trainers.runs.foreign import TEXT
+from .stored.storage import alias
 from .support import record_of
 from .tokenizer import encoder_names
-from .twin import HOST_DENOISER, alias
+from .twin import HOST_DENOISER
 
 BUNDLED = "bundle_emb."  # a learned token in a LoRA's file
 WHOLE = (".diff", ".diff_b", ".set_weight")  # of tensors that are no factors

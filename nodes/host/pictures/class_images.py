@@ -15,7 +15,7 @@ from ....trainers.runs.pictures.class_images import ClassFolder
 from ....trainers.settings.class_images import ClassImagesConfig
 from ..folders import runs_folder
 from ..memory import cancel_together, check_interrupt
-from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.support import check_clip, check_model
 from ..runs.base import known_files
 from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample

@@ -18,7 +18,7 @@ from ....trainers.runs.pictures.cells import CellFolder, read_cell, write_cell
 from ....trainers.runs.pictures.grid import draw_grid
 from ....trainers.settings.preview import CompareConfig
 from ..memory import check_interrupt
-from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 from ..status import running_node, show_text
 from .class_images import Painter

@@ -31,6 +31,7 @@ from ....trainers.settings.validation import ValidationConfig
 from ....trainers.step import Job
 from ..memory import device
 from ..models.parts import parts_of, placements
+from ..models.stored.quantized import inner_tensors
 from ..models.text import HostText
 from ..models.training_mode import replaced, training_mode
 from ..models.twin import hollow
@@ -116,7 +117,8 @@ class _Bare:
         """The host's own weights are not the training's, but for those that twins share."""
         for module in (self._model.model.diffusion_model, self._clip.cond_stage_model):
             for weight in (*module.parameters(), *module.buffers()):
-                alive.count(weight, Kind.BEFORE)
+                for tensor in inner_tensors(weight):
+                    alive.count(tensor, Kind.BEFORE)
 
     def heaviest(self) -> Examples:
         """The instance images of the largest batch, with the longest captions; and as many class

@@ -23,8 +23,9 @@ from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
 from ..folders import runs_folder
 from ..memory import device
-from ..models.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.objective import objective_of
+from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
+from ..models.stored.quantized import check_quantizes
 from ..models.support import check_clip, check_model, check_takes_controls, check_text_names
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
@@ -119,7 +120,7 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     check_wiring(sockets, config)
     reporter = Reporter(node)
     reporter.status("comparing with earlier runs")
-    base = _base(sockets, node, config.own.trains_text)
+    base = _base(sockets, node, config)
     if not sockets.without_base:
         if config.method == "lora" and config.own.train_text_encoder:
             record = ARCHITECTURES[base["architecture"]]
@@ -152,14 +153,16 @@ def needs_base(
     return run.kept_steps is None or not run.folder.has_result(run.kept_steps)
 
 
-def _base(sockets: Sockets, node: GraphNode, trains_text: bool) -> dict[str, str]:
+def _base(sockets: Sockets, node: GraphNode, config: RunConfig) -> dict[str, str]:
     """The architecture, and fingerprints of all that is wired in beside the pictures."""
     known = remembered(node)
     if known is not None and sockets.without_base:
         served_without_base(node)
         return known
-    architecture = check_model(sockets.model)
-    check_clip(sockets.clip, sockets.model, trains_text)
+    whole = config.changes_weights
+    architecture = check_model(sockets.model, whole)
+    check_clip(sockets.clip, sockets.model, config.own.trains_text, whole)
+    check_quantizes(config.training.quantize_base)
     check_vae(sockets.vae)
     base = known or {
         "architecture": architecture.name,

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import SettingsError
+from ...models.quantized import scale_before_adapters
 from ...optimizers.sharded import put_together
 from ...settings.methods.lora import LoraConfig
 from .oft import OftLayer, turn_outputs
@@ -52,6 +53,7 @@ def inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) ->
             _start_as_base(module)
         if lora.initialization == "pissa":
             start_from_principal(module, layers, ADAPTER, lora.rank)
+    scale_before_adapters(module)
 
 
 def _inject_peft(module: nn.Module, layers: list[str], lora: LoraConfig) -> None:

@@ -15,16 +15,17 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ....trainers.models.architectures import Architecture
-from ....trainers.runs.fingerprint import tensors_fingerprint, weights_fingerprint
-from ..memory import make_room
+from .....trainers.models.architectures import Architecture
+from .....trainers.runs.fingerprint import tensors_fingerprint, weights_fingerprint
+from ...memory import make_room
+from . import gguf
 
 DEEPEST = 8  # patches are records in lists in dictionaries; what lies deeper is the host's own
 
 
 def model_fingerprint(model: Any) -> str:
     """A hash of a MODEL."""
-    own = _remembered(model.model, lambda: weights_fingerprint({"model": model.model}))
+    own = _remembered(model.model, lambda: _module_fingerprint("model", model.model))
     wrappers = getattr(model, "wrappers", {})
     carried = (model.patches, model.object_patches, model.model_options, wrappers)
     return _hash(own, *carried)
@@ -45,11 +46,23 @@ def vae_fingerprint(vae: Any) -> str:
     return _hash(_remembered(module, lambda: weights_fingerprint({"vae": module})))
 
 
+def _module_fingerprint(name: str, module: nn.Module) -> str:
+    packed = {key: w for key, w in module.named_parameters() if gguf.is_packed(w)}
+    if not packed:
+        return weights_fingerprint({name: module})
+    # Such layers give no weights to a state_dict, but stand-ins for them.
+    told = {key: str(getattr(weight, "tensor_type", "")) for key, weight in packed.items()}
+    held = {key: gguf.packed(w) if key in packed else w for key, w in module.named_parameters()}
+    return _hash(told, tensors_fingerprint(held), tensors_fingerprint(dict(module.named_buffers())))
+
+
 def _prompt_weights(clip: Any, architecture: Architecture) -> dict[str, Tensor]:
     """Only what encodes prompts: the host leaves what a checkpoint lacks as memory had it."""
     module = clip.cond_stage_model
     weights = dict(module.named_parameters())
-    if any("Quantized" in type(weight.data).__name__ for weight in weights.values()):
+    if any(gguf.is_packed(weight) for weight in weights.values()):
+        weights = {name: gguf.packed(weight) for name, weight in weights.items()}
+    elif any("Quantized" in type(weight.data).__name__ for weight in weights.values()):
         weights = module.state_dict()  # there the host takes them apart
     return {n: w for n, w in weights.items() if not re.fullmatch(architecture.unset_weights, n)}
 
