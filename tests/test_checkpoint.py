@@ -125,7 +125,22 @@ def test_what_was_mended_makes_new_runs_of_those_alone_that_it_changed(
     assert made.get("mended") == expected
     narrow = {**BASE, "computes_in": "torch.float16 on cuda"}
     made = run_facts(tiny.run_config(method, **settings), "sd15", narrow, batch(2))
-    assert made["mended"] == [*(expected or ()), "steps that overflow are done again"]
+    adapters = ["adapters in the base's dtype"] if (method, settings) == ("lora", {}) else []
+    overflow = "steps that overflow are done again"
+    assert made["mended"] == [*(expected or ()), *adapters, overflow]
+
+
+@pytest.mark.parametrize(
+    ("settings", "new"),
+    [
+        ({}, True), ({"variant": "lokr"}, True), ({"variant": "loha"}, True),
+        ({"variant": "oft"}, False), ({"initialization": "pissa"}, False),
+    ],
+)  # fmt: skip
+def test_adapters_in_bf16_are_new_runs(settings: dict[str, Any], new: bool) -> None:
+    base = {**BASE, "computes_in": "torch.bfloat16 on cpu"}
+    made = run_facts(tiny.run_config(**settings), "sd15", base, batch(2))
+    assert ("mended" in made) == new
 
 
 def test_other_pictures_and_another_base_are_other_runs() -> None:

@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..contracts import Parts, Trainable
 from ..models.architectures import DENOISER, KOHYA, Architecture
+from ..models.recast import NARROW
 from ..settings.methods.lora import LoraConfig
 from ..settings.run import RunConfig
 from .adapters.pissa import starts
-from .adapters.variants import held_layers, inject, switched_off
+from .adapters.variants import ADAPTER, held_layers, inject, switched_off
 from .learned_tokens import copies, train_tokens
 
 
@@ -37,6 +38,10 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
         module = parts.modules[name]
         layers = parts.architecture.layers(name, module, lora.targets)
         inject(module, layers, lora, config.training.seed)
+        if name == DENOISER and parts.dtype in NARROW and lora.follows_base:
+            from .adapters.narrow import compute_narrow
+
+            compute_narrow(module, ADAPTER, parts.dtype)
         trained = [p for p in module.parameters() if p.requires_grad]
         groups.append({"name": name, "params": trained, "lr": rate})
     learned, more = train_tokens(parts.text, lora)

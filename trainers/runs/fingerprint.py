@@ -31,6 +31,7 @@ from .files import sha256, write_whole
 MOST_THREADS = 8
 MOST_BYTES = 5_000_000  # of what is remembered: 50,000 files
 SETTLED_SECONDS = 3  # clocks of file systems are coarse: a younger file may change unseen
+NARROW = (str(torch.float16), str(torch.bfloat16))
 LINE = re.compile(rb"([0-9a-f]{32}) ([0-9a-f]{64})\n")
 
 # -- of runs ------------------------------------------------------------------
@@ -75,6 +76,8 @@ def mended(config: RunConfig, computes_in: str) -> dict[str, Any]:
         found.append("average over intervals")
     if getattr(own, "weights", "") == "bf16":
         found.append("rounding by pieces")  # other random numbers, and a state in other parts
+    if getattr(own, "follows_base", False) and computes_in.startswith(NARROW):
+        found.append("adapters in the base's dtype")
     if computes_in.startswith(str(torch.float16)):
         found.append("steps that overflow are done again")
     return {"mended": found} if found else {}

@@ -127,3 +127,11 @@ class LoraConfig(Settings):
     @property
     def trains_text(self) -> bool:
         return self.train_text_encoder or self.train_token
+
+    @property
+    def follows_base(self) -> bool:
+        """Whether the adapter computes in the dtype of its base, else in fp32 always.
+
+        PiSSA takes one large product from another, which bf16 would round.
+        """
+        return self.variant in ("lora", "lokr", "loha") and self.initialization != "pissa"
