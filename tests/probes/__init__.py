@@ -366,6 +366,7 @@ class Probes(ComfyExtension):
         from .gradients import Gradients, Step
         from .odd_models import OfClass
         from .plans import Plans
+        from .routing import Routed
         from .saving import Tamper
         from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
@@ -375,7 +376,7 @@ class Probes(ComfyExtension):
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved, Plans),
+            *(Kind, Learned, Loaded, Saved, Plans, Routed),
         ]
 
 
