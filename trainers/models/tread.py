@@ -234,7 +234,7 @@ class Router:
     def _forget(self) -> None:
         """A forward pass is over."""
         self._num_tokens = 0
-        self._kept = self._away = self._skipped = torch.empty(0)
+        self._kept = self._away = self._skipped = torch.empty(0)  # places, places, tokens
         self._shape: torch.Size | None = None  # of the whole stream; None before tokens are cut
         self._cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
@@ -275,7 +275,8 @@ class Router:
         num_others = tokens.shape[1] - num_tokens
         self._skipped = tokens.index_select(1, self._start(num_others) + self._away)
         kept = tokens.index_select(1, self._kept_among(num_others))
-        return kept.unflatten(1, (*[1] * (stream.ndim - 3), -1))
+        grid = [1] * (stream.ndim - 3)
+        return kept.reshape(len(kept), *grid, kept.shape[1], kept.shape[2])
 
     def _cut(self, tensor: Tensor, axis: int) -> Tensor:
         """What stands beside the stream, with only the entries of tokens that are kept.
