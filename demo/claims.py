@@ -18,6 +18,7 @@ from .recipes import (
     FIRST_ALONE,
     FLOW_BASE,
     FLOW_LORA,
+    FLOW_SKIPPING,
     HALF,
     HALVED,
     INVERTED,
@@ -280,5 +281,13 @@ CLAIMS = (
         "where a prompt names no colour it mixes several. The one measured here had been stopped "
         "after 400 of its 800 steps and gone on. A LoRA trains on it with the UNet's settings, for "
         "about a minute; other classes then take on a little of the subject, too.",
+    ),
+    Claim(
+        "TREAD: a LoRA learns as much in each step while half of a picture's tokens skip blocks.",
+        (FLOW_LORA, FLOW_SKIPPING),
+        (
+            Expectation("fidelity", FLOW_SKIPPING.label, FLOW_LORA.label),
+            Expectation("others", FLOW_SKIPPING.label, FLOW_LORA.label),
+        ),
     ),
 )

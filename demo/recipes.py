@@ -102,6 +102,8 @@ MERGES = tuple(
 )
 FLOW_BASE = Recipe("transformer", method="none", transformer=True)
 FLOW_LORA = Recipe("LoRA of the transformer", transformer=True)
+SKIPPING = {"tread_selection_ratio": 0.5}
+FLOW_SKIPPING = Recipe("LoRA of the transformer with TREAD", settings=SKIPPING, transformer=True)
 
 
 def name_in_prompts(subject: str, called: str) -> str:

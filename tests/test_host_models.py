@@ -28,6 +28,7 @@ from tests.base_models import (
 from tests.conftest import on_the_cpu
 from tests.graphs import Graph, Link
 from tests.host import Host
+from tests.scanned.pictures import PICTURES
 from tests.test_host_lora import PROMPT, difference, latents, pictures
 
 COMPLAINTS = (
@@ -154,10 +155,39 @@ def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     graph = Graph()
     model, clip, _ = base = row.load(host, graph)
     graph.add("ProbeGradients", model=model, clip=clip, text=PROMPT, **row.shown(host, graph, base))
+    if row.encoder is None:  # here, since the model is there
+        graph.add("ProbeRouted", model=model, clip=clip, text=PROMPT)
     measured = found(host.run(graph))
     assert measured["difference"] < 5e-5  # sums in another order
     assert measured["numeric"] < 1e-3
     assert measured["without"] == row.unused
+    if row.encoder is None:
+        assert_routed(measured, can_be=row in TRANSFORMERS and str(row) not in UNKNOWN_ROUTES)
+
+
+# Kinds of transformers whose tokens' way through the blocks is not known.
+UNKNOWN_ROUTES = ("ltx", "hidream-o1")
+
+
+def assert_routed(measured: dict[str, Any], can_be: bool) -> None:
+    """What ProbeRouted found is right: tokens skip blocks, or an error says that they cannot."""
+    if not can_be:
+        assert "it is not known how tokens go through its blocks" in measured["not routed"]
+        return
+    assert measured["as before"]
+    assert 0.55 < measured["kept"] < 0.65
+    assert measured["routed"] < 1e-5
+    assert measured["differs"] > 1e-3
+    assert measured["routed gradients"] < 5e-5
+    assert measured["routed numeric"] < 2e-2  # no text encoder trains, so rounding counts for more
+
+
+@pytest.mark.parametrize("name", ["Lumina Image 2", "ERNIE-Image"])
+def test_tokens_of_other_transformers_skip_blocks(host: Host, name: str) -> None:
+    graph = Graph()
+    model, clip, _ = graph.made(PICTURES[name])
+    graph.add("ProbeRouted", model=model, clip=clip, text=PROMPT)
+    assert_routed(found(host.run(graph)), can_be=True)
 
 
 @every_row

@@ -28,6 +28,7 @@ from .methods.adapters.pissa import starts
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.deterministic import deterministic
 from .models.precision import gradient_scaler, lower_scale
+from .models.tread import make_router
 from .objective.losses import batch_loss
 from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
@@ -105,9 +106,12 @@ def make_job(
     Raises:
         SettingsError: the run asks for the best step, but no picture is watched; or for what means
             nothing to this model.
+        UnsupportedModelError: tokens are to skip blocks, but cannot in this model.
     """
     check_objective(config.objective, parts.objective)
     check_watched(config.validation, held_out is not None and not config.validation.held_out)
+    ratio, has_controls = config.training.tread_selection_ratio, bool(examples.controls)
+    router = make_router(ratio, parts.denoiser, has_controls)
     if processes.shard:
         check_sharding(config)
     if processes.shard and config.changes_weights:
@@ -130,7 +134,7 @@ def make_job(
         caption: tuple(prompt for text in variants for prompt in texts[text])
         for caption, variants in varied.items()
     }
-    return Job(parts, trainable, examples, encoded, config, prompts, held_out, processes)
+    return Job(parts, trainable, examples, encoded, config, prompts, held_out, processes, router)
 
 
 def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, total: None) -> Job:

@@ -6,7 +6,7 @@ trainers.loop puts them in order. Letters in shapes: B samples, C latent channel
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from .data.examples import Examples, Shown, stack_masks
 from .data.prior import put_teacher_samples
 from .data.validation import NUM_TIMESTEPS, held_out_samples
 from .models.architectures import Architecture
+from .models.tread import Router
 from .objective.losses import sample_losses
 from .objective.noise import draw_noise, generator_for
 from .objective.prompts import caption_prompts
@@ -39,6 +40,7 @@ class Job:
         prompts: what trains each caption of the instance images; see Trainable.
         held_out: pictures that are not trained but watched.
         processes: those that train it together, all with the same job.
+        router: lets tokens skip the denoiser's middle blocks; None where none do.
     """
 
     parts: Parts
@@ -49,6 +51,7 @@ class Job:
     prompts: dict[str, tuple[str, ...]]
     held_out: Examples | None = None
     processes: Processes = ALONE
+    router: Router | None = None
 
 
 def all_prompts(
@@ -85,9 +88,11 @@ def losses_and_weights(
     # One batch, unless class images have another shape than the instance images they go with.
     shapes = [job.examples.shapes[picture] for picture in pictures]
     groups = []
-    for group in by_shape(range(len(pictures)), shapes):
-        taken = [index for index, place in enumerate(group) if place in places]
-        groups.append(_same_shape(job, [pictures[place] for place in group], taken, generator))
+    tokens = generator_for(seed, "tokens", step, micro).initial_seed()
+    with job.router.drawing(tokens) if job.router else nullcontext():
+        for group in by_shape(range(len(pictures)), shapes):
+            taken = [index for index, place in enumerate(group) if place in places]
+            groups.append(_same_shape(job, [pictures[place] for place in group], taken, generator))
     losses, weights = zip(*groups, strict=True)
     return torch.cat(losses), torch.cat(weights)
 

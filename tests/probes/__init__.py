@@ -367,6 +367,7 @@ class Probes(ComfyExtension):
         from .odd_models import OfClass
         from .plans import Plans
         from .quantizing import Quantized
+        from .routing import Routed
         from .saving import Tamper
         from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
@@ -376,7 +377,7 @@ class Probes(ComfyExtension):
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved, Plans, Quantized),
+            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Routed),
         ]
 
 

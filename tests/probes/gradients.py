@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -50,21 +51,26 @@ class Gradients(io.ComfyNode):
         said = text, controls_of(image, vae)
         again, _ = gradients(model, clip, said, checkpointed=True)
         plain, numeric = gradients(model, clip, said, checkpointed=False)
-        lengths = torch.stack([grad.norm() for grad in plain.values()])
-        least = NEGLIGIBLE * lengths.square().mean().sqrt()
         return shown({
-            "difference": max(
-                float((again[name] - grad).norm() / grad.norm().clamp(min=least))
-                for name, grad in plain.items()
-            ),
+            "difference": furthest(again, plain),
             "numeric": numeric,
-            "without": int((lengths == 0).sum()),
-            "trained": len(lengths),
+            "without": sum(int(grad.norm() == 0) for grad in plain.values()),
+            "trained": len(plain),
         })  # fmt: skip
 
 
+def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """How far a tensor's gradient is at most from another, as a share of that."""
+    lengths = torch.stack([grad.norm() for grad in theirs.values()])
+    least = NEGLIGIBLE * lengths.square().mean().sqrt()
+    return max(
+        float((ours[name] - grad).norm() / grad.norm().clamp(min=least))
+        for name, grad in theirs.items()
+    )
+
+
 def gradients(
-    model: Any, clip: Any, text: tuple[str, Any], checkpointed: bool
+    model: Any, clip: Any, text: tuple[str, Any], checkpointed: bool, ratio: float = 0.0
 ) -> tuple[dict[str, torch.Tensor], float | None]:
     """Gradients of a LoRA everywhere by name; how far they are from the numeric derivative.
 
@@ -72,12 +78,14 @@ def gradients(
 
     Args:
         text: and its control images, if it has any.
+        ratio: the share of tokens that skip blocks; if it is not 0, text encoders do not train.
     """
-    settings = {"rank": 2, "alpha": 2.0, "train_text_encoder": True, "seed": 3}
+    settings = {"rank": 2, "alpha": 2.0, "train_text_encoder": not ratio, "seed": 3}
     config = pack("trainers.settings.run").run_config("lora", settings)
     checkpointing = pack("trainers.models.checkpointing")
     random = torch.Generator().manual_seed(1)
     with parts_of(model, clip) as parts:
+        router = pack("trainers.models.tread").make_router(ratio, parts.denoiser, False)
         trainable = pack("trainers.methods").METHODS["lora"](parts, config)
         for parameter in trainable.parameters:
             noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
@@ -85,10 +93,13 @@ def gradients(
         for module in parts.modules.values():
             checkpointing.guard_adapters(module)
             assert not checkpointed or checkpointing.checkpoint_blocks(module)
-        noisy = noisy_latents(model)
+        noisy, once = noisy_latents(model), told(parts, *text)
 
         def loss() -> torch.Tensor:
-            return predicted(parts, noisy, 500, told(parts, *text)).double().square().mean()
+            said = once if ratio else told(parts, *text)
+            with router.drawing(2) if router else contextlib.nullcontext():
+                made = predicted(parts, noisy, 500, said)
+            return made.double().square().mean()
 
         with torch.enable_grad():
             loss().backward()

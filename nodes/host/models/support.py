@@ -17,6 +17,7 @@ from torch import nn
 from ....trainers.errors import UnsupportedModelError
 from ....trainers.methods.lora import text_layer_name
 from ....trainers.models.architectures import GENERIC, Architecture, architecture_of
+from ....trainers.models.tread import check_route
 from .objective import objective_of
 from .stored import gguf
 from .stored.quantized import FLOAT8, is_scale, model_dtype, stored_weight
@@ -149,6 +150,17 @@ def check_takes_controls(model: Any, num_controls: int, dataset: str) -> None:
             f"Input 'dataset' ('{dataset}') has {num_controls} control images with each picture; "
             f"{record.title} takes at most {most}.\nRemove those beyond."
         )
+
+
+def check_tread(ratio: float, model: Any, num_controls: int) -> None:
+    """Raise UnsupportedModelError unless a share of tokens can skip blocks of `model`, if it is to.
+
+    Args:
+        ratio: that share; 0 for none.
+        num_controls: control images with each picture.
+    """
+    if ratio:
+        check_route(ratio, model.model.diffusion_model, num_controls > 0)
 
 
 def warn_of_what_is_left_out(model: Any, clip: Any, architecture: Architecture) -> None:

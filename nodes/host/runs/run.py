@@ -26,7 +26,13 @@ from ..memory import device
 from ..models.objective import objective_of
 from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
 from ..models.stored.quantized import check_quantizes
-from ..models.support import check_clip, check_model, check_takes_controls, check_text_names
+from ..models.support import (
+    check_clip,
+    check_model,
+    check_takes_controls,
+    check_text_names,
+    check_tread,
+)
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
@@ -127,6 +133,7 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
             check_text_names(sockets.clip, record, config.own.targets)
         check_objective(config.objective, objective_of(sockets.model))
         check_takes_controls(sockets.model, sockets.num_controls, sockets.dataset.name)
+        check_tread(config.training.tread_selection_ratio, sockets.model, sockets.num_controls)
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
     run = _run(sockets, config, base, reporter)
