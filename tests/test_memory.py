@@ -21,6 +21,7 @@ SMALL = {"weights": "bf16", "fused_backward": True, "optimizer": "adafactor", **
 CASES: list[tuple[str, dict[str, Any]]] = [
     ("lora", {}),
     ("lora", CHECKPOINTED),
+    ("lora", {"weights_in": "RAM", "train_text_encoder": True, "activations_in": "RAM"}),
     ("lora", {"train_text_encoder": True, "optimizer": "prodigy"}),
     ("lora", {"initialization": "pissa", "gradient_accumulation": 2}),
     ("dreambooth", {}),

@@ -28,6 +28,7 @@ from .methods.adapters.pissa import starts
 from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.deterministic import deterministic
 from .models.precision import gradient_scaler, lower_scale
+from .models.streaming import stream_blocks
 from .models.tread import make_router
 from .objective.losses import batch_loss
 from .objective.prompts import caption_prompts
@@ -117,6 +118,10 @@ def make_job(
     if processes.shard and config.changes_weights:
         shard(parts.denoiser, processes)
     trainable = METHODS[config.method](parts, config)
+    if config.memory.weights_in == RAM:
+        modules = parts.modules.values()
+        kept = [start for module in modules for start in starts(module)]
+        stream_blocks(modules, parts.device, kept)
     for module in parts.modules.values():
         train_adapters(module)
         guard_adapters(module)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import comfy.model_management
 import torch
 
+from ...trainers.models.streaming import settle
 from ...trainers.optimizers.processes import Processes
 from .models.training_mode import training_mode
 
@@ -96,6 +97,7 @@ def training_session() -> Iterator[None]:
         _let_go(error)
         raise
     finally:
+        settle()
         gc.collect()
         comfy.model_management.soft_empty_cache()
         _return_freed_memory()

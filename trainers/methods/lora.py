@@ -37,7 +37,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
     for name, rate in rates.items():
         module = parts.modules[name]
         layers = parts.architecture.layers(name, module, lora.targets)
-        inject(module, layers, lora, config.training.seed)
+        inject(module, layers, lora, config.training.seed, parts.device)
         if name == DENOISER and parts.dtype in NARROW and lora.follows_base:
             from .adapters.narrow import compute_narrow
 

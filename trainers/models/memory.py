@@ -22,6 +22,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
+from .streaming import in_ram
+
 log = logging.getLogger("torch._subclasses.fake_tensor")
 
 STEPS = 2  # the first makes the optimizer's states, the second finds them there
@@ -127,6 +129,10 @@ class Alive(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known[key] = size, kind, teller
         self._add(kind, size)
 
+    def begin(self) -> None:
+        """Whatever there was at once until now, what is there now is the most."""
+        self._most, self.peak = self._total, list(self._now)
+
     def call_the_rest(self, kind: Kind) -> None:
         """Everything that is there for no known reason is there for this one."""
         for key, (size, before, teller) in list(self._known.items()):
@@ -163,8 +169,13 @@ def step_memory(
         begin: makes the training.
     """
     for module in modules:
-        for tensor in (*module.parameters(), *module.buffers()):
-            alive.count(tensor, Kind.FROZEN)
+        waiting, buffers = in_ram(module)
+        for tensor in waiting:  # on a CPU it is the same memory, and is not counted either
+            alive.count(tensor, Kind.BEFORE)
+        away = set(map(id, waiting))
+        for tensor in (*module.parameters(), *module.buffers(), *buffers):
+            if id(tensor) not in away:
+                alive.count(tensor, Kind.FROZEN)
     for parameter in trained:
         alive.count(parameter, Kind.TRAINED)
         # Before the optimizer's own, which may take the gradient away.
@@ -172,6 +183,7 @@ def step_memory(
             _gradients_for(alive)
         )
     alive.call_the_rest(Kind.STATE)
+    alive.begin()
     training = begin()
     for _ in range(STEPS):
         alive.flops = 0

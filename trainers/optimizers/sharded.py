@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..errors import UnavailableError
 from ..models.checkpointing import blocks, run_on_copies
+from ..settings.memory import RAM
 from ..settings.run import RunConfig
 from .processes import Processes
 
@@ -45,6 +46,12 @@ def check_sharding(config: RunConfig) -> None:
         raise UnavailableError(
             "--shard shares the denoiser's weights out for LoRA and DreamBooth; Textual Inversion "
             "trains without.\nLeave --shard out."
+        )
+    if config.memory.weights_in == RAM:
+        raise UnavailableError(
+            "--shard keeps a part of every weight on each device, so they cannot wait in RAM.\nSet "
+            "weights_in to auto or device, or leave --shard out: then each process has all weights "
+            "in RAM."
         )
     if not config.changes_weights:
         return

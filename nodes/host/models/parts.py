@@ -10,6 +10,7 @@ import torch
 from ....trainers.contracts import Parts
 from ....trainers.models.architectures import DENOISER, Architecture
 from ....trainers.models.precision import DTYPES, compute_dtype, trained_compute_dtype
+from ....trainers.settings.memory import RAM
 from ....trainers.settings.run import RunConfig
 from ..memory import device
 from .denoiser import HostDenoiser
@@ -35,10 +36,14 @@ def placements(config: RunConfig, shard: bool = False) -> tuple[Placement, Place
         held_in = DTYPES[config.own.weights]
         denoiser = Placement(place, trained_compute_dtype(precision, held_in, place), held_in)
         text_changed = held_in if config.own.train_text_encoder else None
-    if shard:
-        denoiser = denoiser._replace(waits_on=torch.device("cpu"))
     # The host computes prompts in fp32 whatever their weights are stored in; so does training.
-    return denoiser, Placement(place, torch.float32, text_changed)
+    text = Placement(place, torch.float32, text_changed)
+    ram = torch.device("cpu")
+    if shard or config.memory.weights_in == RAM:
+        denoiser = denoiser._replace(waits_on=ram)
+    if config.memory.weights_in == RAM:
+        text = text._replace(waits_on=ram)
+    return denoiser, text
 
 
 def parts_of(
@@ -61,6 +66,9 @@ def parts_of(
         frozen = tuple(name for name in names if name not in trained)
         encoders = twin_of(encoders, clip.patcher, "", text, frozen)
         modules |= {name: getattr(encoders, name) for name in names}
+        for name, child in encoders.named_children():
+            if name not in names:  # what lies beside them has no blocks that anybody waits for
+                child.to(text.device)
     parts = Parts(
         modules=modules,
         predict=HostDenoiser(model, twin, denoiser.computes_in, architecture.guidance),

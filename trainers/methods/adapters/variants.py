@@ -32,8 +32,13 @@ LYCORIS = ("lokr", "loha")
 IN_LYCORIS = (nn.Linear, nn.Conv1d, nn.Conv2d)  # what peft has these for
 
 
-def inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) -> None:
+def inject(
+    module: nn.Module, layers: list[str], lora: LoraConfig, seed: int, device: torch.device
+) -> None:
     """Put an adapter beside each of the `layers` of `module`: fp32, and all that is trainable.
+
+    Args:
+        device: where the training computes, wherever the layers are now.
 
     Raises:
         SettingsError: the variant has no form for one of the layers.
@@ -50,7 +55,7 @@ def inject(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) ->
             if parameter.requires_grad:
                 parameter.data = parameter.data.float()
         if lora.variant == "dora":
-            _start_as_base(module)
+            _start_as_base(module, device)
         if lora.initialization == "pissa":
             start_from_principal(module, layers, ADAPTER, lora.rank)
     scale_before_adapters(module)
@@ -84,14 +89,14 @@ def _inject_peft(module: nn.Module, layers: list[str], lora: LoraConfig) -> None
             layer.scaling[ADAPTER] = 1.0  # as all readers have it where no factor has a rank
 
 
-def _start_as_base(module: nn.Module) -> None:
+def _start_as_base(module: nn.Module, device: torch.device) -> None:
     """Measure the magnitudes of a DoRA as its layers will measure them at every step: in fp32.
 
     peft does so in the dtype of the weights, whose rounding the quotient of the two then keeps.
     """
     for layer in lora_layers(module):
         magnitude = layer.lora_magnitude_vector[ADAPTER]
-        weight = layer.get_base_layer().weight.detach().float()
+        weight = layer.get_base_layer().weight.detach().to(device, torch.float32)
         nothing = weight.new_zeros(())  # B is zero
         magnitude.weight.data = magnitude.get_weight_norm(weight, nothing, layer.scaling[ADAPTER])
 
@@ -176,8 +181,9 @@ def _dora_scale(layer: Any) -> Tensor:
     |W| instead when the scale is per output, so the ratio of the two norms goes into the scale.
     """
     with torch.no_grad():
-        weight = put_together(layer.get_base_layer().weight).float()
-        merged = weight + layer.get_delta_weight(ADAPTER).float()
+        change = layer.get_delta_weight(ADAPTER).float()
+        weight = put_together(layer.get_base_layer().weight).to(change)  # it may wait in RAM
+        merged = weight + change
         ratio = weight.flatten(1).norm(dim=1) / merged.flatten(1).norm(dim=1)
         return _kept(layer.lora_magnitude_vector[ADAPTER].weight.flatten() * ratio)
 
