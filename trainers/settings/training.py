@@ -151,13 +151,20 @@ class TrainingConfig(Settings):
                 )
         return found
 
+    @property
+    def finds_rate(self) -> bool:
+        """Whether the rate is not the one that is set, so that it is worth telling."""
+        return self.optimizer in FIND_RATE or (
+            self.optimizer == "adafactor" and not self.learning_rate
+        )
+
     def conflicts(self, own: Any) -> list[str]:
         """What a method's own settings cannot go together with, in the user's words."""
         optimizer = self.optimizer
         found = []
         if optimizer == "prodigy":
             found += self._rate_conflicts(own)
-        if optimizer in SCHEDULE_FREE and getattr(own, "ema_decay", 0):
+        if optimizer in SCHEDULE_FREE and getattr(own, "ema_decay", False):
             found.append(
                 f"ema_decay is {own.ema_decay}, but optimizer '{optimizer}' hands out an average "
                 "already; allowed: 0, or another optimizer"
@@ -177,7 +184,7 @@ class TrainingConfig(Settings):
     def _rate_conflicts(self, own: Any) -> list[str]:
         """Prodigy finds one rate for all that trains."""
         rate = self.learning_rate or 1.0
-        used = {
+        used: dict[str, bool] = {
             "text_encoder_learning_rate": getattr(own, "train_text_encoder", False),
             "token_learning_rate": getattr(own, "train_token", False),
         }
