@@ -174,10 +174,27 @@ class TrainingConfig(Settings):
                 f"norm_control is on, but optimizer '{optimizer}' trains other numbers than it "
                 "hands out; allowed: off, or another optimizer"
             )
+        if getattr(own, "adapter_weights", "fp32") == "bf16":
+            found += self._narrow_conflicts()
         if optimizer == "muon" and hasattr(own, "vectors"):
             found.append(
                 "optimizer is 'muon', which is for the matrices of layers, but Textual Inversion "
                 "trains rows of a table; allowed: another optimizer"
+            )
+        return found
+
+    def _narrow_conflicts(self) -> list[str]:
+        """Adapters in bf16 are widened and updated one after another."""
+        found = []
+        if self.optimizer in ALL_AT_ONCE:
+            found.append(
+                f"adapter_weights is 'bf16', but optimizer '{self.optimizer}' looks at all weights "
+                "at once; allowed: fp32, or another optimizer"
+            )
+        if self.precision == "fp16":
+            found.append(
+                "precision is 'fp16', but adapter_weights 'bf16' compute in bf16 or fp32; "
+                "allowed: auto, bf16 or fp32, or adapter_weights 'fp32'"
             )
         return found
 
