@@ -40,6 +40,11 @@ TOOLS = [
     "playwright==1.65.2",  # drives a Chromium that is there already
     "diffusers",  # what tests and benchmarks compare with
     *("bitsandbytes==0.50.2", "prodigyopt==1.1.2", "tensorboardX==2.6.5"),  # optional in the pack
+    *(
+        "schedulefree==1.4.1",
+        "prodigy-plus-schedule-free==2.0.1",
+        "came-pytorch==0.1.3",
+    ),  # these too
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -57,7 +57,7 @@ class OptimizerSettings(SettingsNode):
             search_aliases=[
                 "adamw", "adafactor", "prodigy", "scheduler", "warmup", "ema", "dora", "rslora",
                 "gradient accumulation", "pivotal tuning", "lycoris", "lokr", "loha", "oft",
-                "pissa",
+                "pissa", "schedule free", "came", "muon",
             ],
             inputs=shared_inputs(cls.PLACE),
             outputs=[

@@ -30,7 +30,7 @@ SAVED = {
     "optimizer_settings": "optimizer lr_schedule warmup_steps weight_decay max_grad_norm "
     "gradient_accumulation text_encoder_learning_rate text_encoder_stop_step train_token "
     "token_learning_rate ema_decay ema_on_cpu variant rank_stabilized dropout norm_control "
-    "initialization lokr_factor ema_update_step_interval",
+    "initialization lokr_factor ema_update_step_interval adapter_weights",
     "loss_settings": "min_snr_gamma noise_offset timestep_min timestep_max caption_dropout "
     "prior_weight prior class_prompt prior_samples timestep_sampling logit_mean logit_std "
     "discrete_flow_shift caption_prefix shuffle_caption keep_tokens caption_tag_dropout_rate "

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from ..contracts import Parts, Trainable
+from ..errors import UnavailableError
 from ..models.architectures import DENOISER, KOHYA, Architecture
 from ..models.recast import NARROW
+from ..optimizers.per_parameter import NARROW_STATE
 from ..settings.methods.lora import LoraConfig
 from ..settings.run import RunConfig
 from .adapters.pissa import starts
@@ -27,8 +30,14 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
 
     Raises:
         SettingsError: the learned tokens are to be trained, and there are none.
+        UnavailableError: the adapter is to be bf16 on a device that computes in fp16.
     """
     lora: LoraConfig = config.own
+    if lora.adapter_weights == "bf16" and parts.dtype == torch.float16:
+        raise UnavailableError(
+            "adapter_weights bf16 is not possible in fp16, which this device needs for speed.\n"
+            "Choose adapter_weights fp32, or precision fp32 or bf16."
+        )
     rates = {DENOISER: config.training.learning_rate}
     if lora.train_text_encoder:
         encoders = parts.architecture.trained_encoders(parts.text.encoders)
@@ -38,12 +47,13 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
         module = parts.modules[name]
         layers = parts.architecture.layers(name, module, lora.targets)
         inject(module, layers, lora, config.training.seed, parts.device)
-        if name == DENOISER and parts.dtype in NARROW and lora.follows_base:
+        if name == DENOISER and parts.dtype in NARROW and lora.narrows_copies:
             from .adapters.narrow import compute_narrow
 
             compute_narrow(module, ADAPTER, parts.dtype)
         trained = [p for p in module.parameters() if p.requires_grad]
-        groups.append({"name": name, "params": trained, "lr": rate})
+        group = {"name": name, "params": trained, "lr": rate}
+        groups.append(group | {NARROW_STATE: lora.adapter_weights == "bf16"})
     learned, more = train_tokens(parts.text, lora)
     groups += more
 

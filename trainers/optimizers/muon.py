@@ -43,7 +43,8 @@ class MuonAndAdamW(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """Update what has a gradient."""
         assert closure is None, "no optimizer here computes the loss again"
-        for optimizer in (self._muon, self._adamw):
+        inside: tuple[Any, ...] = (self._muon, self._adamw)
+        for optimizer in inside:
             for group, own in zip(optimizer.param_groups, self.param_groups, strict=True):
                 group["lr"] = own["lr"]
             optimizer.step()

@@ -32,6 +32,7 @@ from .states import load_state
 # 8-bit optimizers share a scale between 256 of them.
 PIECE = 256 * 32768
 LOW_BITS = 16  # of fp32, those that bf16 does not have
+NARROW_STATE = "narrow_state"  # of a group: keep in bf16 what the optimizer has of each number
 
 # groups of parameters -> their optimizer, which may keep nothing but a state of each parameter
 MakeOptimizer = Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
@@ -132,12 +133,17 @@ class PerParameter(torch.optim.Optimizer):
             if piece.rows is None:
                 self._inner.step()
             else:
-                self._step_wide(piece, leaves, gradients)
+                self._step_wide(piece, leaves, gradients, trained, group.get(NARROW_STATE, False))
         for parameter in gradients:
             parameter.grad = None
 
     def _step_wide(
-        self, piece: Piece, leaves: list[Leaf], gradients: Mapping[nn.Parameter, Tensor]
+        self,
+        piece: Piece,
+        leaves: list[Leaf],
+        gradients: Mapping[nn.Parameter, Tensor],
+        trained: list[nn.Parameter],
+        narrow_state: bool,
     ) -> None:
         assert piece.rows is not None
         values, room = piece.rows
@@ -145,10 +151,26 @@ class PerParameter(torch.optim.Optimizer):
         places = [leaf.gradient for leaf in leaves]
         torch._foreach_copy_([leaf.wide for leaf in leaves], parts)
         torch._foreach_copy_(places, [leaf.of(gradients[leaf.parameter]) for leaf in leaves])
+        if narrow_state:
+            self._change_states(trained, Tensor.float)
         self._inner.step()
         # What is rounded takes the place of the gradients.
-        round_stochastically(values, self._generator(piece.number, values.device), room)
+        generator = self._generator(piece.number, values.device)
+        round_stochastically(values, generator, room)
         torch._foreach_copy_(parts, places)
+        if narrow_state:
+            self._change_states(trained, lambda v: round_stochastically(v, generator).bfloat16())
+
+    def _change_states(
+        self, trained: list[nn.Parameter], change: Callable[[Tensor], Tensor]
+    ) -> None:
+        """Change what the inner optimizer has a fractional number of for each number."""
+        for parameter in trained:
+            state = self._inner.state[parameter]
+            for key, value in state.items():
+                if isinstance(value, Tensor) and value.ndim and value.shape == parameter.shape:
+                    if value.is_floating_point():
+                        state[key] = change(value)
 
     def take_norm(self) -> Tensor:
         """Length of all gradients since the last call, before they were shortened. Scalar fp32."""

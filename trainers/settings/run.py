@@ -64,7 +64,7 @@ ON_OTHERS: Mapping[str, tuple[str, ...]] = {
         "gradient_accumulation", "text_encoder_learning_rate", "text_encoder_stop_step",
         "train_token", "token_learning_rate", "ema_decay", "ema_on_cpu", "variant",
         "rank_stabilized", "dropout", "norm_control", "initialization", "lokr_factor",
-        "ema_update_step_interval",
+        "ema_update_step_interval", "adapter_weights",
     ),
     "loss_settings": (
         "min_snr_gamma", "noise_offset", "timestep_min", "timestep_max", "caption_dropout",

@@ -151,13 +151,20 @@ class TrainingConfig(Settings):
                 )
         return found
 
+    @property
+    def finds_rate(self) -> bool:
+        """Whether the rate is not the one that is set, so that it is worth telling."""
+        return self.optimizer in FIND_RATE or (
+            self.optimizer == "adafactor" and not self.learning_rate
+        )
+
     def conflicts(self, own: Any) -> list[str]:
         """What a method's own settings cannot go together with, in the user's words."""
         optimizer = self.optimizer
         found = []
         if optimizer == "prodigy":
             found += self._rate_conflicts(own)
-        if optimizer in SCHEDULE_FREE and getattr(own, "ema_decay", 0):
+        if optimizer in SCHEDULE_FREE and getattr(own, "ema_decay", False):
             found.append(
                 f"ema_decay is {own.ema_decay}, but optimizer '{optimizer}' hands out an average "
                 "already; allowed: 0, or another optimizer"
@@ -167,6 +174,8 @@ class TrainingConfig(Settings):
                 f"norm_control is on, but optimizer '{optimizer}' trains other numbers than it "
                 "hands out; allowed: off, or another optimizer"
             )
+        if getattr(own, "adapter_weights", "fp32") == "bf16":
+            found += self._narrow_conflicts()
         if optimizer == "muon" and hasattr(own, "vectors"):
             found.append(
                 "optimizer is 'muon', which is for the matrices of layers, but Textual Inversion "
@@ -174,10 +183,25 @@ class TrainingConfig(Settings):
             )
         return found
 
+    def _narrow_conflicts(self) -> list[str]:
+        """Adapters in bf16 are widened and updated one after another."""
+        found = []
+        if self.optimizer in ALL_AT_ONCE:
+            found.append(
+                f"adapter_weights is 'bf16', but optimizer '{self.optimizer}' looks at all weights "
+                "at once; allowed: fp32, or another optimizer"
+            )
+        if self.precision == "fp16":
+            found.append(
+                "precision is 'fp16', but adapter_weights 'bf16' compute in bf16 or fp32; "
+                "allowed: auto, bf16 or fp32, or adapter_weights 'fp32'"
+            )
+        return found
+
     def _rate_conflicts(self, own: Any) -> list[str]:
         """Prodigy finds one rate for all that trains."""
         rate = self.learning_rate or 1.0
-        used = {
+        used: dict[str, bool] = {
             "text_encoder_learning_rate": getattr(own, "train_text_encoder", False),
             "token_learning_rate": getattr(own, "train_token", False),
         }

@@ -19,10 +19,15 @@ SHOWN_SECONDS = 0.4  # between two updates, so that pages cost a training next t
 
 
 class Reporter:
-    """Shows how far a node is; each call but `step` and `say` also honours Cancel."""
+    """Shows how far a node is; each call but `step` and `say` also honours Cancel.
+
+    Attributes:
+        shows_rate: say the learning rate too, where it is not the one that is set.
+    """
 
     def __init__(self, node: GraphNode) -> None:
         self.node = node
+        self.shows_rate = False
         self._bar: comfy.utils.ProgressBar | None = None
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
         self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
@@ -84,6 +89,8 @@ class Reporter:
 
     def _line(self, progress: Progress) -> str:
         line = f"step {progress.step}/{progress.num_steps} · loss {self.loss:.4f}"
+        if self.shows_rate:
+            line += f" · rate {progress.learning_rate:.2g}"
         if len(self._times) < 2:
             return line
         seconds = (self._times[-1] - self._times[0]) / (len(self._times) - 1)

@@ -39,7 +39,6 @@ from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, NOTHING
-from ....trainers.settings.training import FIND_RATE
 from ....trainers.step import Job, all_prompts
 from ..folders import runs_folder
 from ..memory import Interrupt, cancel_together, device, make_room, training_session
@@ -240,8 +239,7 @@ def _job(run: Run) -> Job:
 
 def _note_what_is_unusual(run: Run) -> None:
     training = run.config.training
-    finds_its_own = training.optimizer in FIND_RATE
-    rate = 0.0 if finds_its_own else training.learning_rate
+    rate = 0.0 if training.finds_rate else training.learning_rate
     resolution_px = run.sockets.dataset.resolution_px
     if rate and (found := run.architecture.unusual(run.config.method, resolution_px, rate)):
         log.info("Personalize: for %s: %s.", run.architecture.title, "; ".join(found))
@@ -256,6 +254,7 @@ def _steps(
         store = dataclasses.replace(store, log_with=NOTHING)
     metrics = _go_on(run, training)
     saver = StateSaver(run.folder, store, training, run.processes)
+    run.reporter.shows_rate = run.config.training.finds_rate
     PAGES.record(metrics)
     with tracker(store.log_with, run.folder.path) as log_row:
         while not training.has_ended:

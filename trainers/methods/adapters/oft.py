@@ -22,7 +22,7 @@ class OftLayer(nn.Module):
 
     Attributes:
         base_layer: the frozen layer.
-        oft_blocks: (blocks, size, size) fp32, zero at the start, when R is exactly I.
+        oft_blocks: (blocks, size, size), zero at the start, when R is exactly I.
     """
 
     _disable_adapters = False  # as peft's layers call it
@@ -49,7 +49,8 @@ class OftLayer(nn.Module):
 
     def turn(self) -> Tensor:
         """R - I of each block, (blocks, size, size)."""
-        q = self.oft_blocks - self.oft_blocks.transpose(1, 2)
+        held = self.oft_blocks.float()
+        q = held - held.transpose(1, 2)
         identity = torch.eye(q.shape[-1], device=q.device, dtype=q.dtype)
         # (I + Q) (I - Q)^-1 - I = (I - Q)^-1 2Q, which is exact for the smallest Q too.
         turn: Tensor = torch.linalg.solve(identity - q, 2 * q)
@@ -64,7 +65,7 @@ class OftLayer(nn.Module):
         if self.bias is not None:
             turned = turned - self.bias.to(output)
         shape = (*turned.shape[:-1], *self.oft_blocks.shape[:2])
-        blocks = turned.to(self.oft_blocks.dtype).reshape(shape)
+        blocks = turned.float().reshape(shape)
         moved = torch.einsum("knm,...kn->...km", self.turn(), blocks).flatten(-2)
         return (output + moved.movedim(-1, channels)).to(output.dtype)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from ...errors import SettingsError
 from ...models.quantized import scale_before_adapters
@@ -35,7 +36,7 @@ IN_LYCORIS = (nn.Linear, nn.Conv1d, nn.Conv2d)  # what peft has these for
 def inject(
     module: nn.Module, layers: list[str], lora: LoraConfig, seed: int, device: torch.device
 ) -> None:
-    """Put an adapter beside each of the `layers` of `module`: fp32, and all that is trainable.
+    """Put an adapter beside each of the `layers` of `module`: all that is trainable.
 
     Args:
         device: where the training computes, wherever the layers are now.
@@ -43,11 +44,18 @@ def inject(
     Raises:
         SettingsError: the variant has no form for one of the layers.
     """
-    if lora.variant == "oft":
-        turn_outputs(module, layers, lora.rank)
-        return
     if lora.variant in LYCORIS:
         _check_kinds(module, layers, lora.variant)
+    if lora.variant == "oft":
+        turn_outputs(module, layers, lora.rank)
+    else:
+        _start(module, layers, lora, seed)
+    if lora.adapter_weights == "bf16":
+        _hold_in_bf16(module, lora)
+
+
+def _start(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) -> None:
+    """All kinds that peft has, in fp32."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # all that starts at random is drawn on the CPU
         _inject_peft(module, layers, lora)
@@ -59,6 +67,28 @@ def inject(
         if lora.initialization == "pissa":
             start_from_principal(module, layers, ADAPTER, lora.rank)
     scale_before_adapters(module)
+
+
+def _hold_in_bf16(module: nn.Module, lora: LoraConfig) -> None:
+    """Round what is trained, but the lengths of a DoRA."""
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and "lora_magnitude_vector" not in name:
+            parameter.data = parameter.data.bfloat16()
+    if lora.follows_base or lora.variant == "oft":
+        return
+    # These take one large number from another, so they compute in fp32 from what is held.
+    for layer in lora_layers(module):
+        for factors, sign in ((layer.lora_A, 1), (layer.lora_B, -1)):
+            parametrize.register_parametrization(
+                factors[ADAPTER], "weight", _Widened(), unsafe=True
+            )
+            if START in factors:
+                factors[START].weight.data = sign * factors[ADAPTER].weight.detach()
+
+
+class _Widened(nn.Module):
+    def forward(self, narrow: Tensor) -> Tensor:
+        return narrow.float()
 
 
 def _inject_peft(module: nn.Module, layers: list[str], lora: LoraConfig) -> None:

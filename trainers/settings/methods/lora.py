@@ -16,6 +16,7 @@ LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolution
 LORA_VARIANTS = ("lora", "dora", "lokr", "loha", "oft")
 FACTOR_PAIRS = ("lora", "dora")  # the variants that rank_stabilized and dropout are made for
 INITIALIZATIONS = ("default", "pissa")
+ADAPTER_WEIGHTS = ("fp32", "bf16")
 
 
 def text_encoder_learning_rate() -> Any:
@@ -106,6 +107,13 @@ class LoraConfig(Settings):
         "the file. -1: as near to the root of each layer's size as it goes.",
         min=-1, max=1024, source="P LoKr arXiv 2309.14859; LyCORIS factor",
     )  # fmt: skip
+    adapter_weights: str = setting(
+        "fp32",
+        "How an adapter is held while it trains. bf16: half the memory for it, its gradients and "
+        "the optimizer's state; each update is rounded up or down at random so that small ones are "
+        "not lost. For large adapters.",
+        choices=ADAPTER_WEIGHTS, source="stochastic rounding: arXiv 2010.06192", before="fp32",
+    )  # fmt: skip
 
     def problems(self) -> list[str]:
         found = []
@@ -135,3 +143,8 @@ class LoraConfig(Settings):
         PiSSA takes one large product from another, which bf16 would round.
         """
         return self.variant in ("lora", "lokr", "loha") and self.initialization != "pissa"
+
+    @property
+    def narrows_copies(self) -> bool:
+        """Whether copies of fp32 weights are narrowed for it; what is held so needs none."""
+        return self.follows_base and self.adapter_weights == "fp32"
