@@ -54,8 +54,12 @@ def probe(node_id: str, *inputs: io.Input) -> io.Schema:
 
 
 @contextlib.contextmanager
-def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
-    """The trainer's twins of both sockets, with gradients off."""
+def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32, quantized: str = "none"):
+    """The trainer's twins of both sockets, with gradients off.
+
+    Args:
+        quantized: what the denoiser's large layers are to be held in.
+    """
     models = "nodes.host.models"
     architecture = pack(f"{models}.support").check_model(model)
     placement = pack(f"{models}.twin").Placement
@@ -67,7 +71,11 @@ def parts_of(model: Any, clip: Any, dtype: torch.dtype = torch.float32):
         pack(f"{models}.training_mode").training_mode(),
     ):
         yield pack(f"{models}.parts").parts_of(
-            model, clip, architecture, placement(device, dtype), placement(device, torch.float32)
+            model,
+            clip,
+            architecture,
+            placement(device, dtype, quantized=quantized),
+            placement(device, torch.float32),
         )
 
 
@@ -366,7 +374,7 @@ class Probes(ComfyExtension):
         from .gradients import Gradients, Step
         from .odd_models import OfClass
         from .plans import Plans
-        from .quantizing import Quantized
+        from .quantizing import Patched, Quantized
         from .routing import Routed
         from .saving import Tamper
         from .scanning import Kind, Learned, Loaded
@@ -377,7 +385,7 @@ class Probes(ComfyExtension):
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Routed),
+            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed),
         ]
 
 

@@ -11,7 +11,8 @@ import torch
 from comfy.quant_ops import QUANT_ALGOS, QuantizedTensor
 from comfy_api.latest import io
 
-from . import noisy_latents, pack, parts_of, predicted, probe, shown, told
+from . import noisy_latents, pack, parts_of, predicted, probe, relative, shown, told
+from .filling import fill
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 SCALED = {"scale": "recalculate"}
@@ -89,11 +90,44 @@ class Quantized(io.ComfyNode):
         return shown({name: {"difference": away, "trained": len(found), **facts}})
 
 
+class Patched(io.ComfyNode):
+    """The trainer's module of a MODEL with a LoRA patched in, and of one beside which it trains."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe(
+            "ProbePatched",
+            io.Model.Input("model"),
+            io.Clip.Input("clip"),
+            io.LoraModel.Input("lora"),
+            io.Model.Input("patched"),
+            io.String.Input("name"),
+            io.String.Input("settings"),
+        )
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, lora: Any, patched: Any, name: str, settings: str
+    ) -> io.NodeOutput:
+        values = {"rank": 4, "alpha": 4.0, **json.loads(settings)}
+        config = pack("trainers.settings.run").run_config("lora", values)
+        made = []
+        for one in (model, patched):
+            with parts_of(one, clip) as parts:
+                if one is model:
+                    pack("trainers.methods").METHODS["lora"](parts, config)
+                    named = pack("trainers.methods.lora").layer_name
+                    fill(parts, "denoiser", lora, named)
+                said = told(parts, "a photo of a dog", None)
+                made.append(predicted(parts, noisy_latents(model), 500, said))
+        return shown({name: {"patched": relative(made[1], made[0])}})
+
+
 def gradients(
     model: Any, clip: Any, config: Any, widened: bool = False
 ) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     random = torch.Generator().manual_seed(1)
-    with parts_of(model, clip) as parts:
+    with parts_of(model, clip, quantized=config.training.quantize_base) as parts:
         layers = stored_layers(parts.modules)
         facts = {"kinds": sorted(map(str, kinds(layers)))}
         facts["held"] = sum(held_bytes(parts.denoiser))
@@ -142,16 +176,20 @@ def held_bytes(module: torch.nn.Module) -> list[int]:
 
 def widen(module: torch.nn.Module) -> None:
     """Put torch's own layers in the place of those that make their weights; in place."""
+    made = pack("trainers.models.quantized")
     for path, layer in list(module.named_modules()):
-        if type(layer).__name__ != "StoredLinear":
+        if isinstance(layer, made.StoredLinear):
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None)
+        elif isinstance(layer, made.StoredConv2d):
+            sizes = (layer.in_channels, layer.out_channels, layer.kernel_size)
+            plain = torch.nn.Conv2d(*sizes, layer.stride, layer.padding)
+        else:
             continue
-        plain = torch.nn.Linear(*reversed(layer.weight.shape), bias=layer.bias is not None)
         with torch.no_grad():
             plain.weight.copy_(layer.weight.float())
             if layer.bias is not None:
                 plain.bias.copy_(layer.bias)
-        if layer.input_scale is not None:  # a layer like it, whose weight is wide
-            made = pack("trainers.models.quantized")
+        if getattr(layer, "input_scale", None) is not None:  # a layer like it, whose weight is wide
             held = made.as_it_is(plain.weight.detach()), layer.bias, torch.float32
             plain = made.StoredLinear(plain, *held, layer.input_scale)
         parent, _, name = path.rpartition(".")

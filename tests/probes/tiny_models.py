@@ -19,7 +19,8 @@ A recipe (JSON) names the classes and how small they are:
                 or "averages" (see stand_ins)
     seed        of the denoiser's weights, 0 where it is left out: others are a sibling's
     dtype       of the denoiser's weights, float32 where it is left out
-    held        one of FORMATS: what the denoiser's layers are quantized as, as in a file
+    held        what the denoiser's layers are quantized as: one of FORMATS as a file has them, or
+                gguf as its loader does
 """
 
 from __future__ import annotations
@@ -43,6 +44,7 @@ import folder_paths
 import torch
 from comfy_api.latest import io
 
+from .packed import pack
 from .quantizing import FLOAT8, as_in_file
 from .stand_ins import Averages, vocabulary
 
@@ -97,7 +99,10 @@ def model_of(told: dict[str, Any]) -> Any:
     model.diffusion_model.to(dtype)
     if not meta:
         fill(model.diffusion_model, told.get("seed", 0))
-    if held := told.get("held"):
+    held = told.get("held")
+    if held == "gguf":
+        pack(model.diffusion_model)
+    elif held:
         weights = as_in_file(model.diffusion_model, held)
         config.quant_config = {"mixed_ops": True}
         model = config.get_model(state, "", device=offload)

@@ -142,6 +142,11 @@ class StoredConv2d(nn.Conv2d):
 
     weight = property(_weight)
 
+    def __new__(cls, like: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(like, int):  # peft makes its own convolutions of the class it adapts
+            return nn.Conv2d(like, *args, **kwargs)
+        return super().__new__(cls)
+
     def __init__(
         self, like: Any, stored: Stored, bias: nn.Parameter | None, dtype: torch.dtype
     ) -> None:
