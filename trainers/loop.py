@@ -208,10 +208,10 @@ class Training:
         processes, device = self._job.processes, self._job.parts.device
         with deterministic(self._job.config.training.deterministic, device):
             with private_random_state(device), processes.sharing_out():
-                loss, updated = self._backward(), self._update()
+                updated = self._update(self._backward())
                 while updated is None:  # the same step again, with a lower scale
-                    loss, updated = self._backward(), self._update()
-            grad_norm, learning_rate = updated
+                    updated = self._update(self._backward())
+            loss, grad_norm, learning_rate = updated
             self.done += 1
             validation = self._validate()
         return Progress(self.done, self.total, loss, learning_rate, grad_norm, validation)
@@ -316,8 +316,8 @@ class Training:
                 )
         self._together = True
 
-    def _backward(self) -> float:
-        """Gradients of one step in the parameters; its loss."""
+    def _backward(self) -> Tensor:
+        """Gradients of one step in the parameters; its loss, of this process. Scalar fp32."""
         job, trainable = self._job, self._job.trainable
         total_loss = torch.zeros((), device=job.parts.device)
         parts = self._losses()
@@ -326,11 +326,11 @@ class Training:
         for part in parts:
             total_loss = total_loss + part.detach()
             if trainable.fused_backward:
-                self._require_finite(total_loss)
+                self._told(total_loss, total_loss)
             if part.requires_grad:  # else no prompt of these has a learned token
                 self._scaler.scale(part).backward()  # type: ignore[no-untyped-call]
         sum_gradients(self._optimizer, trainable.parameters, job.processes)
-        return self._require_finite(total_loss)
+        return total_loss
 
     def _losses(self) -> Iterator[Tensor]:
         """What this process adds to the loss of a step, in parts that fit a forward pass."""
@@ -343,18 +343,22 @@ class Training:
                 part = losses_and_weights(job, pictures, self.done, micro, share)
                 yield batch_loss(*part, num_instances)
 
-    def _require_finite(self, loss: Tensor) -> float:
-        """The loss of all processes together; what is not finite ends all of them."""
-        number = self._job.processes.total(loss.item())
+    def _told(self, loss: Tensor, grad_norm: Tensor) -> tuple[float, float]:
+        """The loss of all processes together, and the length of the gradients.
+
+        A loss that is not finite ends all of them. A GPU is waited for: once for both numbers.
+        """
+        own, length = torch.stack([loss, grad_norm.to(loss)]).tolist()
+        number = self._job.processes.total(own)
         if not math.isfinite(number):
             raise NonFiniteLossError(
                 f"Training: the loss is {number} at step {self.done + 1}; it must be a finite "
                 "number.\nLower learning_rate (or use precision fp32), then queue again."
             )
-        return number
+        return number, length
 
-    def _update(self) -> tuple[float, float] | None:
-        """Use the gradients up; their length before clipping, and the learning rate.
+    def _update(self, loss: Tensor) -> tuple[float, float, float] | None:
+        """Use the gradients up; the loss, their length before clipping, and the learning rate.
 
         None if they overflowed in fp16: then nothing has changed but the scale.
         """
@@ -363,23 +367,24 @@ class Training:
         grad_norm = clip_gradients(
             self._optimizer, self.parameters, training.max_grad_norm, self._job.processes
         )
+        number, length = self._told(loss, grad_norm)
         # It is of the gradients of all processes, so all of them skip a step together.
-        if self._scaler.is_enabled() and not math.isfinite(grad_norm.item()):
+        if not math.isfinite(length) and self._scaler.is_enabled():
             self._optimizer.zero_grad(set_to_none=True)
             lower_scale(self._scaler, self.done + 1)
             return None
+        if not math.isfinite(length):
+            raise NonFiniteLossError(
+                f"Training: the gradients are not finite at step {self.done + 1}; their length is "
+                f"{length}.\nLower learning_rate (or use precision fp32), then queue again."
+            )
         self._scaler.step(self._optimizer)
         learning_rate = rate_in_use(self._optimizer)
         self._scaler.update()
         self._schedule.step()
         self._optimizer.zero_grad(set_to_none=True)
         trainable.after_step()
-        if not math.isfinite(length := grad_norm.item()):  # asked last: a GPU is waited for
-            raise NonFiniteLossError(
-                f"Training: the gradients are not finite at step {self.done + 1}; their length is "
-                f"{length}.\nLower learning_rate (or use precision fp32), then queue again."
-            )
-        return length, learning_rate
+        return number, length, learning_rate
 
 
 def train(job: Job, report: Callable[[Progress], None] = lambda progress: None) -> list[float]:

@@ -20,7 +20,7 @@ from .data.validation import NUM_TIMESTEPS, held_out_samples
 from .models.architectures import Architecture
 from .models.tread import Router
 from .objective.losses import sample_losses
-from .objective.noise import draw_noise, generator_for
+from .objective.noise import draw_noise, generator_for, sent
 from .objective.prompts import caption_prompts
 from .objective.timesteps import draw_timesteps, even_timesteps
 from .optimizers.processes import ALONE, Processes
@@ -117,9 +117,9 @@ def _same_shape(
     taken = taken or [0]  # all put the blocks together, so all run them
     pictures, captions = [pictures[i] for i in taken], [captions[i] for i in taken]
     noise, timesteps = noise[taken], timesteps[taken]
-    losses, timesteps, noisy = _losses(job, examples, pictures, noise, timesteps, captions)
     is_class = torch.tensor([picture >= examples.num_instances for picture in pictures])
-    weights = torch.where(is_class, objective.prior_weight, 1.0).to(losses)
+    weights = sent(torch.where(is_class, objective.prior_weight, 1.0), parts.device)
+    losses, timesteps, noisy = _losses(job, examples, pictures, noise, timesteps, captions)
     if objective.min_snr_gamma:
         weights *= parts.objective.min_snr_weight(timesteps, objective.min_snr_gamma)
     if objective.preserves_output:
@@ -157,13 +157,13 @@ def _losses(
     parts = job.parts
     latents = torch.stack([examples.latents[picture] for picture in pictures])
     mask = stack_masks([examples.masks[picture] for picture in pictures], latents)
-    latents, noise, timesteps = (x.to(parts.device) for x in (latents, noise, timesteps))
+    latents, noise, timesteps = (sent(x, parts.device) for x in (latents, noise, timesteps))
+    mask = None if mask is None else sent(mask, parts.device)
     noisy = parts.objective.add_noise(latents, noise, timesteps)
     target = parts.objective.target(latents, noise, timesteps)
     put_teacher_samples(examples, pictures, noisy, timesteps, target)
     shown = [examples.shown(picture) for picture in pictures]
     prediction = predict(job, noisy, timesteps, captions, shown)
-    mask = None if mask is None else mask.to(parts.device)
     return sample_losses(prediction, target, mask), timesteps, noisy
 
 

@@ -90,7 +90,7 @@ class Diffusion:
 
     def snr(self, timesteps: Tensor) -> Tensor:
         """Signal-to-noise ratio, (B,) fp32."""
-        signal = self.alphas_cumprod.to(timesteps.device)[timesteps]
+        signal = sent(self.alphas_cumprod, timesteps.device)[timesteps]
         return signal / (1 - signal)
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
@@ -127,6 +127,11 @@ class Flow:
 
     def min_snr_weight(self, timesteps: Tensor, gamma: float) -> Tensor:
         raise AssertionError("min-SNR weighs predictions of noise and of v; see timesteps.py")
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor on a device. A GPU that has work to do is not waited for; see Tensor.to."""
+    return tensor.to(device, non_blocking=device.type == "cuda")  # others may read too late
 
 
 def generator_for(seed: int, *place: int | str) -> torch.Generator:
