@@ -15,7 +15,7 @@ from trainers.contracts import Parts, Predict, Rows, Size
 from trainers.data.examples import Examples
 from trainers.loop import make_job
 from trainers.models.architectures import DENOISER, Architecture
-from trainers.objective.noise import Diffusion
+from trainers.objective.noise import Diffusion, Objective
 from trainers.settings.run import RunConfig
 from trainers.step import Job
 
@@ -47,22 +47,25 @@ def one_picture(
     told: dict[str, Tensor],
     size_px: int,
     config: RunConfig,
+    channels: int = 4,
+    objective: Objective = OBJECTIVE,
 ) -> Job:
     """The job of training `unet` on one square picture.
 
     Args:
         told: what its caption became.
+        channels: of latents.
     """
     parts = Parts(
         {DENOISER: unet},
         predict,
         text=NoText(),
         architecture=architecture,
-        objective=OBJECTIVE,
+        objective=objective,
         device=torch.device("cpu"),
         dtype=computes_in,
     )
     size = Size(size_px, size_px, 0, 0, size_px, size_px)
-    latents = torch.randn(4, size_px // 8, size_px // 8, device="cpu")
+    latents = torch.randn(channels, size_px // 8, size_px // 8, device="cpu")
     examples = Examples((latents,), (None,), (CAPTION,), (size,), (1,))
     return make_job(parts, examples, dict.fromkeys((CAPTION, ""), told), config)

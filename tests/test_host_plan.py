@@ -25,7 +25,11 @@ OF_SD15 = {
     "textual inversion": ("textual_inversion", {}),
     "textual inversion, checkpointed": ("textual_inversion", CHECKPOINTED),
 }
-OF_FLUX = {"lora": ("lora", {"batch_size": 2})}
+TREAD = {"tread_selection_ratio": 0.5}
+OF_FLUX = {
+    "lora": ("lora", {"batch_size": 2}),
+    "lora, tread, checkpointed": ("lora", {**TREAD, **CHECKPOINTED}),
+}
 TINY_FLUX = transformer("flux", "flux", transformers.FLUX)
 HIDREAM_O1 = transformer("hidream-o1", "generic", transformers.HIDREAM_O1)
 

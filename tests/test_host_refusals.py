@@ -24,9 +24,10 @@ FIRST = "model.diffusion_model.input_blocks.0.0.weight"
 CAN_BE = r"\nSupported: text-to-image models in fp32, fp16 or bf16"
 
 
-def refused(host: Host, graph: Graph, base: Loaded, words: str) -> None:
+def refused(host: Host, graph: Graph, base: Loaded, words: str, **settings: Any) -> None:
     """Train on `base`: the error has `words`, and nothing was loaded for it."""
-    (trainer, _), *_ = graph.train(*base, graph.dataset(pictures(host)), train_text_encoder=True)
+    dataset = graph.dataset(pictures(host))
+    (trainer, _), *_ = graph.train(*base, dataset, train_text_encoder=True, **settings)
     runs = set((host.base / "output").glob("personalize/*"))
     log_from = 0
 
@@ -68,6 +69,12 @@ def test_model_that_takes_a_picture_is_refused(
     model = graph.add("UNETLoader", unet_name=file, weight_dtype="default")[0]
     words = rf"Input 'model' is a {kind} that takes a picture beside the noise"
     refused(host, graph, [model, clip, vae], words + r".*" + CAN_BE)
+
+
+def test_tokens_of_a_unet_that_should_skip_blocks_are_refused(host: Host) -> None:
+    graph = Graph()
+    words = r"tread_selection_ratio is 0.5, but input 'model' has a UNetModel.*\nSet it to 0"
+    refused(host, graph, graph.load(), words, tread_selection_ratio=0.5)
 
 
 def of_class(name: str, **more: Any) -> Callable[[Host, Graph, Link], Link]:

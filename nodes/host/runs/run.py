@@ -125,6 +125,8 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
     """
     check_wiring(sockets, config)
     reporter = Reporter(node)
+    if not sockets.without_base:
+        check_tread(config.training.tread_selection_ratio, sockets.model, sockets.num_controls)
     reporter.status("comparing with earlier runs")
     base = _base(sockets, node, config)
     if not sockets.without_base:
@@ -133,7 +135,6 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
             check_text_names(sockets.clip, record, config.own.targets)
         check_objective(config.objective, objective_of(sockets.model))
         check_takes_controls(sockets.model, sockets.num_controls, sockets.dataset.name)
-        check_tread(config.training.tread_selection_ratio, sockets.model, sockets.num_controls)
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
     run = _run(sockets, config, base, reporter)
