@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,6 @@ def page(
     renderer: str = "classic",
     palette: str = "dark",
     size: tuple[int, int] = (1440, 900),
-    prepare: Callable[[Page], None] | None = None,
 ) -> Iterator[Page]:
     """ComfyUI in a browser of its own, an empty graph in it.
 
@@ -133,22 +132,19 @@ def page(
         renderer: one of RENDERERS.
         palette: "dark" or "light".
         size: of the screen, in pixels.
-        prepare: is called before the page is loaded for use.
     """
     with browser() as running:
         width, height = size
-        tab = running.new_page(viewport={"width": width, "height": height})
-        opened = Page(tab, host)
-        opened.open()
-        opened.set(
-            {
-                "Comfy.TutorialCompleted": True,
-                "Comfy.VueNodes.Enabled": renderer != "classic",
-                "Comfy.ColorPalette": palette,
-            }
-        )
-        if prepare is not None:
-            prepare(opened)
+        opened = Page(running.new_page(viewport={"width": width, "height": height}), host)
+        if not host.get("/settings"):  # at the first visit the front end notes its own version
+            opened.open()
+        # By the server, since a page takes a renderer only while it loads.
+        settings = {
+            "Comfy.TutorialCompleted": True,
+            "Comfy.VueNodes.Enabled": renderer != "classic",
+            "Comfy.ColorPalette": palette,
+        }
+        host.post("/settings", settings)
         opened.open()
         opened.run("() => app.graph.clear()")
         yield opened

@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from demo.checkpoint import DEMO_CHECKPOINT
 from demo.world import write_subject
-from tests.browser import RENDERERS, Page
+from tests.browser import RENDERERS, Page, page
 from tests.conftest import DEV_DIR
 from tests.dataset_files import save
 from tests.host import ROOT, Host
@@ -226,9 +226,16 @@ def test_hostile_prompts_and_folders_are_text(
     keep(opened, "7 hostile")
 
 
+@pytest.fixture(scope="module", params=RENDERERS)
+def one_page(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
+    """One page that all graphs are opened in, in either renderer."""
+    with page(host, request.param) as found:
+        yield found
+
+
 @pytest.mark.parametrize("number", range(len(GRAPHS)), ids=lambda number: GRAPHS[number].stem)
-def test_graph_opens_readable_with_its_training_in_view(opened: Page, number: int) -> None:
-    graph = graph_of(number)
+def test_graph_opens_readable_with_its_training_in_view(one_page: Page, number: int) -> None:
+    opened, graph = one_page, graph_of(number)
     for width, height in SCREENS:
         opened.tab.set_viewport_size({"width": width, "height": height})
         opened.load(graph)
@@ -244,6 +251,7 @@ def test_graph_opens_readable_with_its_training_in_view(opened: Page, number: in
         assert bottom <= height
     keep(opened, f"graph {GRAPHS[number].stem}", ["dark"], SCREENS[1:])
     assert not opened.run(OVERLAPS), "nodes as tall as what is in them"
+    assert opened.complaints == []
 
 
 # Where the group with the (first) training node is on the screen.
