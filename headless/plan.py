@@ -84,7 +84,8 @@ def _counted(number: int, what: str) -> str:
 def _memory(run: Run) -> tuple[StepMemory | None, list[str]]:
     """What the largest step will hold, in a line each; the first is None where nobody can tell."""
     from ..nodes.host.memory import LESS_MEMORY, device
-    from ..nodes.host.runs.plan import NoPlanError, free_bytes, plan_memory
+    from ..nodes.host.runs.plan import free_bytes, plan_memory
+    from ..trainers.models.fitting import NoPlanError
 
     if run.sockets.without_base:
         return None, []
@@ -108,7 +109,7 @@ def _memory(run: Run) -> tuple[StepMemory | None, list[str]]:
     lines += [f"    {name:30} {size / GB:8.2f}" for name, size in rows.items()]
     if memory.shared:
         lines[1] += f", of which {memory.shared / GB:.2f} are there already"
-    free, needed = free_bytes(), memory.peak - memory.shared
+    free, needed = free_bytes(), memory.needed
     lines.append(f"    {'free now':30} {free / GB:8.2f}; drivers and libraries take some of it too")
     if needed > free:
         lines.append(f"    That is more than is free. {LESS_MEMORY}")

@@ -370,7 +370,7 @@ async def steps(request: web.Request) -> web.Response:
 class Probes(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .calls import Called
-        from .faults import Disk, Previewed
+        from .faults import Disk, Free, Previewed
         from .gradients import Gradients, Step
         from .odd_models import OfClass
         from .plans import Plans
@@ -384,7 +384,7 @@ class Probes(ComfyExtension):
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
-            *(Sharing, Streamed, Room, Same, Previewed, Disk, Lora, Stack, Tamper, Tiny),
+            *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
             *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed),
         ]
 

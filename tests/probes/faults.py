@@ -7,6 +7,7 @@ import shutil
 import types
 from typing import Any
 
+import comfy.model_management
 import folder_paths
 import safetensors.torch
 import torch
@@ -56,4 +57,22 @@ class Disk(io.ComfyNode):
             disk_usage=lambda path: types.SimpleNamespace(free=free_bytes)
         )
         pack("nodes.host.runs.training").shutil = faked if free_bytes else shutil
+        return shown({})
+
+
+class Free(io.ComfyNode):
+    """From now on, the host says that its device has so much free; 0 is what there is."""
+
+    really = staticmethod(comfy.model_management.get_free_memory)
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeFree", io.Int.Input("free_bytes"))
+
+    @classmethod
+    def execute(cls, free_bytes: int) -> io.NodeOutput:
+        def said(device: Any = None, torch_free_too: bool = False) -> Any:
+            return (free_bytes, free_bytes) if torch_free_too else free_bytes
+
+        comfy.model_management.get_free_memory = said if free_bytes else cls.really
         return shown({})

@@ -63,6 +63,11 @@ class StepMemory:
     def peak(self) -> int:
         return self.frozen + self.trained + self.gradients + self.states + self.activations
 
+    @property
+    def needed(self) -> int:
+        """What of it has to be free."""
+        return self.peak - self.shared
+
 
 class Trains(Protocol):
     """A training under way."""

@@ -9,8 +9,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import comfy.model_management
 import torch
@@ -24,6 +25,7 @@ from ....trainers.data.examples import Examples, size_of
 from ....trainers.data.validation import held_out_places
 from ....trainers.errors import PersonalizeError
 from ....trainers.loop import Training, make_job, with_teacher
+from ....trainers.models.fitting import NoPlanError
 from ....trainers.models.memory import Alive, Kind, Pretence, StepMemory, step_memory
 from ....trainers.objective.prompts import caption_prompts
 from ....trainers.settings.run import RunConfig
@@ -51,19 +53,43 @@ NOT_PRETENDED = (
 )  # fmt: skip
 
 
-class NoPlanError(Exception):
-    """A step cannot be pretended; the text says why, in one line."""
+class Shown(NamedTuple):
+    """Pictures of one size that a step is shown.
+
+    Attributes:
+        picture: whose size is theirs.
+        texts: the longest of their captions, the longest first.
+    """
+
+    picture: Picture
+    texts: tuple[str, ...]
+    number: int
 
 
-def plan_memory(run: Run) -> StepMemory:
+class Largest(NamedTuple):
+    """What the heaviest step of a run is shown: as many class images, if there are any."""
+
+    instances: Shown
+    classes: Shown | None
+
+    def pixels(self, least: int = 0) -> int:
+        """Of all that the denoiser is shown at once, where each picture counts `least` or more."""
+        shown = (one for one in self if one is not None)
+        return sum(max(_weight(one.picture), least) * one.number for one in shown)
+
+
+def plan_memory(run: Run, largest: Largest | None = None) -> StepMemory:
     """What the heaviest step of a run will hold on the host's device.
+
+    Args:
+        largest: what that is shown, if it is not what the run's own is.
 
     Raises:
         NoPlanError: it cannot be told.
         PersonalizeError: what the training itself would refuse.
     """
     try:
-        return _planned(run)
+        return _planned(run, largest or largest_step(run))
     except PersonalizeError:
         raise
     except NOT_PRETENDED as error:
@@ -76,12 +102,38 @@ def free_bytes() -> int:
     return int(comfy.model_management.get_free_memory(device()))
 
 
-def _planned(run: Run) -> StepMemory:
+def largest_step(run: Run) -> Largest:
+    """The instance images of the largest batch, with the longest captions; and class images."""
+    sockets, config = run.sockets, run.config
+    pictures, seed = sockets.dataset.pictures, config.training.seed
+    away = held_out_places(len(pictures), config.validation.held_out, seed)
+    trained = [one for place, one in enumerate(pictures) if place not in away]
+    plan = BatchPlan(
+        tuple(one.bucket_px for one in trained), tuple(one.repeats for one in trained),
+        config.training.batch_size, seed,
+    )  # fmt: skip
+    batch = plan.heaviest_batch([_weight(one) for one in trained])
+    told = caption_prompts((one.caption for one in trained), config.objective, seed)
+    texts = [text for several in told.values() for text in several]
+    instances = Shown(trained[batch[0]], _longest(texts, len(batch)), len(batch))
+    if sockets.class_dataset is None:
+        return Largest(instances, None)
+    others = sockets.class_dataset.pictures
+    texts = [one_line(one.caption) for one in others]
+    classes = Shown(max(others, key=_weight), _longest(texts, len(batch)), len(batch))
+    return Largest(instances, classes)
+
+
+def _longest(texts: list[str], number: int) -> tuple[str, ...]:
+    return tuple(sorted(dict.fromkeys(texts), key=len, reverse=True)[:number])
+
+
+def _planned(run: Run, largest: Largest) -> StepMemory:
     pretence = Pretence(device())
     with torch.inference_mode(False), torch.enable_grad(), training_mode():
         bare = _Bare(run, pretence)
         with pretence.watched(), torch.no_grad():
-            examples = bare.heaviest()
+            examples = bare.examples(largest)
             encoded = None if run.config.own.trains_text else bare.encoded(examples)
         with pretence.watched() as alive:
             bare.leave_out(alive)
@@ -120,28 +172,11 @@ class _Bare:
                 for tensor in inner_tensors(weight):
                     alive.count(tensor, Kind.BEFORE)
 
-    def heaviest(self) -> Examples:
-        """The instance images of the largest batch, with the longest captions; and as many class
-        images, if there are any.
-        """
-        sockets, config = self._run.sockets, self._run.config
-        pictures, seed = sockets.dataset.pictures, config.training.seed
-        away = held_out_places(len(pictures), config.validation.held_out, seed)
-        trained = [one for place, one in enumerate(pictures) if place not in away]
-        plan = BatchPlan(
-            tuple(one.bucket_px for one in trained), tuple(one.repeats for one in trained),
-            config.training.batch_size, seed,
-        )  # fmt: skip
-        batch = plan.heaviest_batch([_weight(one) for one in trained])
-        told = caption_prompts((one.caption for one in trained), config.objective, seed)
-        texts = [text for several in told.values() for text in several]
-        examples = self._alike(trained[batch[0]], texts, len(batch))
-        if sockets.class_dataset is None:
-            return examples
-        others = sockets.class_dataset.pictures
-        texts = [one_line(one.caption) for one in others]
-        images = self._alike(max(others, key=_weight), texts, len(batch))
-        return examples.with_class_images(images)
+    def examples(self, largest: Largest) -> Examples:
+        """What a step is shown, without numbers."""
+        instances, classes = largest
+        made = self._alike(*instances)
+        return made if classes is None else made.with_class_images(self._alike(*classes))
 
     def encoded(self, examples: Examples) -> Mapping[Prompt, Text]:
         """What any prompt becomes: what the longest one does."""
@@ -155,15 +190,15 @@ class _Bare:
 
     def job(self, examples: Examples, encoded: Mapping[Prompt, Text] | None) -> Job:
         """The run's own job on these; all its batches are alike."""
-        config = _of_two_steps(self._run.config, examples.num_instances)
+        config = of_two_steps(self._run.config, examples.num_instances)
         denoiser, text = placements(config)
         placed = text if encoded is None else None
         parts = parts_of(self._model, self._clip, self._run.architecture, denoiser, placed)
         job = _of_different_prompts(make_job(parts, examples, encoded, config))
         return with_teacher(job) if config.objective.uses_teacher else job
 
-    def _alike(self, picture: Picture, texts: Sequence[str], number: int) -> Examples:
-        """So many pictures of the same size, with the longest of `texts`."""
+    def _alike(self, picture: Picture, texts: tuple[str, ...], number: int) -> Examples:
+        """So many pictures of the same size, with these captions."""
         width, height = picture.bucket_px
         latents = scaler_of(self._model)(self._latents(height, width))[0].float().cpu()
         controls = {}
@@ -172,8 +207,7 @@ class _Bare:
             kept = tuple(self._latents(*size).float().cpu() for size in sizes)
             shown = Controls(kept, lambda: tuple(torch.zeros(1, *size, 3) for size in sizes))
             controls = dict.fromkeys(range(number), shown)
-        longest = sorted(dict.fromkeys(texts), key=len, reverse=True)[:number]
-        captions = tuple(longest[place % len(longest)] for place in range(number))
+        captions = tuple(texts[place % len(texts)] for place in range(number))
         sizes_px = (size_of(picture),) * number
         return Examples(
             (latents,) * number, (None,) * number, captions, sizes_px, (1,) * number,
@@ -186,13 +220,15 @@ class _Bare:
         return latents
 
 
-def _of_two_steps(config: RunConfig, num_instances: int) -> RunConfig:
+def of_two_steps(config: RunConfig, num_instances: int) -> RunConfig:
+    """The same with as few steps as hold as much."""
     training = dataclasses.replace(
         config.training,
         steps=2,
         epochs=0,
         batch_size=num_instances,
         gradient_accumulation=min(config.training.gradient_accumulation, MOST_PASSES),
+        compile=False,  # it would compile on fake tensors; what it saves is not counted
     )
     objective = dataclasses.replace(
         config.objective, prior_samples=min(config.objective.prior_samples, 1)

@@ -32,6 +32,7 @@ class Reporter:
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
         self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
         self._last_shown = -SHOWN_SECONDS
+        self._note = ""
 
     @property
     def base_file(self) -> str:
@@ -41,11 +42,18 @@ class Reporter:
     def status(self, text: str) -> None:
         """Show `text` in the node's body, while there is still something to cancel."""
         check_interrupt()
-        self.say(text)
+        self._show(text)
 
     def say(self, text: str) -> None:
         """Show `text` in the node's body."""
         PAGES.say(self.node, text)
+
+    def note(self, text: str) -> None:
+        """Show `text` below all that is shown while the run is at work, from now on."""
+        self._note = text
+
+    def _show(self, text: str) -> None:
+        self.say(f"{text}\n{self._note}" if self._note else text)
 
     def pictures(self, done: int, total: int) -> None:
         self._count("encoding pictures", done, total)
@@ -59,7 +67,7 @@ class Reporter:
     def _count(self, what: str, done: int, total: int) -> None:
         check_interrupt()
         if self._is_due(done == total):
-            self.say(f"{what} {done}/{total}")
+            self._show(f"{what} {done}/{total}")
 
     def step(self, progress: Progress) -> None:
         self._losses.append(progress.loss)
@@ -68,7 +76,7 @@ class Reporter:
             if self._bar is None:
                 self._bar = comfy.utils.ProgressBar(progress.num_steps)
             self._bar.update_absolute(progress.step, progress.num_steps)
-            self.say(self._line(progress))
+            self._show(self._line(progress))
 
     def _is_due(self, last: bool) -> bool:
         """Whether there is something to show now, which is then taken as shown."""

@@ -50,6 +50,7 @@ from ..models.training_mode import uninterrupted
 from ..models.vae import encoder_of, scaler_of
 from ..models.weights import changed_weights, weights_bytes
 from .base import GraphNode
+from .fitting import fitted
 from .inputs import Sockets
 from .pages import PAGES
 from .previews import Previews
@@ -103,7 +104,7 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
             try:
                 with training_session(), PAGES.watching(node, run.folder.path.name):
                     with run.processes.sharing_out():
-                        return _train(run)
+                        return _train(fitted(run))
             except BaseException as error:  # Cancel, which is none of Exception's children
                 _say_why(run, error)
                 with contextlib.suppress(SaveError):

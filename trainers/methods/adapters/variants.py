@@ -49,12 +49,14 @@ def inject(
     if lora.variant == "oft":
         turn_outputs(module, layers, lora.rank)
     else:
-        _start(module, layers, lora, seed)
+        _start(module, layers, lora, seed, device)
     if lora.adapter_weights == "bf16":
         _hold_in_bf16(module, lora)
 
 
-def _start(module: nn.Module, layers: list[str], lora: LoraConfig, seed: int) -> None:
+def _start(
+    module: nn.Module, layers: list[str], lora: LoraConfig, seed: int, device: torch.device
+) -> None:
     """All kinds that peft has, in fp32."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)  # all that starts at random is drawn on the CPU
