@@ -177,12 +177,17 @@ def pytest_report_header() -> str:
     return "with " + ", ".join(f"{name} {metadata.version(name)}" for name in names)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what needs a host, so that ``-m "not host"`` is quick; those run last."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Marks what needs a host, so that ``-m "not host"`` is quick.
+
+    Those run last: what is quick fails first. Of several processes each takes the next file when
+    it has none left, so there they run first: small files fill what is left of the time.
+    """
     hosts = {"host", "old_host", "fp32_host", "new_host"}
     for item in items:
         parameters = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
         asked = {*getattr(item, "fixturenames", ()), *(p for p in parameters if type(p) is str)}
         if hosts & asked:
             item.add_marker(pytest.mark.host)
-    items.sort(key=lambda item: item.get_closest_marker("host") is not None)
+    is_one_of_several = hasattr(config, "workerinput")
+    items.sort(key=lambda item: (item.get_closest_marker("host") is None) == is_one_of_several)

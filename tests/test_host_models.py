@@ -35,6 +35,7 @@ COMPLAINTS = (
     "lora key not loaded", "NOT LOADED", "clip missing", "unet missing", "unet unexpected",
     "left over keys",
 )  # fmt: skip
+WITH_GRADIENTS = [SD15, SD2, SDXL, SSD1B, KOALA, *TRANSFORMERS, *EDITS]
 every_row = pytest.mark.parametrize("row", ROWS, ids=str)
 files_and_edits_too = pytest.mark.parametrize(
     "row", [*ROWS, pytest.param(SD2_FILE, marks=pytest.mark.large), *EDITS], ids=str
@@ -128,16 +129,37 @@ def test_files_sample_as_the_sockets(request: pytest.FixtureRequest, place: str,
     assert [words for words in COMPLAINTS if words in said] == []
 
 
+PROBED: dict[tuple[str, str], dict[str, dict[str, Any]]] = {}
+
+
+def probed(host: Host, place: str, row: Row) -> dict[str, dict[str, Any]]:
+    """What each probe of twins measured: all in one prompt, since models take long to make."""
+    if (place, row.name) in PROBED:
+        return PROBED[place, row.name]
+    graph = Graph()
+    model, clip, _ = base = row.load(host, graph)
+    said, shown = row.encode(host, graph, base, clip, PROMPT), row.shown(host, graph, base)
+    parts = {"model": model, "clip": clip}
+    graph.add("ProbePrediction", conditioning=said, text=PROMPT, **parts, **shown)
+    graph.add("ProbeSharing", **parts)
+    if place == "host" and row in WITH_GRADIENTS:
+        graph.add("ProbeGradients", text=PROMPT, **parts, **shown)
+        if row.encoder is None:
+            graph.add("ProbeRouted", text=PROMPT, **parts)
+    if place == "host" and row in ROWS:
+        graph.add("ProbeStep", text=PROMPT, **parts)
+    outputs = host.run(graph)["outputs"].items()
+    measured = {
+        graph[node]["class_type"]: json.loads(o["found"][0]) for node, o in outputs if "found" in o
+    }
+    return PROBED.setdefault((place, row.name), measured)
+
+
 @each_host
 @files_and_edits_too
 def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, row: Row) -> None:
-    host, graph = hosts_of(place, row, request)[0], Graph()
-    model, clip, _ = base = row.load(host, graph)
-    said = row.encode(host, graph, base, clip, PROMPT)
-    shown = row.shown(host, graph, base)
-    graph.add("ProbePrediction", model=model, clip=clip, conditioning=said, text=PROMPT, **shown)
-    graph.add("ProbeSharing", model=model, clip=clip)
-    measured = found(host.run(graph))
+    told = probed(hosts_of(place, row, request)[0], place, row)
+    measured = {**told["ProbePrediction"], **told["ProbeSharing"]}
     assert measured.pop("prediction") < 1e-5
     assert measured.pop("text") < 1e-5
     assert measured.pop("frozen text") < 1e-5
@@ -150,19 +172,16 @@ def test_twins_compute_as_the_host(request: pytest.FixtureRequest, place: str, r
         assert shared == (total if on_the_cpu() else 0)
 
 
-@pytest.mark.parametrize("row", [SD15, SD2, SDXL, SSD1B, KOALA, *TRANSFORMERS, *EDITS], ids=str)
+@pytest.mark.parametrize("row", WITH_GRADIENTS, ids=str)
 def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
-    graph = Graph()
-    model, clip, _ = base = row.load(host, graph)
-    graph.add("ProbeGradients", model=model, clip=clip, text=PROMPT, **row.shown(host, graph, base))
-    if row.encoder is None:  # here, since the model is there
-        graph.add("ProbeRouted", model=model, clip=clip, text=PROMPT)
-    measured = found(host.run(graph))
+    told = probed(host, "host", row)
+    measured = told["ProbeGradients"]
     assert measured["difference"] < 5e-5  # sums in another order
     assert measured["numeric"] < 1e-3
     assert measured["without"] == row.unused
     if row.encoder is None:
-        assert_routed(measured, can_be=row in TRANSFORMERS and str(row) not in UNKNOWN_ROUTES)
+        can_be = row in TRANSFORMERS and str(row) not in UNKNOWN_ROUTES
+        assert_routed(told["ProbeRouted"], can_be)
 
 
 # Kinds of transformers whose tokens' way through the blocks is not known.
@@ -192,10 +211,7 @@ def test_tokens_of_other_transformers_skip_blocks(host: Host, name: str) -> None
 
 @every_row
 def test_step_is_that_of_plain_torch(host: Host, row: Row) -> None:
-    graph = Graph()
-    model, clip, _ = row.load(host, graph)
-    graph.add("ProbeStep", model=model, clip=clip, text=PROMPT)
-    measured = found(host.run(graph))
+    measured = probed(host, "host", row)["ProbeStep"]
     assert measured["loss"] < 1e-5
     assert measured["moved"] < 1e-2  # AdamW moves the least gradient as far as any other
 

@@ -39,8 +39,8 @@ from trainers.step import Job
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS = 300  # on a machine that is busy with other work
-STEPS = 10
-HALF = 5
+STEPS = 6
+HALF = 3
 PRIOR = {"prior": "class images", "prior_weight": 0.7}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"gradient_accumulation": 2, "caption_dropout": 0.3, **PRIOR}),
