@@ -30,6 +30,15 @@ OF_FLUX = {
     "lora": ("lora", {"batch_size": 2}),
     "lora, tread, checkpointed": ("lora", {**TREAD, **CHECKPOINTED}),
 }
+QUANTIZED = {
+    "lora": ("lora", {}),
+    "dora, checkpointed": ("lora", {"variant": "dora", **CHECKPOINTED}),
+}
+OF_QUANTIZED = {
+    "int4, rotated": QUANTIZED,
+    "nvfp4, smoothed": {"lora": ("lora", {"train_text_encoder": True})},
+    "": {name: ("lora", {"quantize_base": name}) for name in ("int8", "fp8")},
+}
 TINY_FLUX = transformer("flux", "flux", transformers.FLUX)
 HIDREAM_O1 = transformer("hidream-o1", "generic", transformers.HIDREAM_O1)
 
@@ -59,6 +68,19 @@ def test_plans_are_what_steps_hold(host: Host, row: Row, trainings: Mapping[str,
         assert together == pytest.approx(really, rel=0.05), (name, told)
         assert planned["trained"] == measured["trained"], name
         assert planned["flops"] == measured["flops"], name
+
+
+@pytest.mark.parametrize("held", OF_QUANTIZED)
+def test_plans_of_quantized_models_are_what_steps_hold(host: Host, held: str) -> None:
+    recipe = {**transformers.Z_IMAGE, "held": held, "quantized": bool(held)}
+    row = transformer("z-image", "z_image", recipe)
+    for name, told in plans(host, row, OF_QUANTIZED[held]).items():
+        sizes = ("frozen", "trained", "gradients", "states", "activations")
+        planned, measured = (
+            sum(told[one][size] for size in sizes) for one in ("planned", "measured")
+        )
+        assert planned == pytest.approx(measured, rel=0.05), (name, told)
+        assert told["planned"]["frozen"] == told["measured"]["frozen"], name
 
 
 def test_a_model_that_looks_at_numbers_has_no_plan(host: Host) -> None:
