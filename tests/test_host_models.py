@@ -177,6 +177,7 @@ def test_gradients_are_those_of_the_loss(host: Host, row: Row) -> None:
     told = probed(host, "host", row)
     measured = told["ProbeGradients"]
     assert measured["difference"] < 5e-5  # sums in another order
+    assert measured["streamed"] == 0
     assert measured["numeric"] < 1e-3
     assert measured["without"] == row.unused
     if row.encoder is None:

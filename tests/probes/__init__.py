@@ -380,12 +380,12 @@ class Probes(ComfyExtension):
         from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
         from .tiny_models import Tiny
-        from .weights import Room, Saved, Sharing, Streamed
+        from .weights import Alive, Room, Saved, Sharing, Streamed
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed),
+            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive),
         ]
 
 

@@ -31,7 +31,8 @@ STEP = 5e-5  # of the numeric derivative, in the mean change of a parameter
 class Gradients(io.ComfyNode):
     """A step's gradients in the trainer's twins, with gradient checkpointing and without.
 
-    Also a numeric derivative along a random direction, and how many tensors have no gradient.
+    And with weights in RAM, where nobody sees them. Also a numeric derivative along a random
+    direction, and how many tensors have no gradient.
     """
 
     @classmethod
@@ -50,9 +51,11 @@ class Gradients(io.ComfyNode):
     ) -> io.NodeOutput:
         said = text, controls_of(image, vae)
         again, _ = gradients(model, clip, said, checkpointed=True)
+        streamed, _ = gradients(model, clip, said, checkpointed=True, in_ram=True)
         plain, numeric = gradients(model, clip, said, checkpointed=False)
         return shown({
             "difference": furthest(again, plain),
+            "streamed": sum(not torch.equal(streamed[name], grad) for name, grad in again.items()),
             "numeric": numeric,
             "without": sum(int(grad.norm() == 0) for grad in plain.values()),
             "trained": len(plain),
@@ -70,7 +73,12 @@ def furthest(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
 
 
 def gradients(
-    model: Any, clip: Any, text: tuple[str, Any], checkpointed: bool, ratio: float = 0.0
+    model: Any,
+    clip: Any,
+    text: tuple[str, Any],
+    checkpointed: bool,
+    ratio: float = 0.0,
+    in_ram: bool = False,
 ) -> tuple[dict[str, torch.Tensor], float | None]:
     """Gradients of a LoRA everywhere by name; how far they are from the numeric derivative.
 
@@ -78,6 +86,7 @@ def gradients(
 
     Args:
         text: and its control images, if it has any.
+        in_ram: whether weights of blocks wait in RAM.
         ratio: the share of tokens that skip blocks; if it is not 0, text encoders do not train.
     """
     settings = {"rank": 2, "alpha": 2.0, "train_text_encoder": not ratio, "seed": 3}
@@ -90,6 +99,8 @@ def gradients(
         for parameter in trainable.parameters:
             noise = torch.randn(parameter.shape, generator=random).to(parameter.device)
             parameter.add_(0.02 * noise)
+        if in_ram:
+            leave_nothing(parts)
         for module in parts.modules.values():
             checkpointing.guard_adapters(module)
             assert not checkpointed or checkpointing.checkpoint_blocks(module)
@@ -111,6 +122,17 @@ def gradients(
         }
         away = None if checkpointed else _from_numeric(loss, trainable.parameters, random)
     return grads, away
+
+
+def leave_nothing(parts: Any) -> None:
+    """Weights of blocks in RAM; until a block has run once, whoever looks there finds none."""
+    streaming = pack("trainers.models.streaming")
+    streaming.stream_blocks(parts.modules.values(), parts.device, ())
+    for module in parts.modules.values():
+        for layer in module.modules():
+            if found := vars(layer).get(streaming.STREAMED):
+                for weight in found[0].weights:
+                    weight.put(weight.in_ram.to("meta"))
 
 
 def _from_numeric(
