@@ -368,6 +368,12 @@ def test_checkpointing_changes_no_bit_of_a_run() -> None:
     tiny.assert_equal(exported(plain), exported(checkpointed))
 
 
+def test_weights_in_ram_change_no_bit_of_a_run() -> None:
+    streamed, checkpointed = job(weights_in="RAM"), job(gradient_checkpointing=True)
+    assert steps(Training(streamed)) == steps(Training(checkpointed))
+    tiny.assert_equal(exported(streamed), exported(checkpointed))
+
+
 def test_shares_of_a_micro_batch_skip_the_same_tokens() -> None:
     made = job()
     pictures = [0, 1]

@@ -31,7 +31,6 @@ from .models.precision import gradient_scaler, lower_scale
 from .models.streaming import stream_blocks
 from .models.tread import make_router
 from .objective.losses import batch_loss
-from .objective.prompts import caption_prompts
 from .objective.timesteps import check_objective
 from .optimizers.factory import clip_gradients, make_optimizer, make_schedule, sum_gradients
 from .optimizers.processes import ALONE, Processes
@@ -50,6 +49,7 @@ from .step import (
     predict,
     private_random_state,
     train_adapters,
+    trained_prompts,
     validation_loss,
 )
 
@@ -128,17 +128,7 @@ def make_job(
         checkpoint_blocks(module, config.checkpointed, config.memory.activations_in == RAM)
     if processes.shard and not config.changes_weights:
         shard(parts.denoiser, processes, [*trainable.parameters, *starts(parts.denoiser)])
-    instances = examples.captions[: examples.num_instances]
-    watched = held_out.captions if held_out is not None else ()
-    seed = config.training.seed
-    varied = caption_prompts([*instances, *watched], config.objective, seed)
-    # Those that train must be able to without those watched.
-    trainable.prompts([text for caption in instances for text in varied[caption]])
-    texts = trainable.prompts([text for texts in varied.values() for text in texts])
-    prompts = {
-        caption: tuple(prompt for text in variants for prompt in texts[text])
-        for caption, variants in varied.items()
-    }
+    prompts = trained_prompts(trainable, examples, held_out, config)
     return Job(parts, trainable, examples, encoded, config, prompts, held_out, processes, router)
 
 

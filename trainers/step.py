@@ -72,6 +72,22 @@ def all_prompts(
     return list(dict.fromkeys(prompts))
 
 
+def trained_prompts(
+    trainable: Trainable, examples: Examples, held_out: Examples | None, config: RunConfig
+) -> dict[str, tuple[str, ...]]:
+    """What trains each caption of the instance images, and of those watched; see Trainable."""
+    instances = examples.captions[: examples.num_instances]
+    watched = held_out.captions if held_out is not None else ()
+    varied = caption_prompts([*instances, *watched], config.objective, config.training.seed)
+    # Those that train must be able to without those watched.
+    trainable.prompts([text for caption in instances for text in varied[caption]])
+    texts = trainable.prompts([text for texts in varied.values() for text in texts])
+    return {
+        caption: tuple(prompt for text in variants for prompt in texts[text])
+        for caption, variants in varied.items()
+    }
+
+
 def losses_and_weights(
     job: Job, pictures: list[int], step: int, micro: int, share: Share | None = None
 ) -> tuple[Tensor, Tensor]:

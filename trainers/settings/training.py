@@ -124,7 +124,9 @@ class TrainingConfig(Settings):
     tread_selection_ratio: float = setting(
         0.0,
         "For transformers: the share of a picture's tokens that skip the middle blocks in each "
-        "step (TREAD), which takes less time and memory; 0.5 is its paper's. 0 is off.",
+        "step (TREAD). At 0.5, its paper's, a step of a large model is about 0.6 of the work. Made "
+        "for training from nothing: in our small test a LoRA learned a little less with it. 0 is "
+        "off.",
         min=0.0, max=0.9, step=0.05, source="P arXiv 2501.04765", before=0.0,
     )  # fmt: skip
 
