@@ -24,6 +24,8 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     ("lora", {"weights_in": "RAM", "train_text_encoder": True, "activations_in": "RAM"}),
     ("lora", {"train_text_encoder": True, "optimizer": "prodigy"}),
     ("lora", {"initialization": "pissa", "gradient_accumulation": 2}),
+    ("lora", {"adapter_weights": "bf16"}),
+    ("lora", {"optimizer": "muon"}),
     ("dreambooth", {}),
     ("dreambooth", {"ema_decay": 0.9, **CHECKPOINTED}),
     ("dreambooth", {"ema_decay": 0.9, "ema_on_cpu": True, "ema_update_step_interval": 1}),

@@ -40,7 +40,6 @@ from .optimizers.sharded import Part, check_sharding, for_state, optimizer_state
 from .optimizers.states import load_state
 from .settings.memory import RAM
 from .settings.run import RunConfig
-from .settings.training import SCHEDULE_FREE
 from .settings.validation import BEST
 from .step import (
     Job,
@@ -140,14 +139,9 @@ def with_teacher(job: Job, report: Callable[[int, int], None] = lambda done, tot
     """
     with evaluating(job):  # without dropout, an adapter has changed nothing yet
         examples = teach(
-            functools.partial(predict, job),
-            job.parts.objective,
-            job.examples,
-            job.config.objective,
-            job.config.training.seed,
-            report,
-            job.processes,
-        )
+            functools.partial(predict, job), job.parts.objective, job.examples,
+            job.config.objective, job.config.training.seed, report, job.processes,
+        )  # fmt: skip
     return dataclasses.replace(job, examples=examples)
 
 
@@ -173,8 +167,7 @@ class Training:
         self._optimizer = make_optimizer(
             trainable.param_groups, training, trainable.fused_backward, processes
         )
-        if training.optimizer in SCHEDULE_FREE:
-            hand_out_average(trainable, self._optimizer)
+        hand_out_average(trainable, self._optimizer)
         self._schedule = make_schedule(self._optimizer, training, self.total)
         dtype = trainable.autocast or job.parts.dtype
         self._scaler = gradient_scaler(dtype, job.parts.device)

@@ -20,11 +20,9 @@ from ..contracts import Trainable
 
 
 def hand_out_average(trainable: Trainable, optimizer: Any) -> None:
-    """Let what leaves the training be the optimizer's average.
-
-    Args:
-        optimizer: one with train() and eval().
-    """
+    """Let what leaves the training be the optimizer's average, if it has train() and eval()."""
+    if not hasattr(optimizer, "eval"):
+        return
     export, tokens = trainable.export, trainable.tokens
 
     def averaged_export(copy: bool = False) -> dict[str, Tensor]:  # always copies
