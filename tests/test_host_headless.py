@@ -156,9 +156,9 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_bytes(host: Host, tmp_pat
     check_equal(file, tmp_path)
 
 
-def squares(host: Host) -> str:
+def squares(host: Host, name: str = "together") -> str:
     """Three pictures of one shape."""
-    folder = host.base / "input" / "together"
+    folder = host.base / "input" / name
     folder.mkdir(exist_ok=True)
     for number in range(3):
         Image.new("RGB", (64, 64), (40 * number, 90, 160)).save(folder / f"{number}.png")
@@ -168,7 +168,9 @@ def squares(host: Host) -> str:
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
-def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path: Path) -> None:
+def test_two_processes_train_one_run_and_then_one_of_them_hears_a_cancel(
+    host: Host, tmp_path: Path
+) -> None:
     graph = Graph()
     base = graph.load()
     sockets = dict(zip(("model", "clip", "vae"), base, strict=True))
@@ -178,20 +180,41 @@ def test_two_processes_train_one_run_and_one_of_them_writes(host: Host, tmp_path
     settings = {"class_dataset": classes, "batch_size": 2, "seed": 14, "state_every": 2}
     graph.train(*base, dataset, **settings)
     (file,) = trained(host, graph)
-    _, *asked = command(host, file, "--set", "batch_size=1", output=tmp_path)
-    done = subprocess.run(
-        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
-        check=False, timeout=PATIENCE_SECONDS,
+    told = {
+        "method": "lora", "base": {"checkpoint": "thin_sd15.safetensors"}, **SMALL_LORA,
+        "dataset": {
+            "folder": squares(host, "cancelled"), "resolution": 64, "prompt": "a photo of sks dog"
+        },
+        "steps": 1000, "state_every": 5,
+    }  # fmt: skip
+    (tmp_path / "a.json").write_text(json.dumps(told))
+    both = (file, tmp_path / "a.json")
+    _, *asked = command(host, *both, "--set", "batch_size=1", output=tmp_path)
+    process = subprocess.Popen(
+        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
     )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("done: 4 steps in") == 1
-    assert "2 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
-    (made,) = (tmp_path / "personalize" / "class_images").iterdir()
-    theirs = host.base / "output" / "personalize" / "class_images" / made.name
+    until(process, lambda: list(tmp_path.glob("personalize/lora-cancelled-*/state/*.pt")))
+    (cancelled,) = (tmp_path / "personalize").glob("lora-cancelled-*")
+    member(process, "1").send_signal(signal.SIGINT)
+    said, _ = process.communicate(timeout=60)
+    check_that_one_wrote(said, file, tmp_path)
+    assert "another process ended" not in said, said
+    (step,) = re.findall(r"cancelled at step (\d+); run again goes on", said)
+    assert max(int(Path(name).stem) for name in states(cancelled)) == int(step)
+    assert json.loads((cancelled / "run.json").read_text())["status"] == "interrupted"
+
+
+def check_that_one_wrote(said: str, file: Path, output: Path) -> None:
+    """Two processes have come to what the run of this run.json has, and one of them told it."""
+    assert said.count("done: 4 steps in") == 1, said
+    assert "2 process(es) train; an update sees 2 pictures" in said
+    (made,) = (output / "personalize" / "class_images").iterdir()
+    theirs = file.parents[1] / "class_images" / made.name
     assert {p.name: p.read_bytes() for p in made.iterdir()} == {
         p.name: p.read_bytes() for p in theirs.iterdir()
     }
-    (run,) = (tmp_path / "personalize").glob("lora-*")
+    (run,) = (output / "personalize").glob("lora-together-*")
     told = json.loads((run / "run.json").read_text())
     assert (told["status"], told["processes"]) == ("done", 2)
     rows, expected = (
@@ -222,28 +245,6 @@ def test_one_of_two_is_killed_and_the_run_goes_on_in_one(host: Host, tmp_path: P
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"going on from step {newest}" in done.stdout
     assert "1 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
-
-
-def test_cancel_that_one_of_two_hears_ends_both_with_a_state(host: Host, tmp_path: Path) -> None:
-    told = {
-        "method": "lora", "base": {"checkpoint": "thin_sd15.safetensors"}, **SMALL_LORA,
-        "dataset": {"folder": squares(host), "resolution": 64, "prompt": "a photo of sks dog"},
-        "steps": 1000, "state_every": 5,
-    }  # fmt: skip
-    (tmp_path / "a.json").write_text(json.dumps(told))
-    _, *asked = command(host, tmp_path / "a.json", output=tmp_path)
-    process = subprocess.Popen(
-        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    until(process, lambda: list(tmp_path.glob("personalize/*/state/*.pt")))
-    (run,) = (tmp_path / "personalize").glob("lora-*")
-    member(process, "1").send_signal(signal.SIGINT)
-    said, _ = process.communicate(timeout=60)
-    (step,) = re.findall(r"cancelled at step (\d+); run again goes on", said)
-    assert max(int(Path(name).stem) for name in states(run)) == int(step)
-    assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
-    assert "another process ended" not in said, said
 
 
 def exported(host: Host, graph: Graph, **inputs: Any) -> Path:
