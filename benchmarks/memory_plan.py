@@ -202,7 +202,7 @@ def planned(case: Case) -> StepMemory:
     with pretence.watched() as alive:
         job = one_picture(
             module, predictor(module, base, BF16), base.architecture, BF16, told, size_px, config,
-            base.latents_shape(size_px),
+            latents_shape=base.latents_shape(size_px),
         )  # fmt: skip
         trained = job.trainable.parameters
         return step_memory(alive, job.parts.modules.values(), trained, lambda: Training(job))
