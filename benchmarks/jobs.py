@@ -49,12 +49,14 @@ def one_picture(
     config: RunConfig,
     channels: int = 4,
     objective: Objective = OBJECTIVE,
+    latents_shape: tuple[int, ...] = (),
 ) -> Job:
     """The job of training `unet` on one square picture.
 
     Args:
         told: what its caption became.
         channels: of latents.
+        latents_shape: all of them, if it is not (channels, H/8, W/8).
     """
     parts = Parts(
         {DENOISER: unet},
@@ -66,6 +68,7 @@ def one_picture(
         dtype=computes_in,
     )
     size = Size(size_px, size_px, 0, 0, size_px, size_px)
-    latents = torch.randn(channels, size_px // 8, size_px // 8, device="cpu")
+    shape = latents_shape or (channels, size_px // 8, size_px // 8)
+    latents = torch.randn(*shape, device="cpu")
     examples = Examples((latents,), (None,), (CAPTION,), (size,), (1,))
     return make_job(parts, examples, dict.fromkeys((CAPTION, ""), told), config)

@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -43,16 +44,17 @@ def training(host: Host, **settings: Any) -> Graph:
     return graph
 
 
+def listen(said: list[str], event: Event) -> None:
+    """Note what a node's body shows."""
+    if event.kind == "personalize.status":
+        said.append(event.data["text"])
+
+
 def refused(host: Host, **settings: Any) -> str:
     """What a training is told that must not begin."""
     said: list[str] = []
-
-    def on_event(event: Event) -> None:
-        if event.kind == "personalize.status":
-            said.append(event.data["text"])
-
     with pytest.raises(HostError) as failed:
-        host.follow(training(host, **settings), on_event)
+        host.follow(training(host, **settings), partial(listen, said))
     assert failed.value.kind.endswith("UnavailableError")
     assert "planning memory" in said
     assert not [text for text in said if text.startswith("encoding")]
@@ -90,7 +92,9 @@ def test_auto_checkpoints_where_that_fits(host: Host) -> None:
         text = refused(host, seed=411, **PLAIN)
     with free(host, 0.95 * needed(text)):
         log_from = len(host.log())
-        host.run(training(host, seed=411))
+        said: list[str] = []
+        host.follow(training(host, seed=411), partial(listen, said))
+        assert any(re.match(r"encoding .*\nneeds .* GB free", text) for text in said), said
         log = host.log()[log_from:]
         assert re.search(
             r"needs [\d.e-]+ of [\d.e-]+ GB free, with checkpointing '(half|all)'", log
