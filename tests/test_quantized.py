@@ -19,6 +19,7 @@ from trainers.models.quantized import (
     StoredLinear,
     as_it_is,
 )
+from trainers.models.streaming import in_ram, stream_blocks
 from trainers.settings.methods.lora import LoraConfig
 
 WIDTH, DEPTH = 48, 6
@@ -146,7 +147,7 @@ def adapted(layer: nn.Module, told: dict[str, Any]) -> nn.Module:
     """A model of one layer with an adapter that is filled."""
     module = nn.Sequential(nn.Sequential(layer))
     module.register_parameter("other", nn.Parameter(torch.zeros(1), requires_grad=False))
-    inject(module, ["0.0"], LoraConfig(rank=4, alpha=4.0, **told), seed=3)
+    inject(module, ["0.0"], LoraConfig(rank=4, alpha=4.0, **told), 3, torch.device("cpu"))
     with torch.no_grad():
         for number, parameter in enumerate(p for p in module.parameters() if p.requires_grad):
             parameter.add_(0.1 * drawn(*parameter.shape, seed=number))
@@ -215,10 +216,28 @@ def test_one_weight_at_a_time_is_there(checkpointed: bool) -> None:
     alive = Alive()
     module = Model([linear(seed, watch=alive.watch)[0] for seed in range(DEPTH)])
     names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
-    inject(module, names, LoraConfig(rank=4), seed=3)
+    inject(module, names, LoraConfig(rank=4), 3, torch.device("cpu"))
     if checkpointed:
         assert checkpoint_blocks(module) == DEPTH // 2
     alive.made = alive.most = 0
     gradients(module, drawn(2, 5, WIDTH))
     assert (alive.most, alive.now) == (1, 0)
     assert alive.made == DEPTH * (3 if checkpointed else 2)
+
+
+def test_codes_that_wait_in_ram_come_with_their_block() -> None:
+    found = []
+    for streamed in (False, True):
+        torch.manual_seed(0)  # of biases
+        module = Model([linear(seed)[0] for seed in range(DEPTH)])
+        names = [name for name, layer in module.named_modules() if isinstance(layer, nn.Linear)]
+        cpu = torch.device("cpu")
+        inject(module, names, LoraConfig(rank=4), 3, cpu)
+        if streamed:
+            stream_blocks([module], cpu, [p for p in module.parameters() if p.requires_grad])
+            waiting, _ = in_ram(module)
+            assert {torch.int8, torch.float32} == {tensor.dtype for tensor in waiting}
+            assert len(waiting) == 3 * DEPTH  # codes, scales and biases
+        checkpoint_blocks(module)
+        found.append(gradients(module, drawn(2, 5, WIDTH)))
+    assert all(map(torch.equal, *found))
