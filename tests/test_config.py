@@ -222,3 +222,32 @@ def test_run_config_lists_the_problems_of_all_groups() -> None:
     assert [problem.split()[0] for problem in raised.value.problems] == [
         "steps", "noise_offset", "rank",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "says"),
+    [
+        ("lora", {"weights_in": "RAM", "checkpointing": "none"}, "needs every block computed"),
+        ("lora", {"weights_in": "RAM", "checkpointing": "half"}, "needs every block computed"),
+        ("lora", {"activations_in": "RAM", "checkpointing": "none"}, "keeps what blocks compute"),
+        ("lora", {"activations_in": "RAM"}, "but no block is checkpointed"),
+        ("lora", {"checkpointing": "none", "gradient_checkpointing": True}, "checkpointing is on"),
+        ("dreambooth", {"weights_in": "RAM"}, "DreamBooth trains all weights"),
+    ],
+)
+def test_memory_settings_that_contradict(method: str, settings: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingsError, match=says):
+        run.run_config(method, settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "which"),
+    [
+        ({}, "none"),
+        ({"gradient_checkpointing": True}, "all"),
+        ({"weights_in": "RAM"}, "all"),
+        ({"checkpointing": "half", "gradient_checkpointing": True}, "half"),
+    ],
+)
+def test_which_blocks_are_checkpointed(settings: dict[str, Any], which: str) -> None:
+    assert run.run_config("lora", settings).checkpointed == which

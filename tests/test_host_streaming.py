@@ -10,12 +10,12 @@ from safetensors.torch import load_file
 
 from tests import tiny
 from tests.conftest import on_a_cpu
+from tests.events import Event
 from tests.graphs import Graph
-from tests.host import Host
+from tests.host import Host, HostError
 from tests.test_host_models import found
 from tests.test_host_previews import with_previews
-from tests.test_host_runs import cancel_midway
-from tests.test_host_store import STEPS, follow, run_folders, training
+from tests.test_host_store import STEPS, run_folders, training
 
 IN_RAM = {"weights_in": "RAM", "activations_in": "RAM"}
 ANEW = {"if_run_exists": "start anew", "checkpointing": "all"}
@@ -62,10 +62,19 @@ def test_the_same_is_learned_and_previewed(
 @on_a_cpu
 def test_a_cancelled_run_goes_on_and_leaves_nothing(host: Host) -> None:
     before, same = run_folders(host), {"seed": 81}
-    cancel_midway(host, training(host, **same, **IN_RAM)[0])
+    graph, said = training(host, **same, **IN_RAM)[0], []
+
+    def see(event: Event) -> None:
+        if event.kind == "personalize.status":
+            said.append(event.data["text"])
+        if event.kind == "progress" and event.data["value"] >= 4:  # of more than pictures
+            host.interrupt()
+
+    with pytest.raises(HostError):
+        host.follow(graph, see)
+    assert said[-1].endswith("run again goes on")
     assert alive(host) == {"buffers": 0}
-    graph, sockets = training(host, **same, **IN_RAM)
-    assert follow(host, graph, sockets[0][0])[0] > 2
+    host.run(graph)
     assert alive(host) == {"buffers": 0}
     (run,) = run_folders(host) - before
     ours = kept(run, STEPS)[0]

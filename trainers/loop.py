@@ -25,10 +25,8 @@ from .data.validation import check_watched
 from .errors import NonFiniteLossError, ProcessesError
 from .methods import METHODS
 from .methods.adapters.pissa import starts
-from .models.checkpointing import checkpoint_blocks, guard_adapters
 from .models.deterministic import deterministic
 from .models.precision import gradient_scaler, lower_scale
-from .models.streaming import stream_blocks
 from .models.tread import make_router
 from .objective.losses import batch_loss
 from .objective.timesteps import check_objective
@@ -38,16 +36,15 @@ from .optimizers.rates import rate_in_use
 from .optimizers.schedule_free import hand_out_average
 from .optimizers.sharded import Part, check_sharding, for_state, optimizer_state, part_of, shard
 from .optimizers.states import load_state
-from .settings.memory import RAM
 from .settings.run import RunConfig
 from .settings.validation import BEST
 from .step import (
     Job,
     evaluating,
     losses_and_weights,
+    make_ready,
     predict,
     private_random_state,
-    train_adapters,
     trained_prompts,
     validation_loss,
 )
@@ -117,14 +114,7 @@ def make_job(
     if processes.shard and config.changes_weights:
         shard(parts.denoiser, processes)
     trainable = METHODS[config.method](parts, config)
-    if config.memory.weights_in == RAM:
-        modules = parts.modules.values()
-        kept = [start for module in modules for start in starts(module)]
-        stream_blocks(modules, parts.device, kept)
-    for module in parts.modules.values():
-        train_adapters(module)
-        guard_adapters(module)
-        checkpoint_blocks(module, config.checkpointed, config.memory.activations_in == RAM)
+    make_ready(parts, config)
     if processes.shard and not config.changes_weights:
         shard(parts.denoiser, processes, [*trainable.parameters, *starts(parts.denoiser)])
     prompts = trained_prompts(trainable, examples, held_out, config)

@@ -17,13 +17,17 @@ from .data.batches import Share, by_shape
 from .data.examples import Examples, Shown, stack_masks
 from .data.prior import put_teacher_samples
 from .data.validation import NUM_TIMESTEPS, held_out_samples
+from .methods.adapters.pissa import starts
 from .models.architectures import Architecture
+from .models.checkpointing import checkpoint_blocks, guard_adapters
+from .models.streaming import stream_blocks
 from .models.tread import Router
 from .objective.losses import sample_losses
 from .objective.noise import draw_noise, generator_for, sent
 from .objective.prompts import caption_prompts
 from .objective.timesteps import draw_timesteps, even_timesteps
 from .optimizers.processes import ALONE, Processes
+from .settings.memory import RAM
 from .settings.objective import ObjectiveConfig
 from .settings.run import RunConfig
 
@@ -222,6 +226,18 @@ def evaluating(job: Job) -> Iterator[None]:
     finally:
         for part in dropping:
             part.train()
+
+
+def make_ready(parts: Parts, config: RunConfig) -> None:
+    """Let modules in which a method has put what it trains compute as a training does; in place."""
+    modules, memory = parts.modules.values(), config.memory
+    if memory.weights_in == RAM:
+        kept = [start for module in modules for start in starts(module)]
+        stream_blocks(modules, parts.device, kept)
+    for module in modules:
+        train_adapters(module)
+        guard_adapters(module)
+        checkpoint_blocks(module, config.checkpointed, memory.activations_in == RAM)
 
 
 def train_adapters(module: nn.Module) -> None:
