@@ -128,7 +128,7 @@ def test_checkpointed_blocks_have_the_same_bits(settings: dict[str, Any]) -> Non
         torch.manual_seed(0)
         stack = Stack().bfloat16().requires_grad_(False)
         layers = [name for name, layer in stack.named_modules() if hasattr(layer, "weight")]
-        inject(stack, layers, LoraConfig(**{"rank": 4, **settings}), seed=1)
+        inject(stack, layers, LoraConfig(**{"rank": 4, **settings}), 1, torch.device("cpu"))
         narrow.compute_narrow(stack, ADAPTER, torch.bfloat16)
         if checkpointed:
             assert checkpoint_blocks(stack) == 3

@@ -154,6 +154,8 @@ def guard_adapters(module: nn.Module) -> None:
 
 def _own_changed(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
     x = args[0] if args else None
-    if not (isinstance(x, Tensor) and torch.is_grad_enabled() and x._version):
+    if not (isinstance(x, Tensor) and torch.is_grad_enabled()):
+        return None
+    if not torch.compiler.is_compiling() and not x._version:  # a compiler cannot tell beforehand
         return None
     return (x.clone(), *args[1:])

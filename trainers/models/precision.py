@@ -1,9 +1,10 @@
 """In which dtype a model computes.
 
 Frozen weights and activations are in the compute dtype, so no autocast is needed: each layer
-computes in the dtype of its weights. Adapters and embeddings are fp32 always. There are two
-exceptions: where all the weights of a model are trained in fp32, autocast narrows them for each
-layer; where fp32 is computed on weights in fp16 or bf16, models.recast widens them.
+computes in the dtype of its weights. Adapters and embeddings are kept in fp32; most adapters
+compute in their base's dtype all the same (methods/adapters/narrow.py). There are two exceptions:
+where all the weights of a model are trained in fp32, autocast narrows them for each layer; where
+fp32 is computed on weights in fp16 or bf16, models.recast widens them.
 """
 
 from __future__ import annotations

@@ -53,6 +53,11 @@ def check_sharding(config: RunConfig) -> None:
             "weights_in to auto or device, or leave --shard out: then each process has all weights "
             "in RAM."
         )
+    if config.training.compile:
+        raise UnavailableError(
+            "--shard cannot be used with compile, since a block's weights come and go.\nTurn "
+            "compile off, or leave --shard out."
+        )
     if not config.changes_weights:
         return
     own, optimizer = config.own, config.training.optimizer

@@ -154,6 +154,11 @@ class RunConfig:
                 "activations_in is 'RAM', but no block is checkpointed; allowed: device, or "
                 "checkpointing half or all"
             )
+        if training.compile and memory.weights_in == RAM:
+            found.append(
+                "compile is on, but weights_in is 'RAM', whose blocks have other weights each time "
+                "they run; allowed: compile off, or weights_in auto or device"
+            )
         if self.changes_weights and memory.weights_in == RAM:
             found.append(
                 "weights_in is 'RAM', but DreamBooth trains all weights, which must be on the "

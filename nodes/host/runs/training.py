@@ -25,6 +25,7 @@ from ....trainers.data.validation import held_out_places, split
 from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Adapter, Embedding
+from ....trainers.models.compiled import compile_blocks, compiling
 from ....trainers.models.deterministic import check_deterministic, deterministic
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.metadata import (
@@ -181,7 +182,8 @@ def _train(run: Run) -> Outcome:
         job = _job(run)
         if config.objective.uses_teacher:
             job = with_teacher(job, reporter.teacher)
-    best, metrics = _steps(run, job, previews)
+    with compiling(config.training.compile):
+        best, metrics = _steps(run, job, previews)
     asked, steps = run.asked_steps, len(metrics)
     stopped.pop(asked, None)
     if steps < asked:
@@ -235,6 +237,8 @@ def _job(run: Run) -> Job:
         warn_of_dora(sockets.model)
     _note_what_is_unusual(run)
     parts, encoded = _parts(run, examples, watched)
+    if run.config.training.compile:
+        compile_blocks(parts.denoiser, parts.device)
     return make_job(parts, examples, encoded, run.config, watched, run.processes)
 
 
