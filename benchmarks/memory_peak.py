@@ -69,7 +69,7 @@ CASES = {
         base, method, size_px, {**settings, **kept},
         torch.bfloat16 if base == "sdxl" or method == "dreambooth" else torch.float32,
     )
-    for base, size_px in (("sd15", 512), ("sdxl", 256))
+    for base, size_px in (("sd15", 256), ("sdxl", 256))
     for method, settings in METHODS.items()
     for kept in ({}, ALL)
 }  # fmt: skip

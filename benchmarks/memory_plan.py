@@ -138,8 +138,7 @@ CASES: dict[str, Case] = {
 }  # fmt: skip
 # What the README promises to fit into 8 and 12 GB.
 for _name, _limit_gb in {
-    "z-image-int8": 8.0, "z-image-ram": 8.0, "klein-9b-ram": 12.0, "qwen-image-ram": 12.0,
-    "klein-9b-int8": 12.0,
+    "z-image-ram": 8.0, "klein-9b-ram": 12.0, "qwen-image-ram": 12.0,
 }.items():  # fmt: skip
     CASES[_name] = CASES[_name]._replace(limit_gb=_limit_gb)
 
