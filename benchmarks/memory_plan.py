@@ -115,8 +115,8 @@ RAM = {"weights_in": "RAM"}
 QUANTIZED = {**ALL, "quantize_base": "int8"}
 BF16_FUSED = {"weights": "bf16", "fused_backward": True, **ALL}
 CASES: dict[str, Case] = {
-    "sd15": Case("sd15", "lora", {}, 4),
-    "sd15-all": Case("sd15", "lora", ALL, 4),
+    "sd15": Case("sd15", "lora", {}, 3.0),
+    "sd15-all": Case("sd15", "lora", ALL, 2.3),  # 2.2 by the plan alone
     "sd15-dreambooth": Case(
         "sd15", "dreambooth", {**BF16_FUSED, "optimizer": "adamw_8bit"}, 8
     ),

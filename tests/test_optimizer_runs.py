@@ -69,7 +69,7 @@ def test_resumed_run_is_the_same_run(name: str) -> None:
     assert not equal(trained(training), trained(first))
 
 
-@pytest.mark.parametrize("name", set(OPTIMIZERS) - set(ALL_AT_ONCE))
+@pytest.mark.parametrize("name", sorted(set(OPTIMIZERS) - set(ALL_AT_ONCE)))
 def test_resumed_run_in_bf16_is_the_same_run(name: str) -> None:
     has_package(name)
     settings = {"weights": "bf16", "precision": "auto", "fused_backward": True, "optimizer": name}
