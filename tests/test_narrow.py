@@ -16,7 +16,7 @@ from trainers.loop import Training
 from trainers.methods.adapters import narrow
 from trainers.methods.adapters.variants import ADAPTER, inject
 from trainers.models.architectures import DENOISER
-from trainers.models.checkpointing import checkpoint_blocks
+from trainers.models.checkpointing import checkpoint_blocks, guard_adapters, guard_norms
 from trainers.settings.methods.lora import LoraConfig
 from trainers.step import Job
 
@@ -141,6 +141,60 @@ def test_checkpointed_blocks_have_the_same_bits(settings: dict[str, Any]) -> Non
     expected = gradients(checkpointed=False)
     assert len(expected) >= 12
     assert all(torch.equal(*pair) for pair in zip(gradients(True), expected, strict=True))
+
+
+class InPlace(nn.Module):
+    """Reads its stream without a norm, between two changes of it, as LTX-Video's blocks do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.first, self.second = nn.LayerNorm(16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x += self.first(self.norm(x))
+        x += self.second(x)
+        x += self.first(self.norm(x))
+        return x
+
+
+def gradients_in_place(dtype: torch.dtype, checkpointed: bool, **settings: Any) -> Tensor:
+    """Of adapters in two such blocks."""
+    torch.manual_seed(0)
+    stack = nn.Sequential(nn.Linear(16, 16), nn.Sequential(InPlace(), InPlace()))
+    stack.requires_grad_(False).to(dtype)
+    layers = [name for name, layer in stack[1].named_modules() if isinstance(layer, nn.Linear)]
+    lora = LoraConfig(**{"rank": 4, **settings})
+    inject(stack, [f"1.{name}" for name in layers], lora, 1, torch.device("cpu"))
+    if dtype == torch.bfloat16:
+        narrow.compute_narrow(stack, ADAPTER, dtype)
+    trained = [p for p in stack.parameters() if p.requires_grad]
+    for parameter in trained:
+        parameter.data += 0.1 * torch.randn(parameter.shape)
+    guard_norms(stack)
+    guard_adapters(stack)
+    if checkpointed:
+        assert checkpoint_blocks(stack) == 2
+    stack(torch.randn(8, 16).to(dtype)).float().square().sum().backward()
+    return torch.cat([p.grad.flatten().float() for p in trained if p.grad is not None])
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize(
+    ("dtype", "settings"),
+    [
+        (torch.bfloat16, {}),
+        (torch.bfloat16, {"variant": "lokr"}),
+        (torch.float32, {"initialization": "pissa", "adapter_weights": "bf16"}),
+    ],
+    ids=["lora", "lokr", "pissa in bf16"],
+)
+def test_adapters_keep_what_changes_behind_them(
+    dtype: torch.dtype, settings: dict[str, Any], checkpointed: bool
+) -> None:
+    wide = {**settings, "adapter_weights": "fp32"}
+    expected = gradients_in_place(torch.float32, False, **wide)
+    found = gradients_in_place(dtype, checkpointed, **settings)
+    assert (found - expected).norm() < 0.1 * expected.norm()
 
 
 @each_kind

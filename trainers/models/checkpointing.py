@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
 from ..settings.memory import ALL, HALF, NONE
@@ -148,7 +149,11 @@ def guard_adapters(module: nn.Module) -> None:
         own = [*layer.parameters(recurse=False)]
         for child in layer.children():  # an adapter's numbers in a dict of parameters
             own += child.parameters() if isinstance(child, nn.ParameterDict) else []
-        if any(parameter.requires_grad for parameter in own):
+        if is_parametrized(layer):
+            own += layer.parametrizations.parameters()  # type: ignore[union-attr]
+        # An adapter with narrow copies gives them its input by itself.
+        narrow = hasattr(layer, "narrow_adapter")
+        if narrow or any(parameter.requires_grad for parameter in own):
             layer.register_forward_pre_hook(_own_changed)
 
 
