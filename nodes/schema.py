@@ -29,6 +29,7 @@ FOLDED = (
     "text_encoder_stop_step", "train_token", "token_learning_rate", "ema_on_cpu",
     "ema_update_step_interval",
     "rank_stabilized", "norm_control", "initialization", "lokr_factor",
+    "adapter_weights",
     "prior_samples", "logit_mean", "logit_std", "discrete_flow_shift", "keep_tokens",
     "caption_tag_dropout_rate", "enable_wildcard", "caption_variants", "deterministic",
 )  # fmt: skip
