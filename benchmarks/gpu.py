@@ -61,7 +61,6 @@ from benchmarks.gpu_scripts import (
     diffusers_model,
     ended,
     failed,
-    kohya_words,
     python_of,
 )
 from benchmarks.lora_step import RANK, own_node
@@ -217,10 +216,9 @@ def script(bench: Bench, case: Case) -> Row:
     with tempfile.TemporaryDirectory() as scratch:
         out, written = Path(scratch) / "out", Path(scratch) / "found.json"
         pictures = copies_of(bench.picture(size_px), Path(scratch) / "pictures", bench.steps)
-        words = kohya_words(Path(scratch) / "words", bench.host.comfyui)
-        how = {"steps": bench.steps, "size_px": size_px, "rank": RANK, "words": words}
+        how = {"steps": bench.steps, "size_px": size_px, "rank": RANK}
         command = [python_of(checkout), str(ROOT / "benchmarks" / "watched.py"), str(written)]
-        command += command_of(case, checkout, model, pictures, out, **how)
+        command += command_of(case, checkout, model, pictures, out, bench.host.comfyui, **how)
         done = ended(command, checkout, ACCELERATE_USE_CPU=str(bench.device == "cpu"))
         found = json.loads(written.read_text()) if written.exists() else {"seconds": []}
     if len(found["seconds"]) < bench.steps - 1:
@@ -373,7 +371,7 @@ def main() -> int:
         if case.kind not in SCRIPTS or case.kind in asked.checkouts
     ]
     if not possible:
-        sys.exit("no such case; scripts of others need their checkout, and kohya's no --quick")
+        sys.exit("no such case; others' scripts need a checkout, and kohya's no --quick")
     page = asked.report or (dev.DEV / "gpu-quick.md" if asked.quick else PAGE)
     stats: dict[str, Any] = {}
     rows: list[Row] = []

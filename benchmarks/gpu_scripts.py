@@ -36,7 +36,7 @@ SD1_WORDS = Path("comfy", "sd1_tokenizer")  # it says 8192, which scripts would 
 
 
 def command_of(
-    case: Case, checkout: Path, model: Path, pictures: Path, out: Path, **how: Any
+    case: Case, checkout: Path, model: Path, pictures: Path, out: Path, comfyui: Path, **how: Any
 ) -> list[str]:
     """A script and its arguments.
 
@@ -44,7 +44,7 @@ def command_of(
         model: a folder as diffusers writes them, or for kohya's a checkpoint.
         pictures: a folder with a folder of pictures in it.
         out: where it may write.
-        how: steps, size_px, rank and words (see kohya_words).
+        how: steps, size_px and rank.
     """
     common = {
         "pretrained_model_name_or_path": model,
@@ -71,7 +71,7 @@ def command_of(
         common |= {"train_data_dir": pictures, "network_module": "networks.lora"}
         common |= {"network_dim": how["rank"], "network_alpha": how["rank"]}
         common |= {"optimizer_type": "AdamW", "max_data_loader_n_workers": 0}
-        common |= {"tokenizer_cache_dir": how["words"]}
+        common |= {"tokenizer_cache_dir": kohya_words(out.with_name("words"), comfyui)}
         flags = ["--network_train_unet_only", "--cache_latents", "--sdpa"]
     values = [text for name, value in common.items() for text in (f"--{name}", str(value))]
     return [str(checkout / SCRIPTS[case.kind, case.method]), *values, *flags]

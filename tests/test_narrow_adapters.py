@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import tiny
-from tests.test_resume import finish, ready, result, stored
+from tests.test_resume import finish, goes_on, ready, stored
 from trainers.errors import SettingsError, UnavailableError
 from trainers.loop import Training
 from trainers.methods.adapters.variants import switched_off
@@ -58,15 +58,7 @@ def test_it_goes_on_from_a_state_bit_for_bit(kind: str) -> None:
     config = tiny.run_config(
         steps=4, batch_size=2, learning_rate=1e-2, train_text_encoder=True, **KINDS[kind], **BF16
     )
-    whole = ready(config)
-    losses = finish(Training(whole))
-    first = Training(ready(config))
-    before = [first.step().loss for _ in range(2)]
-    resumed = ready(config)
-    training = Training(resumed)
-    training.load_state(stored(first.state()))
-    assert before + finish(training) == losses
-    tiny.assert_equal(result(resumed), result(whole))
+    goes_on(config, 2)
 
 
 @pytest.mark.parametrize("kind", KINDS)

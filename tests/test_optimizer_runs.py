@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tests import tiny
 from tests.test_optim import PACKAGES
-from tests.test_resume import STEPS, finish, ready, result, stored
+from tests.test_resume import STEPS, goes_on, ready, stored
 from trainers.errors import SettingsError, UnavailableError
 from trainers.loop import Training
 from trainers.optimizers.factory import make_optimizer
@@ -57,15 +57,7 @@ def test_resumed_run_is_the_same_run(name: str) -> None:
     has_package(name)
     settings = {"steps": STEPS, "batch_size": 2, "train_text_encoder": True}
     config = tiny.run_config(**settings, **SETTINGS[name])
-    whole = ready(config)
-    losses = finish(Training(whole))
-    first = Training(ready(config))
-    before = [first.step().loss for _ in range(3)]
-    resumed = ready(config)
-    training = Training(resumed)
-    training.load_state(stored(first.state()))
-    assert before + finish(training) == losses
-    tiny.assert_equal(result(resumed), result(whole))
+    first, training = goes_on(config, 3)
     assert not equal(trained(training), trained(first))
 
 
@@ -74,15 +66,7 @@ def test_resumed_run_in_bf16_is_the_same_run(name: str) -> None:
     has_package(name)
     settings = {"weights": "bf16", "precision": "auto", "fused_backward": True, "optimizer": name}
     config = tiny.run_config("dreambooth", steps=4, batch_size=2, learning_rate=1e-3, **settings)
-    whole = ready(config)
-    losses = finish(Training(whole))
-    first = Training(ready(config))
-    before = [first.step().loss for _ in range(2)]
-    resumed = ready(config)
-    training = Training(resumed)
-    training.load_state(stored(first.state()))
-    assert before + finish(training) == losses
-    tiny.assert_equal(result(resumed), result(whole))
+    goes_on(config, 2)
 
 
 def test_narrow_states_stay_narrow() -> None:
