@@ -1,7 +1,8 @@
 """Where weights and activations stay while a model trains, and what is done where memory is short.
 
-None of this changes what a run learns, so a run is the same run whatever is chosen here. Imports no
-torch. Sources: K = kohya's musubi-tuner and sd-scripts, O = OneTrainer, S = SimpleTuner.
+None of this changes what a run learns, but for rounding, so a run is the same run whatever is
+chosen here. Imports no torch. Sources: K = kohya's musubi-tuner and sd-scripts, O = OneTrainer,
+S = SimpleTuner.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ class MemoryConfig(Settings):
     activations_in: str = setting(
         DEVICE,
         "Where what checkpointed blocks are given waits for the backward pass. RAM: less memory "
-        "for many blocks and large pictures, a little slower.",
+        "for many blocks and large pictures, a little slower; needs gradient_checkpointing, or "
+        "checkpointing half or all.",
         choices=PLACES, source="O activation offloading",
     )  # fmt: skip
     memory_plan: str = setting(
