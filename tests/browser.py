@@ -19,6 +19,7 @@ from .host import Host
 ARGUMENTS = ["--no-sandbox", "--use-gl=swiftshader", "--enable-unsafe-swiftshader"]
 RENDERERS = ("classic", "nodes 2.0")
 WAIT_MS = 60_000
+LATE_SECONDS = 10
 SIZES = "() => app.graph.nodes.flatMap(({ size }) => [...size])"
 # What the front end itself complains of in every page.
 HARMLESS = (
@@ -73,6 +74,11 @@ class Page:
     def forgive(self, *statuses: int) -> None:
         """Take off the failed requests that a test provokes; it may have no others."""
         asked = [f"status of {status} " for status in statuses]
+        began = time.monotonic()  # a page asks for pictures when it comes to draw them
+        while time.monotonic() - began < LATE_SECONDS and not all(
+            any(words in one for one in self.complaints) for words in asked
+        ):
+            self.tab.wait_for_timeout(100)
         found = [one for one in self.complaints if any(words in one for words in asked)]
         assert all(any(words in one for one in found) for words in asked), self.complaints
         self.complaints = [one for one in self.complaints if one not in found]

@@ -20,11 +20,11 @@ from ...trainers.models.architectures import ARCHITECTURES
 from ...trainers.runs.presets import Preset, read_presets
 from ...trainers.settings.field import settings_of
 from ...trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
-from ..settings import LossSettings, OptimizerSettings, RunSettings
+from ..settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
 
 ROUTE = "/personalize/presets"
 FOLDER = Path(__file__).resolve().parents[2] / "presets"
-NODES = (OptimizerSettings, LossSettings, RunSettings)
+NODES = (OptimizerSettings, LossSettings, RunSettings, MemorySettings)
 
 
 def register_presets() -> None:

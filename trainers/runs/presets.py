@@ -100,7 +100,7 @@ def _read(path: str, file: Path, models: Collection[str]) -> Preset:
     known = settings_for(method)
     raise_problems(
         f"{name!r} is no setting of {method}; allowed: those that its node's help page and those "
-        "of Optimizer, Loss and Run Settings list"
+        "of Optimizer, Loss, Run, Memory and Speed Settings list"
         for name in settings
         if name not in known
     )
