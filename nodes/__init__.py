@@ -4,21 +4,24 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
-from .adapters import ApplyEmbedding, ApplyLora
-from .class_images import ClassImages
-from .dataset import FolderDataset, ImageDataset
-from .hub import FetchFromHub, PushToHub
-from .merge import ExtractLora, MergeLoras, ResizeLora
-from .results import Compare, ExportRun, PlotLoss, SaveEmbedding, SaveLora
-from .settings import (
+from .adapters.apply import ApplyEmbedding, ApplyLora
+from .adapters.merge import ExtractLora, MergeLoras, ResizeLora
+from .adapters.stack import AdapterStack
+from .pictures.class_images import ClassImages
+from .pictures.dataset import FolderDataset, ImageDataset
+from .results.compare import Compare
+from .results.hub import FetchFromHub, PushToHub
+from .results.plot import PlotLoss
+from .results.save import SaveEmbedding, SaveLora
+from .training.export import ExportRun
+from .training.settings import (
     LossSettings,
     MemorySettings,
     OptimizerSettings,
     PreviewSettings,
     RunSettings,
 )
-from .stack import AdapterStack
-from .train import TrainDreamBooth, TrainLora, TrainTextualInversion
+from .training.train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
 NODES: list[type[io.ComfyNode]] = [
     FolderDataset,

@@ -53,7 +53,7 @@ def test_folder_node_says_what_it_has(running: Host) -> None:
         "captions: 1 of 2 from .txt files, 1 from the prompt\n"
         "and 2 more notes, in ComfyUI's log"
     )
-    assert running.images(entry) == [], "the page shows them: js/captions.js"
+    assert running.images(entry) == [], "the page shows them: js/pictures/captions.js"
     assert "1 x 'a photo of sks dog'" in running.log()
 
 

@@ -15,7 +15,7 @@ from tests.host import Host, HostError
 from tests.scanned.recipes import CLIP_L
 from tests.test_host_lora import PROMPT, any_host, difference, latents, pictures, saved_lora
 from tests.test_plot import num_pixels
-from trainers.runs.plot import LOOKS
+from trainers.runs.pictures.plot import LOOKS
 
 __all__ = ["any_host"]  # a fixture
 

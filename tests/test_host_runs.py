@@ -19,7 +19,7 @@ from tests.conftest import on_a_cpu
 from tests.events import Event
 from tests.graphs import Graph, every_base
 from tests.host import Host, HostError
-from trainers.runs.plot import LOOKS
+from trainers.runs.pictures.plot import LOOKS
 
 
 def folder_of(host: Host, name: str, *sizes: tuple[int, int]) -> Path:

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from tests.host import ROOT
-from trainers.runs.plot import LOOKS, smooth
+from trainers.runs.pictures.plot import LOOKS, smooth
 
 APP = """
 export const app = {
@@ -31,7 +31,7 @@ export const api = Object.assign(new EventTarget(), {
 });
 """
 PRESETS = """
-import { apply, changesOf, isChange } from "./extensions/personalize/preset_changes.js";
+import { apply, changesOf, isChange } from "./extensions/personalize/presets/changes.js";
 class Node {
   constructor(type, pos, values, inputs = {}) {
     Object.assign(this, { type, title: type, pos, size: [300, 200], mode: 0, told: [] });
@@ -130,7 +130,7 @@ console.log(JSON.stringify({ found: found.map((one) => [trainer, nested].indexOf
 
 UPLOAD = """
 globalThis.document = new EventTarget();
-await import("./extensions/personalize/upload.js");
+await import("./extensions/personalize/pictures/upload.js");
 const { api } = await import("./scripts/api.js");
 const { app } = await import("./scripts/app.js");
 const asked = [], told = [];
@@ -232,7 +232,7 @@ globalThis.document = {
 };
 const shown = {};
 globalThis.getComputedStyle = () => ({ getPropertyValue: (name) => shown[name] });
-await import("./extensions/personalize/plot.js");
+await import("./extensions/personalize/training/plot.js");
 const node = { comfyClass: "PersonalizeLossPlot", widgets: [{ name: "theme", value: "auto" }] };
 const other = { comfyClass: "KSampler", widgets: [{ name: "theme", value: "auto" }] };
 globalThis.extension.nodeCreated(node);

@@ -8,8 +8,8 @@ from PIL import Image
 
 from tests.test_plot import num_pixels, spread
 from trainers.methods.adapters.low_rank import Kept
-from trainers.runs.layer_plot import Part, draw_layers, parts_of, title
-from trainers.runs.plot import LOOKS
+from trainers.runs.pictures.layer_plot import Part, draw_layers, parts_of, title
+from trainers.runs.pictures.plot import LOOKS
 
 DARK = LOOKS["dark"]
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from trainers.errors import PersonalizeError
-from trainers.runs.plot import (
+from trainers.runs.pictures.plot import (
     LOOKS,
     Marks,
     draw_losses,

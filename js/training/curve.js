@@ -6,7 +6,7 @@ import { make } from "../body.js";
 const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
 const FONT = "11px sans-serif";
 const SHARPNESS = 2; // bitmap pixels a pixel, since people zoom in
-// Those of Plot Loss, trainers/runs/plot.py.
+// Those of Plot Loss, trainers/runs/pictures/plot.py.
 const DARK = { smooth: "#8ab4f8", loss: "#6d8bb7", held: "#fdd663" };
 const LIGHT = { smooth: "#083d8f", loss: "#4c74ac", held: "#7d4e00" };
 

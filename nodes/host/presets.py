@@ -1,4 +1,4 @@
-"""The presets of a method, for the dialog of its node (js/presets.js).
+"""The presets of a method, for the dialog of its node (js/presets/dialog.js).
 
     GET /personalize/presets?method=lora    200 {"presets", "nodes", "problems"}; 400 {"error"}
 
@@ -20,7 +20,7 @@ from ...trainers.models.architectures import ARCHITECTURES
 from ...trainers.runs.presets import Preset, read_presets
 from ...trainers.settings.field import settings_of
 from ...trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
-from ..settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
+from ..training.settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
 
 ROUTE = "/personalize/presets"
 FOLDER = Path(__file__).resolve().parents[2] / "presets"

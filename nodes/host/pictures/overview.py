@@ -27,7 +27,7 @@ def show_dataset(dataset: Dataset, has_body: bool = False) -> dict[str, Any]:
     The summary is also shown under the node that is executing; the log has all there is to say.
 
     Args:
-        has_body: the node shows its pictures and the summary itself (js/captions.js).
+        has_body: the node shows its pictures and the summary itself (js/pictures/captions.js).
     """
     texts = [picture.caption for picture in dataset.pictures]
     notices = word_notices(texts, list(map(count_tokens, texts)), is_embedding)

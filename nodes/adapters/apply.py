@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .sockets import PersonalizeEmbedding
+from ..sockets import PersonalizeEmbedding
 
 STRENGTH = {"default": 1.0, "min": -10.0, "max": 10.0, "step": 0.05}
 
@@ -50,7 +50,7 @@ class ApplyLora(io.ComfyNode):
     def execute(
         cls, model: Any, clip: Any, lora: Any, strength_model: float, strength_clip: float
     ) -> io.NodeOutput:
-        from .host.models.weights import apply_lora, lora_hooks
+        from ..host.models.weights import apply_lora, lora_hooks
 
         patched = apply_lora(model, clip, lora, strength_model, strength_clip)
         return io.NodeOutput(*patched, lora_hooks(lora, strength_model, strength_clip))
@@ -79,6 +79,6 @@ class ApplyEmbedding(io.ComfyNode):
 
     @classmethod
     def execute(cls, clip: Any, embedding: Any) -> io.NodeOutput:
-        from .host.models.tokenizer import with_embedding
+        from ..host.models.tokenizer import with_embedding
 
         return io.NodeOutput(with_embedding(clip, embedding))

@@ -7,8 +7,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.methods.adapters.merge import SUM, WAYS
-from .adapters import STRENGTH
+from ...trainers.methods.adapters.merge import SUM, WAYS
+from .apply import STRENGTH
 
 MOST_LORAS = 4
 BY_RANK, BY_ENERGY = "rank", "energy"
@@ -129,10 +129,10 @@ class MergeLoras(io.ComfyNode):
     def execute(
         cls, method: str = SUM, rank: int = 0, density: float = 0.5, seed: int = 0, **wired: Any
     ) -> io.NodeOutput:
-        from ..trainers.methods.adapters.merge import Way, merge
-        from ..trainers.runs.metadata import check_one_base
-        from .host.memory import fp64_device
-        from .host.status import counted
+        from ...trainers.methods.adapters.merge import Way, merge
+        from ...trainers.runs.metadata import check_one_base
+        from ..host.memory import fp64_device
+        from ..host.status import counted
 
         numbers = [n for n in range(1, MOST_LORAS + 1) if wired.get(f"lora_{n}") is not None]
         loras = [wired[f"lora_{n}"] for n in numbers]
@@ -196,12 +196,12 @@ class ExtractLora(io.ComfyNode):
         clip: Any = None,
         base_clip: Any = None,
     ) -> io.NodeOutput:
-        from ..trainers.errors import SettingsError
-        from ..trainers.methods.adapters.extract import extract
-        from ..trainers.runs.metadata import extracted_metadata
-        from .host.memory import fp64_device
-        from .host.models.adapters.differences import differences
-        from .host.models.support import record_of
+        from ...trainers.errors import SettingsError
+        from ...trainers.methods.adapters.extract import extract
+        from ...trainers.runs.metadata import extracted_metadata
+        from ..host.memory import fp64_device
+        from ..host.models.adapters.differences import differences
+        from ..host.models.support import record_of
 
         if (clip is None) != (base_clip is None):
             missing, there = ("clip", "base_clip") if clip is None else ("base_clip", "clip")
@@ -231,16 +231,16 @@ class ResizeLora(io.ComfyNode):
 
     @classmethod
     def execute(cls, lora: Any, keep: str, rank: int, energy: float) -> io.NodeOutput:
-        from ..trainers.methods.adapters.merge import resize
-        from .host.memory import fp64_device
-        from .host.status import counted
+        from ...trainers.methods.adapters.merge import resize
+        from ..host.memory import fp64_device
+        from ..host.status import counted
 
         result = resize(lora, _keep(keep, rank, energy), fp64_device(), counted)
         return io.NodeOutput(*_made_of([lora], result), _plot(result))
 
 
 def _keep(by: str, rank: int, energy: float) -> Any:
-    from ..trainers.methods.adapters.low_rank import Keep
+    from ...trainers.methods.adapters.low_rank import Keep
 
     return Keep(rank=rank) if by == BY_RANK else Keep(energy=energy)
 
@@ -252,7 +252,7 @@ def _metadata(lora: Any) -> Mapping[str, str]:
 
 def _made_of(loras: Sequence[Any], result: Any) -> tuple[Any, str]:
     """A LoRA that is made of others, and the report."""
-    from ..trainers.runs.metadata import merged_metadata, needs_metadata
+    from ...trainers.runs.metadata import merged_metadata, needs_metadata
 
     needs = {e.fingerprint(): e for lora in loras for e in getattr(lora, "needs", ())}
     ranks = [layer.rank for layer in result.layers if layer.rank]
@@ -262,9 +262,9 @@ def _made_of(loras: Sequence[Any], result: Any) -> tuple[Any, str]:
 
 def _output(result: Any, metadata: Mapping[str, str], needs: tuple[Any, ...]) -> tuple[Any, str]:
     """A LoRA, and its report, which is shown as well."""
-    from ..trainers.methods.adapters.report import report
-    from ..trainers.methods.results import Adapter
-    from .host.status import running_node, show_text
+    from ...trainers.methods.adapters.report import report
+    from ...trainers.methods.results import Adapter
+    from ..host.status import running_node, show_text
 
     text = report(result.layers)
     show_text(text, running_node())
@@ -272,7 +272,7 @@ def _output(result: Any, metadata: Mapping[str, str], needs: tuple[Any, ...]) ->
 
 
 def _plot(result: Any) -> Any:
-    from ..trainers.runs.layer_plot import draw_layers
-    from .host.pictures.overview import image_of
+    from ...trainers.runs.pictures.layer_plot import draw_layers
+    from ..host.pictures.overview import image_of
 
     return image_of(draw_layers(result.layers))

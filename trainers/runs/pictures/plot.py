@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..errors import PersonalizeError
+from ...errors import PersonalizeError
 
 Array = npt.NDArray[np.float64]
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .adapters import STRENGTH
-from .sockets import LoraStack, PersonalizeEmbedding
+from ..sockets import LoraStack, PersonalizeEmbedding
+from .apply import STRENGTH
 
 NUM_ROWS = 8  # the front end shows those in use and one more; stacks can be chained
 NO_FILE = "None"  # as other packs' stackers write it
@@ -20,7 +20,7 @@ LORA_INPUTS: dict[str, Any] = {
 class AdapterStack(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
-        from .host.models.adapters.stack import lora_files
+        from ..host.models.adapters.stack import lora_files
 
         files = [NO_FILE, *lora_files()]
         rows = [one for number in range(1, NUM_ROWS + 1) for one in _row(number, files)]
@@ -87,7 +87,7 @@ class AdapterStack(io.ComfyNode):
     def execute(
         cls, model: Any = None, clip: Any = None, lora_stack: Any = None, **inputs: Any
     ) -> io.NodeOutput:
-        from .host.models.adapters.stack import Row, apply_stack, rows_of_stack
+        from ..host.models.adapters.stack import Row, apply_stack, rows_of_stack
 
         own = [
             Row(

@@ -1,8 +1,8 @@
 // Pictures come in from the browser: by a button on Training Images (Folder), or dropped onto it.
 // They go into a folder of ComfyUI's input by its own upload route, and the folder is chosen.
 
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
 
 const NODE = "PersonalizeFolderDataset";
 const ROUTE = "/upload/image"; // takes any file

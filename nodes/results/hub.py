@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from .host.folders import PLACES
+from ..host.folders import PLACES
 
 CATEGORY = "personalize/hub"
 TOKEN = "huggingface_hub's own token is used (hf auth login, or HF_TOKEN); never write it here."
@@ -71,7 +71,7 @@ class PushToHub(io.ComfyNode):
 
     @classmethod
     def execute(cls, path: str, repo_id: str, run: str = "", **choices: Any) -> io.NodeOutput:
-        from .host.hub import Choices, push_file
+        from ..host.hub import Choices, push_file
 
         pushed = push_file(path, repo_id, run or "", Choices(**choices))
         return io.NodeOutput(pushed.url, pushed.commit, ui={"text": [pushed.url]})
@@ -171,6 +171,6 @@ class FetchFromHub(io.ComfyNode):
 
     @classmethod
     def execute(cls, into: str, repo_id: str, revision: str, files: str = "") -> io.NodeOutput:
-        from .host.hub import fetch_files
+        from ..host.hub import fetch_files
 
         return io.NodeOutput(fetch_files(into, repo_id, revision, files))

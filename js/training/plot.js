@@ -1,7 +1,7 @@
 // "auto" becomes what the page shows, dark or light, when a graph with Plot Loss is queued.
 
-import { app } from "../../scripts/app.js";
-import { isLight } from "./training/curve.js";
+import { app } from "../../../scripts/app.js";
+import { isLight } from "./curve.js";
 
 app.registerExtension({
   name: "personalize.plot",

@@ -2,10 +2,10 @@
 // The files, and what of them cannot be used, come from the server: nodes/host/presets.py. What is
 // written in them only ever becomes text.
 
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
-import { make } from "./body.js";
-import { apply, changesOf, isChange } from "./preset_changes.js";
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { make } from "../body.js";
+import { apply, changesOf, isChange } from "./changes.js";
 
 const METHODS = {
   PersonalizeTrainLora: "lora",

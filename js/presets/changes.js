@@ -1,7 +1,7 @@
 // What a preset would change on a training node and on the settings nodes wired to it, and the
 // changing itself. Where a needed settings node is missing, it is made, wired, and put beside.
 
-import { app } from "../../scripts/app.js";
+import { app } from "../../../scripts/app.js";
 
 const TITLE_PX = 30; // of a node, above its position
 const GAP_PX = 40;

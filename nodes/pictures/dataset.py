@@ -6,19 +6,19 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.data.listing import folder_state
-from ..trainers.errors import DatasetError
-from ..trainers.settings.dataset import DatasetConfig
-from ..trainers.settings.field import from_values
-from .host.folders import (
+from ...trainers.data.listing import folder_state
+from ...trainers.errors import DatasetError
+from ...trainers.settings.dataset import DatasetConfig
+from ...trainers.settings.field import from_values
+from ..host.folders import (
     NO_FOLDER,
     dataset_folder,
     dataset_folders,
     folder_names,
     folder_problem,
 )
-from .schema import inputs_of
-from .sockets import PersonalizeDataset
+from ..schema import inputs_of
+from ..sockets import PersonalizeDataset
 
 CATEGORY = "personalize/dataset"
 ALIASES = [
@@ -88,9 +88,9 @@ class FolderDataset(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, control_folder: str = "", **settings: Any) -> io.NodeOutput:
-        from ..trainers.data.dataset import folder_dataset
-        from .host.pictures.overview import reading_progress, show_dataset
-        from .host.runs.base import known_files
+        from ...trainers.data.dataset import folder_dataset
+        from ..host.pictures.overview import reading_progress, show_dataset
+        from ..host.runs.base import known_files
 
         config = from_values(DatasetConfig, settings)
         controls = [dataset_folder(name) for name in folder_names(control_folder)]
@@ -154,8 +154,8 @@ class ImageDataset(io.ComfyNode):
         masks: list[Any] | None = None,
         **settings: list[Any],
     ) -> io.NodeOutput:
-        from ..trainers.data.dataset import batch_dataset
-        from .host.pictures.overview import show_dataset
+        from ...trainers.data.dataset import batch_dataset
+        from ..host.pictures.overview import show_dataset
 
         given = [settings.pop(name, None) for name in CONTROL_INPUTS]
         controls = [[image for batch in batches for image in batch] for batches in given if batches]

@@ -2,9 +2,9 @@
 // are trained, and each caption to be edited in its place.
 // The server reads and writes: nodes/host/captions.py.
 
-import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
-import { addBody, after, make } from "./body.js";
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { addBody, after, make } from "../body.js";
 import "./upload.js"; // first, so that its button stands above the pictures
 
 const NODE = "PersonalizeFolderDataset";

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from ..methods.adapters.low_rank import Kept, total_residual
+from ...methods.adapters.low_rank import Kept, total_residual
 from .plot import DESIGN_PX, FONT_PX, LOOKS, TICK_PX, Look, blank_figure, picture_of, style_axes
 
 LEFT, RIGHT, BELOW, ABOVE, BETWEEN = 0.088, 0.02, 0.075, 0.1, 0.055  # of the picture

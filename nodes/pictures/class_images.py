@@ -6,11 +6,11 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainers.settings.class_images import ClassImagesConfig
-from ..trainers.settings.field import from_values
-from .host.sampling import SAMPLERS, SCHEDULERS
-from .schema import inputs_of
-from .sockets import PersonalizeDataset
+from ...trainers.settings.class_images import ClassImagesConfig
+from ...trainers.settings.field import from_values
+from ..host.sampling import SAMPLERS, SCHEDULERS
+from ..schema import inputs_of
+from ..sockets import PersonalizeDataset
 
 
 class ClassImages(io.ComfyNode):
@@ -58,8 +58,8 @@ class ClassImages(io.ComfyNode):
         cls, model: Any, clip: Any, vae: Any, sampler_name: str, scheduler: str, **settings: Any
     ) -> io.NodeOutput:
         config = from_values(ClassImagesConfig, settings)
-        from .host.pictures.class_images import Painter, class_images
-        from .host.pictures.overview import show_dataset
+        from ..host.pictures.class_images import Painter, class_images
+        from ..host.pictures.overview import show_dataset
 
         dataset = class_images(Painter(model, clip, vae, sampler_name, scheduler), config)
         return io.NodeOutput(dataset, ui=show_dataset(dataset))

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from comfy_api.latest import io
 
-from ..trainers.settings.run import RunConfig, check_queued, run_config, together
-from .schema import trainer_inputs
-from .sockets import (
+from ...trainers.settings.run import RunConfig, check_queued, run_config, together
+from ..schema import trainer_inputs
+from ..sockets import (
     PersonalizeDataset,
     PersonalizeEmbedding,
     PersonalizeLoss,
@@ -21,8 +21,8 @@ from .sockets import (
 )
 
 if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
-    from .host.runs.inputs import Sockets
-    from .host.runs.training import Outcome
+    from ..host.runs.inputs import Sockets
+    from ..host.runs.training import Outcome
 
 BASE = ("model", "clip", "vae")  # the sockets that carry it
 
@@ -65,9 +65,9 @@ class TrainingNode(io.ComfyNode):
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
-        from .host.models.tokenizer import with_embeddings
-        from .host.runs.base import GraphNode
-        from .host.runs.training import run_training
+        from ..host.models.tokenizer import with_embeddings
+        from ..host.runs.base import GraphNode
+        from ..host.runs.training import run_training
 
         config = run_config(cls.METHOD, together(cls.METHOD, given))
         outcome = run_training(_sockets(given), config, GraphNode.of(cls.hidden))
@@ -80,8 +80,8 @@ class TrainingNode(io.ComfyNode):
     @classmethod
     def check_lazy_status(cls, **given: Any) -> list[str]:
         """Which of the base's sockets the host must evaluate before the node can run."""
-        from .host.runs.base import GraphNode
-        from .host.runs.run import needs_base
+        from ..host.runs.base import GraphNode
+        from ..host.runs.run import needs_base
 
         missing = [name for name in BASE if given.get(name) is None]
         if not missing:
@@ -98,7 +98,7 @@ class TrainingNode(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **given: Any) -> bool:
-        from .host.runs.base import must_run_again
+        from ..host.runs.base import must_run_again
 
         return must_run_again(cls.hidden.unique_id, cls.MADE_OF_BASE)
 
@@ -152,7 +152,7 @@ def _others_in(method: str) -> list[io.Input]:
 
 
 def _sockets(given: Mapping[str, Any]) -> Sockets:
-    from .host.runs.inputs import Sockets
+    from ..host.runs.inputs import Sockets
 
     names = [field.name for field in dataclasses.fields(Sockets)]
     return Sockets(**{name: given[name] for name in names if name in given})
@@ -190,7 +190,7 @@ class TrainLora(TrainingNode):
 
     @classmethod
     def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
-        from .host.models.weights import apply_lora
+        from ..host.models.weights import apply_lora
 
         return (*apply_lora(model, clip, outcome.learned, 1.0, 1.0), outcome.learned)
 
@@ -224,7 +224,7 @@ class TrainDreamBooth(TrainingNode):
 
     @classmethod
     def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
-        from .host.models.weights import apply_weights
+        from ..host.models.weights import apply_weights
 
         return apply_weights(model, clip, outcome.learned)
 
@@ -261,8 +261,8 @@ class TrainTextualInversion(TrainingNode):
 
     @classmethod
     def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
-        from ..trainers.methods.results import Embedding, read
-        from .host.models.tokenizer import with_embedding
+        from ...trainers.methods.results import Embedding, read
+        from ..host.models.tokenizer import with_embedding
 
         rows = read(outcome.learned, outcome.text_encoders)
         embedding = Embedding(config.own.token, rows, outcome.learned.metadata)

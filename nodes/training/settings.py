@@ -6,11 +6,11 @@ from typing import Any, ClassVar
 
 from comfy_api.latest import io
 
-from ..trainers.settings.preview import PreviewConfig
-from ..trainers.settings.run import check_shared
-from .host.sampling import SAMPLERS, SCHEDULERS
-from .schema import inputs_of, shared_inputs
-from .sockets import (
+from ...trainers.settings.preview import PreviewConfig
+from ...trainers.settings.run import check_shared
+from ..host.sampling import SAMPLERS, SCHEDULERS
+from ..schema import inputs_of, shared_inputs
+from ..sockets import (
     PersonalizeLoss,
     PersonalizeMemory,
     PersonalizeOptimizer,

@@ -1,0 +1,1 @@
+"""Nodes that read pictures to train on, or make them."""

@@ -1,0 +1,1 @@
+"""Nodes that keep, show and share what a training made."""

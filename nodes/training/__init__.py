@@ -1,0 +1,1 @@
+"""Nodes that train, and what they are set up with."""
