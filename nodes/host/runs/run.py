@@ -48,6 +48,7 @@ class Run:
     Attributes:
         text_encoders: names of the base's.
         sockets: without class images where they have no weight.
+        plan: of its memory and what `auto` chose by it, as run.json has it; see fitting.py.
     """
 
     sockets: Sockets
@@ -57,6 +58,7 @@ class Run:
     facts: Mapping[str, Any]
     folder: RunFolder
     reporter: Reporter
+    plan: Mapping[str, Any] | None = None
 
     @functools.cached_property
     def graph(self) -> dict[str, Any] | None:
@@ -70,7 +72,7 @@ class Run:
             SaveError: it cannot be written.
         """
         if self.processes.is_first:
-            how_it_went["processes"] = self.processes.count
+            how_it_went |= {"processes": self.processes.count, "plan": self.plan}
             self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
 
     def note_graph(self) -> None:
