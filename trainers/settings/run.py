@@ -209,7 +209,7 @@ def check_queued(method: str, values: Mapping[str, Any]) -> None:
     groups = config_groups(method).values()
     raise_problems([problem for group in groups for problem in value_problems(group, values)])
     if all(name in values for name in ON_TRAINER[method]):
-        run_config(method, values)
+        _together(method, values)
 
 
 def check_shared(place: str, values: Mapping[str, Any]) -> None:
@@ -233,6 +233,13 @@ def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:
     Raises:
         SettingsError: one or more values are not allowed; all of every group are listed.
     """
+    config = _together(method, values)
+    raise_problems(config.training.no_rate(config.own))
+    return config
+
+
+def _together(method: str, values: Mapping[str, Any]) -> RunConfig:
+    """The same of settings that others may come to, which may find a rate."""
     made: dict[str, Any] = {}
     problems: list[str] = []
     for name, config_class in config_groups(method).items():
