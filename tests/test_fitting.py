@@ -84,6 +84,8 @@ def test_auto_that_fits_nowhere_takes_the_least() -> None:
         ({"checkpointing": "half"}, "device half"),
         ({"weights_in": "RAM"}, "RAM all"),
         ({"weights_in": "RAM", "checkpointing": "all"}, "RAM all"),
+        ({"activations_in": "RAM"}, "device all"),  # of checkpointed blocks
+        ({"activations_in": "RAM", "checkpointing": "half"}, "device half"),
     ],
 )
 def test_auto_leaves_what_is_said(settings: dict[str, Any], expected: str) -> None:

@@ -78,8 +78,8 @@ def without_auto(config: RunConfig) -> RunConfig:
 
 def choices(config: RunConfig) -> Iterator[RunConfig]:
     """What `auto` may choose, the fastest first; the same settings where nothing is auto."""
-    memory, training = config.memory, config.training
-    free = memory.checkpointing == AUTO and not training.gradient_checkpointing
+    memory = config.memory
+    free = memory.checkpointing == AUTO and config.checkpointed == NONE
     for place in (DEVICE, RAM) if memory.weights_in == AUTO else (memory.weights_in,):
         # With weights in RAM every block is computed again.
         for kept in (NONE, HALF, ALL) if free and place == DEVICE else (None,):

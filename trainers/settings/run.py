@@ -138,8 +138,9 @@ class RunConfig:
         """Which blocks compute their activations again: one of CHECKPOINTED."""
         if self.memory.checkpointing != AUTO:
             return self.memory.checkpointing
-        streamed = self.memory.weights_in == RAM
-        return ALL if self.training.gradient_checkpointing or streamed else NONE
+        # Both are of checkpointed blocks.
+        in_ram = RAM in (self.memory.weights_in, self.memory.activations_in)
+        return ALL if self.training.gradient_checkpointing or in_ram else NONE
 
     def _memory_conflicts(self) -> list[str]:
         found = []
@@ -148,11 +149,6 @@ class RunConfig:
             found.append(
                 "checkpointing is 'none', but gradient_checkpointing is on; allowed: auto, half or "
                 "all, or gradient_checkpointing off"
-            )
-        if memory.activations_in == RAM and self.checkpointed == NONE:
-            found.append(
-                "activations_in is 'RAM', but no block is checkpointed; allowed: device, or "
-                "checkpointing half or all"
             )
         if training.compile and memory.weights_in == RAM:
             found.append(
