@@ -154,6 +154,14 @@ def test_loras_before_the_trainer_count(host: Host) -> None:
     assert {name: told[name]["patched"] < 1e-5 for name in cases} == dict.fromkeys(cases, True)
 
 
+def test_what_is_quantized_is_not_quantized_again(host: Host) -> None:
+    graph = Graph()
+    base = CASES["nvfp4"].load(host, graph)
+    graph.train(*base, graph.dataset(pictures(host)), quantize_base="int8")
+    with pytest.raises(HostError, match="the base that is wired in is quantized already; allowed"):
+        host.run(graph)
+
+
 def test_previews_are_made_with_the_layers_that_train(host: Host) -> None:
     graph = Graph()
     base = CASES["int4, rotated"].load(host, graph)

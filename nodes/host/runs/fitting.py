@@ -27,6 +27,7 @@ from ....trainers.models.precision import DTYPES
 from ....trainers.settings.memory import OFF, REFUSE
 from ....trainers.settings.run import RunConfig
 from ..memory import device
+from ..models.twin import check_quantize_base
 from .plan import free_bytes, largest_step
 from .plans import planned
 from .run import Run
@@ -114,6 +115,7 @@ def choice(run: Run) -> Chosen:
 
 
 def _plan(run: Run, tried: Asked) -> StepMemory:
+    check_quantize_base(tried.config.training.quantize_base, run.sockets.model)
     run.reporter.status("planning memory")
     return planned(run, tried)
 

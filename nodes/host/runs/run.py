@@ -25,7 +25,6 @@ from ..folders import runs_folder
 from ..memory import device
 from ..models.objective import objective_of
 from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from ..models.stored.quantized import check_quantizes
 from ..models.support import (
     check_clip,
     check_model,
@@ -34,6 +33,7 @@ from ..models.support import (
     check_tread,
 )
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
+from ..models.twin import check_quantize_base
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
 from .graph import record
@@ -172,7 +172,7 @@ def _base(sockets: Sockets, node: GraphNode, config: RunConfig) -> dict[str, str
     whole = config.changes_weights
     architecture = check_model(sockets.model, whole)
     check_clip(sockets.clip, sockets.model, config.own.trains_text, whole)
-    check_quantizes(config.training.quantize_base)
+    check_quantize_base(config.training.quantize_base, sockets.model)
     check_vae(sockets.vae)
     base = known or {
         "architecture": architecture.name,
