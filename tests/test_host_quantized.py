@@ -154,6 +154,17 @@ def test_loras_before_the_trainer_count(host: Host) -> None:
     assert {name: told[name]["patched"] < 1e-5 for name in cases} == dict.fromkeys(cases, True)
 
 
+def test_a_host_without_a_kitchen_is_told_what_it_lacks(host: Host) -> None:
+    graph = Graph()
+    graph.add("ProbeNoKitchen")
+    said = measured(host, graph)
+    assert said.keys() == {"int8", "fp8"}
+    for name, text in said.items():
+        assert f"quantize_base is '{name}', but this ComfyUI has no kernels for it" in text
+        assert "package comfy_kitchen" in text
+        assert text.endswith("or set quantize_base to none.")
+
+
 def test_what_is_quantized_is_not_quantized_again(host: Host) -> None:
     graph = Graph()
     base = CASES["nvfp4"].load(host, graph)
