@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..trainers.settings.field import settings_of
+from ..trainers.settings.memory import AUTO, REFUSE, MemoryConfig
 from ..trainers.settings.run import METHOD_DEFAULTS, config_groups
 
 if TYPE_CHECKING:  # it names the host, which is there by the time that a run is
@@ -83,19 +85,21 @@ def _counted(number: int, what: str) -> str:
 
 def _memory(run: Run) -> tuple[StepMemory | None, list[str]]:
     """What the largest step will hold, in a line each; the first is None where nobody can tell."""
-    from ..nodes.host.memory import LESS_MEMORY, device
-    from ..nodes.host.runs.plan import free_bytes, plan_memory
+    from ..nodes.host.memory import device, make_room
+    from ..nodes.host.runs.fitting import choice, is_planned
     from ..trainers.models.fitting import NoPlanError
 
     if run.sockets.without_base:
         return None, []
+    make_room()  # as the training would
     try:
-        memory = plan_memory(run)
+        chosen = choice(run)
     except NoPlanError as error:
         return None, [
             "memory: not known, since this model cannot be gone through without its numbers "
             f"({error})"
         ]
+    memory = chosen.fit.memory
     rows = {
         "frozen weights": memory.frozen,
         "trained weights": memory.trained,
@@ -109,11 +113,23 @@ def _memory(run: Run) -> tuple[StepMemory | None, list[str]]:
     lines += [f"    {name:30} {size / GB:8.2f}" for name, size in rows.items()]
     if memory.shared:
         lines[1] += f", of which {memory.shared / GB:.2f} are there already"
-    free, needed = free_bytes(), memory.needed
-    lines.append(f"    {'free now':30} {free / GB:8.2f}; drivers and libraries take some of it too")
-    if needed > free:
-        lines.append(f"    That is more than is free. {LESS_MEMORY}")
+    lines.append(f"    {'free now':30} {chosen.room.free_bytes / GB:8.2f}")
+    lines.append(f"{chosen.needs}, some for drivers and libraries included")
+    if taken := ", ".join(_taken(run.config.memory, chosen.fit.asked.config.memory)):
+        lines.append(f"auto takes {taken}")
+    if not chosen.fits:
+        refused = is_planned(run) and run.config.memory.memory_plan == REFUSE
+        verdict = "would be refused" if refused else "would be tried all the same"
+        lines.append(f"That is more than is free: the run {verdict}. {chosen.remedy()}")
     return memory, lines
+
+
+def _taken(asked: MemoryConfig, found: MemoryConfig) -> Iterator[str]:
+    """What was left to auto, and what it became."""
+    for field in dataclasses.fields(asked):
+        value = getattr(found, field.name)
+        if getattr(asked, field.name) == AUTO != value:
+            yield f"{field.name} {value!r}"
 
 
 def _time(run: Run, memory: StepMemory | None) -> str:

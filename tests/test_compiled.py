@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.exc import TorchDynamoException
 from torch._dynamo.utils import counters
+from torch._functorch.compilers import nop
 
 from tests import tiny
 from trainers.errors import SettingsError
@@ -184,6 +186,40 @@ def test_from_a_block_on_that_cannot_be_compiled_all_run_as_they_are(
         assert off_by(results(ours), expected) == 0
     assert len(caplog.messages) == 1
     assert "one cannot be compiled: TorchDynamoException: No compiler" in caplog.text
+
+
+def fails_backward(*args: Any) -> Any:
+    raise RuntimeError("No backward\nand more")
+
+
+NO_BACKWARD = aot_autograd(fw_compiler=nop, bw_compiler=fails_backward)
+
+
+def test_a_backward_pass_that_cannot_be_compiled_is_found_before_a_block_is(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    expected, ours = results(stack()), stack()
+    with caplog.at_level(logging.WARNING):
+        assert compile_blocks(ours, CPU, NO_BACKWARD) == 0
+    assert off_by(results(ours), expected) == 0
+    assert "torch cannot do so here: RuntimeError: No backward" in caplog.text
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_from_a_block_on_whose_backward_pass_cannot_be_compiled_all_run_as_they_are(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, checkpointed: bool
+) -> None:
+    expected, ours = results(stack()), stack()
+    monkeypatch.setattr(compiled, "_failure", lambda *args: "")
+    with caplog.at_level(logging.WARNING):
+        assert compile_blocks(ours, CPU, NO_BACKWARD) == 3
+        if checkpointed:
+            checkpoint_blocks(ours)
+        assert off_by(results(ours), expected) == 0
+    assert [text for text in caplog.messages if "Personalize" in text] == [
+        "Personalize: blocks run as they are, since one cannot be compiled: "
+        "RuntimeError: No backward"
+    ]
 
 
 def test_nothing_of_a_module_stays_afterwards() -> None:

@@ -119,6 +119,11 @@ def test_metadata_says_how_it_was_trained() -> None:
     assert {name: made[name] for name in expected} == expected
 
 
+def test_metadata_says_what_an_adapter_trained_in_where_that_is_not_fp32() -> None:
+    assert metadata(["a"], adapter_weights="bf16")["personalize.adapter_weights"] == "bf16"
+    assert not [name for name in metadata(["a"]) if "adapter_weights" in name]
+
+
 @pytest.mark.parametrize(
     ("architecture", "named", "version", "is_v2"),
     [

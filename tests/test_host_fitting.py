@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -101,6 +102,14 @@ def test_auto_checkpoints_where_that_fits(host: Host) -> None:
         )
         (story,) = host.get("/personalize/trainings")["trainings"][-1:]
         assert story["text"].startswith("done:")
+    told = max((host.base / "output" / "personalize").glob("*/run.json"), key=os.path.getmtime)
+    plan = json.loads(told.read_text())["plan"]
+    assert plan["chosen"]["weights_in"] == "device"
+    assert plan["chosen"]["checkpointing"] in ("half", "all")
+    kinds = plan["by_kind_bytes"]
+    planned_bytes = sum(kinds.values()) - 2 * kinds["shared"]  # which is there already
+    assert plan["needed_bytes"] == pytest.approx(planned_bytes * 1.05, abs=1)
+    assert plan["needed_bytes"] <= plan["free_bytes"] == round(0.95 * needed(text) * 1e9)
     (plans,) = (host.base / "output" / "personalize").glob("plans.json")
     assert json.loads(plans.read_text())
 

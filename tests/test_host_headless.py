@@ -329,6 +329,7 @@ def test_a_training_by_hand_is_planned_and_refused_without_its_files(
     assert (together, free) == ("together", "free now")
     assert float(peak) == pytest.approx(sum(float(size) for _, size in parts), abs=0.03)
     assert float(peak) > 0.05  # the UNet's weights
+    assert "auto takes weights_in 'device', checkpointing 'none'" in done.stdout
     assert "a step is 0.0" in done.stdout  # TFLOP: that of such a UNet at 64 px
     assert "ckpt_name is 'thin_sd15.safetensor', which is not there; near it: thin_sd15" in (
         done.stderr

@@ -154,6 +154,25 @@ def test_loras_before_the_trainer_count(host: Host) -> None:
     assert {name: told[name]["patched"] < 1e-5 for name in cases} == dict.fromkeys(cases, True)
 
 
+def test_a_host_without_a_kitchen_is_told_what_it_lacks(host: Host) -> None:
+    graph = Graph()
+    graph.add("ProbeNoKitchen")
+    said = measured(host, graph)
+    assert said.keys() == {"int8", "fp8"}
+    for name, text in said.items():
+        assert f"quantize_base is '{name}', but this ComfyUI has no kernels for it" in text
+        assert "package comfy_kitchen" in text
+        assert text.endswith("or set quantize_base to none.")
+
+
+def test_what_is_quantized_is_not_quantized_again(host: Host) -> None:
+    graph = Graph()
+    base = CASES["nvfp4"].load(host, graph)
+    graph.train(*base, graph.dataset(pictures(host)), quantize_base="int8")
+    with pytest.raises(HostError, match="the base that is wired in is quantized already; allowed"):
+        host.run(graph)
+
+
 def test_previews_are_made_with_the_layers_that_train(host: Host) -> None:
     graph = Graph()
     base = CASES["int4, rotated"].load(host, graph)

@@ -18,7 +18,6 @@ from tests.test_host_headless import (
     LAUNCH,
     PATIENCE_SECONDS,
     command,
-    headless,
     squares,
     trained,
 )
@@ -39,6 +38,15 @@ def captioned(host: Host) -> str:
     return folder.name
 
 
+def launched(host: Host, *own: object, output: Path) -> subprocess.CompletedProcess[str]:
+    """Two processes of the command line, come to their end."""
+    _, *asked = command(host, *own, output=output)
+    return subprocess.run(
+        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
+        check=False, timeout=PATIENCE_SECONDS,
+    )  # fmt: skip
+
+
 def test_parts_of_a_transformer_train_as_the_whole_of_it(host: Host, tmp_path: Path) -> None:
     graph = Graph()
     spoken, dataset = graph.dataset(captioned(host)), graph.dataset(squares(host))
@@ -52,11 +60,7 @@ def test_parts_of_a_transformer_train_as_the_whole_of_it(host: Host, tmp_path: P
     graph.dreambooth(*base, dataset, batch_size=4, **more, **SETTINGS)
     files = trained(host, graph)
     assert len(files) == 2
-    _, *asked = command(host, *files, "--set", "batch_size=2", "--shard", output=tmp_path)
-    done = subprocess.run(
-        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, capture_output=True, text=True,
-        check=False, timeout=PATIENCE_SECONDS,
-    )  # fmt: skip
+    done = launched(host, *files, "--set", "batch_size=2", "--shard", output=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "each of 2 processes keeps" in done.stdout + done.stderr
     for file in files:
@@ -72,6 +76,8 @@ def test_parts_of_a_transformer_train_as_the_whole_of_it(host: Host, tmp_path: P
         )
         assert far(ours, theirs) < 1e-4
     assert len(list(tmp_path.glob("personalize/lora-*/previews/*.png"))) == 1
-    more = headless(host, files[0], "--set", "batch_size=2", "--set", "steps=6", output=tmp_path)
+    longer = ("--set", "batch_size=2", "--set", "steps=6")
+    more = launched(host, files[0], *longer, output=tmp_path)  # each has all of it now
     assert more.returncode == 0, more.stdout + more.stderr
     assert "going on from step 4" in more.stdout
+    assert "each of 2 processes keeps" not in more.stdout + more.stderr

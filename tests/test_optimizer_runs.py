@@ -16,7 +16,7 @@ from trainers.loop import Training
 from trainers.optimizers.factory import make_optimizer
 from trainers.optimizers.muon import MuonAndAdamW
 from trainers.optimizers.states import load_state
-from trainers.settings.run import run_config
+from trainers.settings.run import ON_TRAINER, check_queued, run_config
 from trainers.settings.training import (
     ALL_AT_ONCE,
     FIND_RATE,
@@ -280,6 +280,42 @@ def test_what_contradicts_an_optimizer_is_told(
     (problem,) = error.value.problems
     assert words in problem
     assert "; allowed: " in problem
+
+
+TEXT = {"train_text_encoder": True}
+TOKEN = {"train_token": True}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("lora", {}),
+        ("lora", TEXT),  # a tenth of 0
+        ("dreambooth", TEXT | {"optimizer": "lion"}),
+        ("lora", TOKEN | {"token_learning_rate": 0}),
+        ("lora", {"text_encoder_learning_rate": 1e-4}),  # which does not train
+        ("textual_inversion", {"token": "<t>"}),
+    ],
+)
+def test_a_rate_of_0_that_nobody_finds_is_refused(method: str, settings: dict[str, Any]) -> None:
+    given = {"learning_rate": 0, **settings}
+    with pytest.raises(SettingsError) as error:
+        run_config(method, given)
+    (problem,) = error.value.problems
+    assert "learning_rate is 0, which optimizer" in problem
+    assert "; allowed: " in problem
+    # The optimizer is on another node, which is not known when this one is queued.
+    known = run_config(method, settings | {"optimizer": "adafactor"}).as_dict()
+    values = known["training"] | known["own"] | given
+    check_queued(method, {name: values[name] for name in ON_TRAINER[method]})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [TEXT | {"text_encoder_learning_rate": 1e-5}, TOKEN, {"optimizer": "adafactor"}],
+)
+def test_a_rate_of_0_beside_another_is_allowed(settings: dict[str, Any]) -> None:
+    assert run_config("lora", {"learning_rate": 0, **settings}).training.learning_rate == 0
 
 
 @pytest.mark.parametrize("name", FIND_RATE)

@@ -374,7 +374,7 @@ class Probes(ComfyExtension):
         from .gradients import Gradients, Step
         from .odd_models import OfClass
         from .plans import Plans
-        from .quantizing import Patched, Quantized
+        from .quantizing import NoKitchen, Patched, Quantized
         from .routing import Routed
         from .saving import Tamper
         from .scanning import Kind, Learned, Loaded
@@ -386,6 +386,7 @@ class Probes(ComfyExtension):
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
             *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive),
+            NoKitchen,
         ]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import comfy.latent_formats
 import comfy.model_patcher
+import comfy.ops
 import comfy.supported_models
 import torch
+from comfy.quant_ops import QuantizedTensor
 from comfy_api.latest import io
 
 
@@ -21,8 +23,8 @@ class GGMLTensor(torch.Tensor):
 class OfClass(io.ComfyNode):
     """A MODEL of one of the host's classes in comfy.supported_models, a few layers large.
 
-    With `gguf` the first of its weights is as a GGUF file has it. `latents` names another of the
-    host's latent formats than its own.
+    With `gguf` the first of its weights is as a GGUF file has it; with `experts` it has a layer of
+    several quantized matrices. `latents` names another of the host's latent formats than its own.
     """
 
     @classmethod
@@ -34,12 +36,15 @@ class OfClass(io.ComfyNode):
                 io.String.Input("name"),
                 io.Boolean.Input("gguf", default=False),
                 io.String.Input("latents", optional=True),
+                io.Boolean.Input("experts", optional=True),
             ],
             outputs=[io.Model.Output()],
         )
 
     @classmethod
-    def execute(cls, name: str, gguf: bool, latents: str = "") -> io.NodeOutput:
+    def execute(
+        cls, name: str, gguf: bool, latents: str = "", experts: bool = False
+    ) -> io.NodeOutput:
         kind = getattr(comfy.supported_models, name)
         told = {key: value for key, value in kind.unet_config.items() if key in TOLD}
         model = kind({**SMALL, **told}).get_model({})
@@ -50,6 +55,13 @@ class OfClass(io.ComfyNode):
                 packed = torch.zeros(64, dtype=torch.uint8).as_subclass(GGMLTensor)
                 weight = torch.nn.Parameter(packed, requires_grad=False)
             model.diffusion_model.input_blocks[0][0].weight = weight
+        if experts:
+            layer = comfy.ops.mixed_precision_ops({}, torch.float32).MoEExperts(2, 64, 64)
+            codes = QuantizedTensor.from_float(
+                torch.ones(2, 64, 64), "TensorCoreFP8E4M3Layout", scale="recalculate"
+            )
+            layer.weight = torch.nn.Parameter(codes, requires_grad=False)
+            model.diffusion_model.experts = layer
         cpu = torch.device("cpu")
         return io.NodeOutput(comfy.model_patcher.ModelPatcher(model, cpu, cpu))
 

@@ -90,6 +90,26 @@ class Quantized(io.ComfyNode):
         return shown({name: {"difference": away, "trained": len(found), **facts}})
 
 
+class NoKitchen(io.ComfyNode):
+    """What is said of quantize_base where this host has no comfy_kitchen."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeNoKitchen")
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        quantized, said = pack("nodes.host.models.stored.quantized"), {}
+        without = {"get_layout_class": lambda name: None}  # as the host has it then
+        with pack("nodes.host.models.training_mode").replaced(quantized, **without):
+            for name in ("none", "int8", "fp8"):
+                try:
+                    quantized.check_quantizes(name)
+                except pack("trainers.errors").UnavailableError as error:
+                    said[name] = str(error)
+        return shown(said)
+
+
 class Patched(io.ComfyNode):
     """The trainer's module of a MODEL with a LoRA patched in, and of one beside which it trains."""
 

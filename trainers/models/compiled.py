@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 
 # A UNet's residual blocks alone are of a dozen shapes; torch would compile 8, and leave the others.
 MOST_SHAPES = 64
+EAGER_BACKWARD = "force_non_lazy_backward_lowering"  # of torch's settings, not in the oldest
 # How the host's models tell a block which one it is, in a dict beside much else. No block computes
 # with it, but each would be compiled by itself for it.
 PLACES = frozenset({"block", "block_index", "block_type", "total_blocks", "transformer_index"})
@@ -58,11 +59,27 @@ def compiling(wanted: bool = True) -> Iterator[None]:
         yield
         return
     config: Any = torch._dynamo.config
+    many = {"recompile_limit": MOST_SHAPES, "accumulated_recompile_limit": 4 * MOST_SHAPES}
     try:
-        with config.patch(recompile_limit=MOST_SHAPES, accumulated_recompile_limit=4 * MOST_SHAPES):
+        with config.patch(**many), _both_passes():
             yield
     finally:
         torch.compiler.reset()
+
+
+@contextmanager
+def _both_passes() -> Iterator[None]:
+    """Inside, a backward pass is compiled together with its forward pass.
+
+    By itself torch compiles it when it is first run, in the middle of the loss's backward pass,
+    where nothing can run in its place any more.
+    """
+    config: Any = torch._functorch.config
+    if not hasattr(config, EAGER_BACKWARD):
+        yield
+        return
+    with config.patch(EAGER_BACKWARD, True):
+        yield
 
 
 class _State:
@@ -122,7 +139,9 @@ def _has_own_ways(block: nn.Module) -> bool:
 def _failure(device: torch.device, backend: str) -> str:
     """Why torch cannot compile for a device on this machine; nothing if it can."""
     try:
-        torch.compile(_something, backend=backend)(torch.ones(2, device=device, requires_grad=True))
+        with _both_passes():
+            given = torch.ones(2, device=device, requires_grad=True)
+            torch.compile(_something, backend=backend)(given)
     except TorchDynamoException as error:
         return _line(error)
     return ""

@@ -1,8 +1,9 @@
 """The folder of one run: what it was asked, what happened, how to go on, and what was learned.
 
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
-    run.json                       settings, versions, base model, dataset listing, how it went and
-                                   in how many processes, and the graph that it came from
+    run.json                       settings, versions, base model, dataset listing, how it went, in
+                                   how many processes and by what plan of memory, and the graph
+                                   that it came from
     metrics.jsonl                  one line a step
     state/00000400.pt              all that step 401 needs; the last few are kept
     previews/step_00000400_0.png   what the first prompt of the preview gave then

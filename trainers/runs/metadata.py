@@ -16,13 +16,14 @@ from ..methods.results import Embedding
 from ..models.architectures import Architecture
 from ..objective.noise import PREDICTIONS
 from ..settings.memory import NONE
-from ..settings.methods.lora import LoraConfig
+from ..settings.methods.lora import WIDE, LoraConfig
 from ..settings.methods.textual_inversion import TextualInversionConfig
 from ..settings.run import RunConfig
 
 RANK_AND_ALPHA = ("ss_network_dim", "ss_network_alpha")
 LORA_MODULE = "networks.lora"  # kohya's name
 ALGORITHMS = {"lokr": "lokr", "loha": "loha", "oft": "diag-oft"}  # LyCORIS' names
+WEIGHTS = "personalize.adapter_weights"  # what they trained in, if not in fp32; kohya has no name
 NEEDS = "personalize.embeddings"  # of a LoRA whose captions have learned tokens
 
 
@@ -54,6 +55,8 @@ def _network(lora: LoraConfig) -> dict[str, str]:
         "ss_network_dim": str(lora.rank * times),
         "ss_network_alpha": str(0.0 if lora.variant == "oft" else alpha * times),
     }
+    if lora.adapter_weights != WIDE:
+        told[WEIGHTS] = lora.adapter_weights
     if algorithm:
         facts = {"algo": algorithm}
         if lora.variant == "lokr":

@@ -31,15 +31,15 @@ class MemoryConfig(Settings):
     checkpointing: str = setting(
         AUTO,
         "How many blocks compute their activations again in the backward pass: none, every second "
-        "one, or all. auto: all if gradient_checkpointing is on; else none, or as many as it takes "
-        "to fit.",
+        "one, or all. auto: all if gradient_checkpointing is on or activations_in is RAM; else "
+        "none, or as many as it takes to fit.",
         choices=(AUTO, *CHECKPOINTED), source="S gradient_checkpointing_interval",
     )  # fmt: skip
     activations_in: str = setting(
         DEVICE,
         "Where what checkpointed blocks are given waits for the backward pass. RAM: less memory "
-        "for many blocks and large pictures, a little slower; needs gradient_checkpointing, or "
-        "checkpointing half or all.",
+        "for many blocks and large pictures, a little slower; with checkpointing auto all blocks "
+        "are checkpointed.",
         choices=PLACES, source="O activation offloading",
     )  # fmt: skip
     memory_plan: str = setting(
@@ -60,6 +60,6 @@ class MemoryConfig(Settings):
         if self.activations_in == RAM and self.checkpointing == NONE:
             found.append(
                 "activations_in is 'RAM', but checkpointing 'none' keeps what blocks compute, and "
-                "that stays; allowed: device, or checkpointing half or all"
+                "that stays; allowed: device, or checkpointing auto, half or all"
             )
         return found

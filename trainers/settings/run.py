@@ -138,8 +138,9 @@ class RunConfig:
         """Which blocks compute their activations again: one of CHECKPOINTED."""
         if self.memory.checkpointing != AUTO:
             return self.memory.checkpointing
-        streamed = self.memory.weights_in == RAM
-        return ALL if self.training.gradient_checkpointing or streamed else NONE
+        # Both are of checkpointed blocks.
+        in_ram = RAM in (self.memory.weights_in, self.memory.activations_in)
+        return ALL if self.training.gradient_checkpointing or in_ram else NONE
 
     def _memory_conflicts(self) -> list[str]:
         found = []
@@ -148,11 +149,6 @@ class RunConfig:
             found.append(
                 "checkpointing is 'none', but gradient_checkpointing is on; allowed: auto, half or "
                 "all, or gradient_checkpointing off"
-            )
-        if memory.activations_in == RAM and self.checkpointed == NONE:
-            found.append(
-                "activations_in is 'RAM', but no block is checkpointed; allowed: device, or "
-                "checkpointing half or all"
             )
         if training.compile and memory.weights_in == RAM:
             found.append(
@@ -209,7 +205,7 @@ def check_queued(method: str, values: Mapping[str, Any]) -> None:
     groups = config_groups(method).values()
     raise_problems([problem for group in groups for problem in value_problems(group, values)])
     if all(name in values for name in ON_TRAINER[method]):
-        run_config(method, values)
+        _together(method, values)
 
 
 def check_shared(place: str, values: Mapping[str, Any]) -> None:
@@ -233,6 +229,13 @@ def run_config(method: str, values: Mapping[str, Any]) -> RunConfig:
     Raises:
         SettingsError: one or more values are not allowed; all of every group are listed.
     """
+    config = _together(method, values)
+    raise_problems(config.training.no_rate(config.own))
+    return config
+
+
+def _together(method: str, values: Mapping[str, Any]) -> RunConfig:
+    """The same of settings that others may come to, which may find a rate."""
     made: dict[str, Any] = {}
     problems: list[str] = []
     for name, config_class in config_groups(method).items():

@@ -20,6 +20,7 @@ OPTIMIZERS = (
     "paged_adamw_8bit", "adamw_schedule_free", "prodigy_schedule_free", "came", "muon",
 )  # fmt: skip
 FIND_RATE = ("prodigy", "prodigy_schedule_free")  # where the setting multiplies what they find
+ADAFACTOR = "adafactor"  # has one of its own where the setting is 0
 SCHEDULE_FREE = ("adamw_schedule_free", "prodigy_schedule_free")
 ALL_AT_ONCE = ("prodigy", *SCHEDULE_FREE, "muon")  # what they keep is not apart by parameter
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -145,7 +146,7 @@ class TrainingConfig(Settings):
                     f"lr_schedule is '{self.lr_schedule}', but optimizer '{self.optimizer}' has an "
                     f"average in its place; allowed: {' or '.join(allowed)}"
                 )
-        if self.optimizer == "adafactor" and not self.learning_rate:
+        if self.optimizer == ADAFACTOR and not self.learning_rate:
             if self.lr_schedule != "constant":
                 found.append(
                     f"lr_schedule is '{self.lr_schedule}', but learning_rate 0 leaves the rate to "
@@ -157,8 +158,24 @@ class TrainingConfig(Settings):
     def finds_rate(self) -> bool:
         """Whether the rate is not the one that is set, so that it is worth telling."""
         return self.optimizer in FIND_RATE or (
-            self.optimizer == "adafactor" and not self.learning_rate
+            self.optimizer == ADAFACTOR and not self.learning_rate
         )
+
+    def no_rate(self, own: Any) -> list[str]:
+        """Why nothing would be learned, where no part has a rate."""
+        rates = {
+            "": self.learning_rate,
+            "train_text_encoder": getattr(own, "text_encoder_learning_rate", 0.0),
+            "train_token": getattr(own, "token_learning_rate", 0.0),
+        }
+        used = [rate for name, rate in rates.items() if not name or getattr(own, name, False)]
+        if any(used) or self.finds_rate:
+            return []
+        return [
+            f"learning_rate is 0, which optimizer '{self.optimizer}' takes as it is, so that "
+            f"nothing would be learned; allowed: above 0, or an optimizer that finds its own rate: "
+            f"{', '.join((*FIND_RATE, ADAFACTOR))}"
+        ]
 
     def conflicts(self, own: Any) -> list[str]:
         """What a method's own settings cannot go together with, in the user's words."""

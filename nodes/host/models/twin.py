@@ -21,6 +21,7 @@ import comfy.lora
 import torch
 from torch import Tensor, nn
 
+from ....trainers.errors import SettingsError
 from ....trainers.models.checkpointing import guard_norms
 from ....trainers.models.convolution import use_small_map_convolutions
 from ....trainers.models.quantized import Stored, as_it_is
@@ -30,6 +31,7 @@ from .stored import gguf
 from .stored.quantized import (
     FLOAT8,
     alike,
+    check_quantizes,
     frozen_layer,
     is_of_host_alone,
     is_quantized,
@@ -151,6 +153,31 @@ def _stand_ins(
         if getattr(layer, "bias", None) is not None:
             bias = _weight(layer, path, "bias", patches, placement)
         yield layer, frozen_layer(layer, weight, bias, placement.computes_in)
+
+
+def check_quantize_base(quantized: str, model: Any) -> None:
+    """See that a MODEL has weights to quantize, and that this host can.
+
+    Args:
+        quantized: one of QUANTIZED.
+
+    Raises:
+        SettingsError: its weights are quantized already.
+        UnavailableError: this host cannot.
+    """
+    check_quantizes(quantized)
+    denoiser = model.model.diffusion_model
+    if quantized == AS_IT_IS or not is_quantized(denoiser):
+        return
+    if not any(  # a copy is made of what is patched
+        f"{HOST_DENOISER}{path}.weight" in model.patches
+        for path, layer in denoiser.named_modules()
+        if to_quantize(path, layer) and stored_weight(layer) is not None
+    ):
+        raise SettingsError(
+            (f"quantize_base is '{quantized}', but the base that is wired in is quantized already; "
+             "allowed: none",)
+        )  # fmt: skip
 
 
 def hollow(module: nn.Module, like: Callable[[Tensor], Tensor]) -> nn.Module:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from ....trainers.errors import UnavailableError
 from ....trainers.models.fitting import (
@@ -23,7 +25,9 @@ from ....trainers.models.fitting import (
 from ....trainers.models.memory import StepMemory
 from ....trainers.models.precision import DTYPES
 from ....trainers.settings.memory import OFF, REFUSE
+from ....trainers.settings.run import RunConfig
 from ..memory import device
+from ..models.twin import check_quantize_base
 from .plan import free_bytes, largest_step
 from .plans import planned
 from .run import Run
@@ -39,42 +43,112 @@ TIMES_ITS_WEIGHTS, PIXELS = 2, 512 * 512
 OF_EACH_TRAINED = 4  # itself, its gradient, two states of the optimizer
 
 
+class Chosen(NamedTuple):
+    """What `auto` chose for a run by a plan of its memory; the least where nothing fits."""
+
+    run: Run
+    fit: Fit
+    fits: bool
+    room: Room
+
+    @property
+    def needs(self) -> str:
+        """What it takes of what is free, and with which settings where they were not asked for."""
+        needed, free = (size / GB for size in (self.fit.needed_bytes, self.room.free_bytes))
+        needs = f"needs {needed:.3g} of {free:.3g} GB free"
+        return f"{needs}, with {self.fit.changed}" if self.fit.changed else needs
+
+    def remedy(self) -> str:
+        """What would fit, where this does not."""
+        other, fits = cheapest(self.fit, self.room, lambda tried: _plan(self.run, tried))
+        needed = f"{other.needed_bytes / GB:.3g} GB"
+        if fits:
+            return f"With {other.changed} it needs {needed}."
+        if other.changed:
+            return (
+                f"No settings are known that fit; with {other.changed} it would still need "
+                f"{needed}."
+            )
+        return "No settings are known that need less."
+
+
 def fitted(run: Run) -> Run:
-    """The run with what `auto` chose, to be trained so.
+    """The run with what `auto` chose, to be trained so, and with that as its plan.
 
     Call it in `torch.inference_mode(False)`, after models were asked to leave the device.
 
     Raises:
         UnavailableError: it needs more than is free; the message says what would fit.
     """
-    plain = dataclasses.replace(run, config=without_auto(run.config))
-    if run.config.memory.memory_plan == OFF or not _may_be_short(run):
+    plain = _with_plan(run, without_auto(run.config))
+    if not is_planned(run):
         return plain
-    if run.processes.shard:
-        log.info("Personalize: no plan of memory, since processes share the weights out.")
-        return plain
-    asked = Asked(run.config, run.sockets.dataset.resolution_px)
-    room = Room(_free(run), device().type)
-
-    def plan(tried: Asked) -> StepMemory:
-        run.reporter.status("planning memory")
-        return planned(run, tried)
-
     try:
-        found, fits = choose(asked, room, plan)
+        chosen = choice(run)
     except NoPlanError as error:
         log.info("Personalize: no plan of memory for this model (%s).", error)
         return plain
-    needs = _needs(found, room)
-    if not fits:
-        others = cheapest(found, room, plan)
+    if not chosen.fits:
+        remedy = chosen.remedy()
         if run.config.memory.memory_plan == REFUSE:
-            raise UnavailableError(_refusal(needs, *others))
-        log.warning("Personalize: %s. %s It is tried.", needs, _remedy(*others))
+            raise UnavailableError(_refusal(chosen.needs, remedy))
+        log.warning("Personalize: %s. %s It is tried.", chosen.needs, remedy)
     else:
-        log.info("Personalize: %s.", needs)
-    run.reporter.note(needs)
-    return dataclasses.replace(run, config=found.asked.config)
+        log.info("Personalize: %s.", chosen.needs)
+    run.reporter.note(chosen.needs)
+    return _with_plan(run, chosen.fit.asked.config, chosen)
+
+
+def choice(run: Run) -> Chosen:
+    """What `auto` chooses for a run; for one that is not planned, as nobody knew what it takes.
+
+    Call it as `fitted`.
+
+    Raises:
+        NoPlanError: nobody can tell.
+        PersonalizeError: what the training itself would refuse.
+    """
+    config = run.config if is_planned(run) else without_auto(run.config)
+    room = Room(_free(run), device().type)
+    asked = Asked(config, run.sockets.dataset.resolution_px)
+    return Chosen(run, *choose(asked, room, lambda tried: _plan(run, tried)), room)
+
+
+def _plan(run: Run, tried: Asked) -> StepMemory:
+    check_quantize_base(tried.config.training.quantize_base, run.sockets.model)
+    run.reporter.status("planning memory")
+    return planned(run, tried)
+
+
+def _with_plan(run: Run, config: RunConfig, chosen: Chosen | None = None) -> Run:
+    memory = config.memory
+    plan: dict[str, Any] = {
+        "device": device().type,
+        "chosen": {"weights_in": memory.weights_in, "checkpointing": memory.checkpointing},
+    }
+    if chosen is not None:
+        plan |= {
+            "needed_bytes": chosen.fit.needed_bytes,
+            "free_bytes": chosen.room.free_bytes,
+            "by_kind_bytes": _by_kind(chosen.fit.memory),
+        }
+    return dataclasses.replace(run, config=config, plan=plan)
+
+
+def _by_kind(memory: StepMemory) -> Mapping[str, int]:
+    """What adds up to the peak of a step, in bytes, and what of it is there already."""
+    return {k: size for k, size in dataclasses.asdict(memory).items() if k != "flops"}
+
+
+def is_planned(run: Run) -> bool:
+    """Whether a run has a plan before it trains; the log says so where one that may be short has
+    none.
+    """
+    if run.config.memory.memory_plan == OFF or not _may_be_short(run):
+        return False
+    if run.processes.shard:
+        log.info("Personalize: no plan of memory, since processes share the weights out.")
+    return not run.processes.shard
 
 
 def _may_be_short(run: Run) -> bool:
@@ -97,24 +171,9 @@ def _free(run: Run) -> int:
     return free_bytes() // (run.processes.count if device().type == "cpu" else 1)
 
 
-def _needs(found: Fit, room: Room) -> str:
-    needs = f"needs {found.needed_bytes / GB:.3g} of {room.free_bytes / GB:.3g} GB free"
-    return f"{needs}, with {found.changed}" if found.changed else needs
-
-
-def _refusal(needs: str, other: Fit, fits: bool) -> str:
+def _refusal(needs: str, remedy: str) -> str:
     place = "RAM" if device().type == "cpu" else f"the GPU ({device()})"
-    remedy = _remedy(other, fits)
     return (
         f"This training does not fit into {place}: it {needs}.\n{remedy} Change that and queue "
         "again, or let it be tried with memory_plan 'warn' in Memory and Speed Settings."
     )
-
-
-def _remedy(other: Fit, fits: bool) -> str:
-    needed = f"{other.needed_bytes / GB:.3g} GB"
-    if fits:
-        return f"With {other.changed} it needs {needed}."
-    if other.changed:
-        return f"No settings are known that fit; with {other.changed} it would still need {needed}."
-    return "No settings are known that need less."

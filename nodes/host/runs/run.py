@@ -25,7 +25,6 @@ from ..folders import runs_folder
 from ..memory import device
 from ..models.objective import objective_of
 from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from ..models.stored.quantized import check_quantizes
 from ..models.support import (
     check_clip,
     check_model,
@@ -34,6 +33,7 @@ from ..models.support import (
     check_tread,
 )
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
+from ..models.twin import check_quantize_base
 from ..models.vae import check_vae
 from .base import GraphNode, remember, remembered, served_without_base
 from .graph import record
@@ -48,6 +48,7 @@ class Run:
     Attributes:
         text_encoders: names of the base's.
         sockets: without class images where they have no weight.
+        plan: of its memory and what `auto` chose by it, as run.json has it; see fitting.py.
     """
 
     sockets: Sockets
@@ -57,6 +58,7 @@ class Run:
     facts: Mapping[str, Any]
     folder: RunFolder
     reporter: Reporter
+    plan: Mapping[str, Any] | None = None
 
     @functools.cached_property
     def graph(self) -> dict[str, Any] | None:
@@ -70,7 +72,7 @@ class Run:
             SaveError: it cannot be written.
         """
         if self.processes.is_first:
-            how_it_went["processes"] = self.processes.count
+            how_it_went |= {"processes": self.processes.count, "plan": self.plan}
             self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
 
     def note_graph(self) -> None:
@@ -170,7 +172,7 @@ def _base(sockets: Sockets, node: GraphNode, config: RunConfig) -> dict[str, str
     whole = config.changes_weights
     architecture = check_model(sockets.model, whole)
     check_clip(sockets.clip, sockets.model, config.own.trains_text, whole)
-    check_quantizes(config.training.quantize_base)
+    check_quantize_base(config.training.quantize_base, sockets.model)
     check_vae(sockets.vae)
     base = known or {
         "architecture": architecture.name,

@@ -105,7 +105,8 @@ def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcom
             try:
                 with training_session(), PAGES.watching(node, run.folder.path.name):
                     with run.processes.sharing_out():
-                        return _train(fitted(run))
+                        run = fitted(run)
+                        return _train(run)
             except BaseException as error:  # Cancel, which is none of Exception's children
                 _say_why(run, error)
                 with contextlib.suppress(SaveError):

@@ -16,7 +16,7 @@ LORA_TARGETS = ("attention", "attention and feed-forward", "all with convolution
 LORA_VARIANTS = ("lora", "dora", "lokr", "loha", "oft")
 FACTOR_PAIRS = ("lora", "dora")  # the variants that rank_stabilized and dropout are made for
 INITIALIZATIONS = ("default", "pissa")
-ADAPTER_WEIGHTS = ("fp32", "bf16")
+WIDE, NARROW = ADAPTER_WEIGHTS = ("fp32", "bf16")
 
 
 def text_encoder_learning_rate() -> Any:
@@ -108,11 +108,11 @@ class LoraConfig(Settings):
         min=-1, max=1024, source="P LoKr arXiv 2309.14859; LyCORIS factor",
     )  # fmt: skip
     adapter_weights: str = setting(
-        "fp32",
+        WIDE,
         "How an adapter is held while it trains. bf16: half the memory for it, its gradients and "
         "the optimizer's state; each update is rounded up or down at random so that small ones are "
         "not lost. For large adapters.",
-        choices=ADAPTER_WEIGHTS, source="stochastic rounding: arXiv 2010.06192", before="fp32",
+        choices=ADAPTER_WEIGHTS, source="stochastic rounding: arXiv 2010.06192", before=WIDE,
     )  # fmt: skip
 
     def problems(self) -> list[str]:
@@ -147,4 +147,4 @@ class LoraConfig(Settings):
     @property
     def narrows_copies(self) -> bool:
         """Whether copies of fp32 weights are narrowed for it; what is held so needs none."""
-        return self.follows_base and self.adapter_weights == "fp32"
+        return self.follows_base and self.adapter_weights == WIDE
