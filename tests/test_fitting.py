@@ -53,7 +53,8 @@ class Plans:
 
 
 def room(free_bytes: int) -> Room:
-    return Room(free_bytes, "cpu")
+    """Of a device that has memory of its own."""
+    return Room(free_bytes, "xpu")
 
 
 def chosen(free_bytes: int, plans: Plans | None = None, **settings: Any) -> tuple[str, bool]:
@@ -96,6 +97,16 @@ def test_auto_never_streams_what_trains() -> None:
     config = run_config("dreambooth", {"weights": "bf16"})
     found, fits = choose(Asked(config, 1024), room(50), Plans())
     assert (found.asked.config.memory.weights_in, fits) == ("device", False)
+
+
+def test_where_ram_is_the_device_nothing_waits_there() -> None:
+    plans = Plans()
+    found, fits = choose(Asked(run_config("lora", {}), 1024), Room(100, "cpu"), plans)
+    assert (found.asked.config.memory.weights_in, fits) == ("device", False)
+    other, fits = cheapest(found, Room(100, "cpu"), plans)
+    assert (other.changed, fits) == ("quantize_base 'int8', checkpointing 'all'", True)
+    cheapest(found, Room(20, "cpu"), plans)
+    assert not [one for one in plans.made if "RAM" in str(one.config.memory)]
 
 
 def test_auto_plans_no_more_than_it_takes() -> None:

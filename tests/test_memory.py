@@ -36,14 +36,14 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 every_case = pytest.mark.parametrize(("method", "settings"), CASES)
 
 
-def watched(config: RunConfig, base: Parts, alive: Alive) -> StepMemory:
+def watched(config: RunConfig, base: Parts, alive: Alive, apart: bool = True) -> StepMemory:
     pictures = examples(counts=(2,))  # of one size, so that any batch is like any other
     made = job(config, base, pictures)
     modules = made.parts.modules.values()
-    return step_memory(alive, modules, made.trainable.parameters, lambda: Training(made))
+    return step_memory(alive, modules, made.trainable.parameters, lambda: Training(made), apart)
 
 
-def planned(config: RunConfig, base: Parts) -> StepMemory:
+def planned(config: RunConfig, base: Parts, apart: bool = True) -> StepMemory:
     """The same of a base whose weights are taken away."""
     pretence = Pretence(CPU)
     for module in base.modules.values():
@@ -51,7 +51,7 @@ def planned(config: RunConfig, base: Parts) -> StepMemory:
             for name, weight in list(layer.named_parameters(recurse=False)):
                 setattr(layer, name, pretence.like(weight))
     with pretence.watched() as alive:
-        return watched(config, base, alive)
+        return watched(config, base, alive, apart)
 
 
 @every_case
@@ -75,6 +75,17 @@ def test_checkpointing_takes_less_for_activations_and_more_arithmetic() -> None:
     assert with_it.activations < without.activations
     assert with_it.flops > without.flops
     assert with_it.frozen == without.frozen
+
+
+def test_weights_in_ram_save_what_another_device_has_not_to_hold() -> None:
+    all_of_it, in_ram = (
+        run_config("lora", checkpointing="all", weights_in=place) for place in ("device", "RAM")
+    )
+    frozen = planned(all_of_it, parts()).frozen
+    assert planned(in_ram, parts()).frozen < frozen
+    # On a CPU they lie in the same memory, beside the buffers for two blocks.
+    assert planned(in_ram, parts(), apart=False).frozen > frozen
+    assert planned(all_of_it, parts(), apart=False).frozen == frozen
 
 
 def test_adamw_has_two_states_for_each_weight() -> None:

@@ -64,7 +64,8 @@ def measured(run: Any) -> Any:
         job = pack("nodes.host.runs.training")._job(run)
         modules, trained = job.parts.modules.values(), job.trainable.parameters
         with memory.Alive(job.parts.device) as alive:
-            return memory.step_memory(alive, modules, trained, lambda: loop.Training(job))
+            apart = job.parts.device.type != "cpu"
+            return memory.step_memory(alive, modules, trained, lambda: loop.Training(job), apart)
 
 
 def hashes(sockets: Any) -> list[Any]:

@@ -55,10 +55,15 @@ class Fit(NamedTuple):
 
 
 class Room:
-    """What a device has free for a training."""
+    """What a device has free for a training.
+
+    Attributes:
+        apart: whether RAM is another memory, so that something can wait there.
+    """
 
     def __init__(self, free_bytes: int, device_type: str) -> None:
         self.free_bytes, self._beside = free_bytes, KERNELS_BYTES * (device_type == "cuda")
+        self.apart = device_type != "cpu"
 
     def needed_bytes(self, planned_bytes: int) -> int:
         """What has to be free for what a plan adds up to."""
@@ -76,11 +81,16 @@ def without_auto(config: RunConfig) -> RunConfig:
     return next(choices(config))
 
 
-def choices(config: RunConfig) -> Iterator[RunConfig]:
-    """What `auto` may choose, the fastest first; the same settings where nothing is auto."""
+def choices(config: RunConfig, apart: bool = True) -> Iterator[RunConfig]:
+    """What `auto` may choose, the fastest first; the same settings where nothing is auto.
+
+    Args:
+        apart: as a Room has it.
+    """
     memory = config.memory
     free = memory.checkpointing == AUTO and config.checkpointed == NONE
-    for place in (DEVICE, RAM) if memory.weights_in == AUTO else (memory.weights_in,):
+    places = (DEVICE, RAM) if apart else (DEVICE,)
+    for place in places if memory.weights_in == AUTO else (memory.weights_in,):
         # With weights in RAM every block is computed again.
         for kept in (NONE, HALF, ALL) if free and place == DEVICE else (None,):
             changed = {"weights_in": place, **({"checkpointing": kept} if kept else {})}
@@ -96,7 +106,7 @@ def choose(asked: Asked, room: Room, plan: Plan) -> tuple[Fit, bool]:
         NoPlanError: not even the first can be told.
     """
     best: Fit | None = None
-    for config in choices(asked.config):
+    for config in choices(asked.config, room.apart):
         tried = asked._replace(config=config)
         if best is not None and not room.holds(_least(best.memory, _touched(best.asked, tried))):
             continue
@@ -144,9 +154,15 @@ LESS: Mapping[str, Less] = {
 WITH = {"weights_in": {"checkpointing": ALL}}  # what has to go with it
 
 
-def changes(asked: Asked) -> Iterator[Change]:
-    """All that take less memory, the cheapest first."""
+def changes(asked: Asked, apart: bool = True) -> Iterator[Change]:
+    """All that take less memory, the cheapest first.
+
+    Args:
+        apart: as a Room has it.
+    """
     for name, (values, _) in LESS.items():
+        if not apart and RAM in values:
+            continue
         for place in range(1, len(values)):
             yield functools.partial(_set, name, values[place], values[:place])
     yield _one_at_once
@@ -186,7 +202,7 @@ def cheapest(start: Fit, room: Room, plan: Plan) -> tuple[Fit, bool]:
     """
     least: Fit = start
     made: tuple[Change, ...] = ()
-    for change in changes(start.asked):
+    for change in changes(start.asked, room.apart):
         cheaper, made = made, (*made, change)
         if _changed(start.asked, made) == _changed(start.asked, cheaper):
             made = cheaper

@@ -164,6 +164,7 @@ def step_memory(
     modules: Iterable[nn.Module],
     trained: Iterable[nn.Parameter],
     begin: Callable[[], Trains],
+    apart: bool = True,
 ) -> StepMemory:
     """What a training holds in a step, once the states of its optimizer are there.
 
@@ -172,11 +173,13 @@ def step_memory(
         modules: all that takes part, with their weights.
         trained: all that is trained, in them or beside them.
         begin: makes the training.
+        apart: whether RAM is another memory than the device's, so that weights that wait there
+            take none of it; on a CPU only where it stands for another device.
     """
     for module in modules:
         waiting, buffers = in_ram(module)
-        for tensor in waiting:  # on a CPU it is the same memory, and is not counted either
-            alive.count(tensor, Kind.BEFORE)
+        for tensor in waiting:
+            alive.count(tensor, Kind.BEFORE if apart else Kind.FROZEN)
         away = set(map(id, waiting))
         for tensor in (*module.parameters(), *module.buffers(), *buffers):
             if id(tensor) not in away:

@@ -139,7 +139,8 @@ def _planned(run: Run, largest: Largest) -> StepMemory:
             bare.leave_out(alive)
             job = bare.job(examples, encoded)
             modules = job.parts.modules.values()
-            return step_memory(alive, modules, job.trainable.parameters, lambda: Training(job))
+            trained, apart = job.trainable.parameters, device().type != "cpu"
+            return step_memory(alive, modules, trained, lambda: Training(job), apart)
 
 
 class _Bare:

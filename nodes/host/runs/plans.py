@@ -28,7 +28,7 @@ from ..memory import device
 from .plan import Largest, Shown, largest_step, of_two_steps, plan_memory
 from .run import Run
 
-FORMAT = 1  # another number when what is planned changes, so that plans made before do not count
+FORMAT = 2  # another number when what is planned changes, so that plans made before do not count
 MOST_REMEMBERED = 200
 STEP_PX = 64  # what sides of pictures are multiples of
 # Settings that no step's memory depends on, beside those that `of_two_steps` sets.
