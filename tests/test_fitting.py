@@ -104,7 +104,7 @@ def test_where_ram_is_the_device_nothing_waits_there() -> None:
     found, fits = choose(Asked(run_config("lora", {}), 1024), Room(100, "cpu"), plans)
     assert (found.asked.config.memory.weights_in, fits) == ("device", False)
     other, fits = cheapest(found, Room(100, "cpu"), plans)
-    assert (other.changed, fits) == ("quantize_base 'int8'", True)
+    assert (other.changed, fits) == ("quantize_base 'int8', checkpointing 'all'", True)
     cheapest(found, Room(20, "cpu"), plans)
     assert not [one for one in plans.made if "RAM" in str(one.config.memory)]
 
