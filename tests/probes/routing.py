@@ -15,6 +15,8 @@ from . import noisy_latents, pack, parts_of, probe, relative, shown, size_of_pic
 from .gradients import furthest, gradients
 
 RATIO = 0.4
+# Where the host's attention is told no options, and so not what to use.
+TOLD_NOTHING = ("ernie.model", "pixart.blocks", "hydit.attn_layers")
 
 
 class Routed(io.ComfyNode):
@@ -68,10 +70,14 @@ def predictions(model: Any, clip: Any, text: str, route: Any) -> dict[str, Any]:
         reference = Reference(parts.denoiser, route, router)
         with router.drawing(1):
             routed = predict()
+        every = pack("trainers.models.tread").Router(parts.denoiser, route, 0.0)
+        with every.drawing(1):
+            all_kept = torch.equal(predict(), plain)
         with reference.at_work():
             expected = predict()
     return {
         "as before": unchanged,
+        "all kept": all_kept,
         "kept": (reference.num_tokens - len(reference.away)) / reference.num_tokens,
         "routed": relative(routed, expected),
         "differs": relative(routed, plain),
@@ -79,12 +85,15 @@ def predictions(model: Any, clip: Any, text: str, route: Any) -> dict[str, Any]:
 
 
 class Reference:
-    """All tokens go through all blocks, but nobody sees some, and those end as they began."""
+    """All tokens go through all blocks, but nobody sees some, and those end as they began.
+
+    Where a stream is whole between blocks, that is so for each of them.
+    """
 
     def __init__(self, module: Any, route: Any, router: Any) -> None:
         self._module, self._route, self._router = module, route, router
         self._blocks = [(k, block) for k in route.lists for block in getattr(module, k.name)]
-        self._note = self._blocks[-1][1].register_forward_pre_hook(self._places)
+        self._note = self._blocks[-1][1].register_forward_pre_hook(self._places)  # after the cut
         self._inside = False
         self._before = torch.empty(0)
 
@@ -96,18 +105,24 @@ class Reference:
     def at_work(self) -> Iterator[None]:
         hooks = []
         for place, (known, block) in enumerate(self._blocks):
-            is_last = place == len(self._blocks) - 1
-            begin = self._begin(known, block, place == 0)
+            if self._route.one_by_one:
+                is_first = is_last = True
+            else:
+                is_first, is_last = place == 0, place == len(self._blocks) - 1
+            begin = self._begin(known, block, is_first)
             hooks += [
                 block.register_forward_pre_hook(begin, with_kwargs=True),
                 block.register_forward_hook(self._end(known, is_last)),
             ]
         denoiser = pack("nodes.host.models.denoiser")
-        ernie = importlib.import_module("comfy.ldm.ernie.model")  # which is told no options
         replaced = pack("nodes.host.models.training_mode").replaced
         unseen = self._unseen(denoiser.plain_attention)
         plain = functools.partial(unseen, None)
-        with replaced(denoiser, plain_attention=unseen), replaced(ernie, optimized_attention=plain):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(denoiser, plain_attention=unseen))
+            for name in TOLD_NOTHING:
+                module = importlib.import_module(f"comfy.ldm.{name}")
+                stack.enter_context(replaced(module, optimized_attention=plain))
             yield
         for hook in hooks:
             hook.remove()
