@@ -78,7 +78,8 @@ def predictions(model: Any, clip: Any, text: str, route: Any) -> dict[str, Any]:
     return {
         "as before": unchanged,
         "all kept": all_kept,
-        "kept": (reference.num_tokens - len(reference.away)) / reference.num_tokens,
+        "away": len(reference.away),
+        "tokens": reference.num_tokens,
         "routed": relative(routed, expected),
         "differs": relative(routed, plain),
     }
@@ -92,10 +93,10 @@ class Reference:
 
     def __init__(self, module: Any, route: Any, router: Any) -> None:
         self._module, self._route, self._router = module, route, router
-        self._blocks = [(k, block) for k in route.lists for block in getattr(module, k.name)]
+        self._blocks = [(k, block) for k in route.lists for block in module.get_submodule(k.name)]
         self._note = self._blocks[-1][1].register_forward_pre_hook(self._places)  # after the cut
         self._inside = False
-        self._before = torch.empty(0)
+        self._before, self._length = torch.empty(0), 0
 
     def _places(self, *_: Any) -> None:
         self.away, self.num_tokens = self._router._away, self._router._num_tokens
@@ -136,10 +137,10 @@ class Reference:
 
         def begin(block: Any, args: Any, kwargs: Any) -> None:
             self._inside = True
+            given = {**dict(enumerate(args)), **kwargs}
+            tokens = given[known.stream if known.stream in given else place].flatten(1, -2)
+            self._length = tokens.shape[1]
             if is_first:
-                given = {**dict(enumerate(args)), **kwargs}
-                stream = given[known.stream if known.stream in given else place]
-                tokens = stream.flatten(1, -2)
                 self._before = tokens[:, self._among(tokens.shape[1])].clone()
 
         return begin
@@ -160,7 +161,8 @@ class Reference:
         ) -> torch.Tensor:
             axis = -2 if kwargs.get("skip_reshape") else 1
             length = k.shape[axis]
-            if self._inside and q.shape[axis] == length:  # not from a picture to its text
+            # Not from a picture to its text; some have one of their own that sees the text alone.
+            if self._inside and length in (q.shape[axis], self._length):
                 seen = torch.zeros(1, 1, length, dtype=q.dtype, device=q.device)
                 seen[..., self._among(length)] = -torch.inf
                 mask = seen if mask is None else mask + seen

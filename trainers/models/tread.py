@@ -151,15 +151,21 @@ ROUTES = (
         one_by_one=True,  # a text of its own is put behind the stream for each, and cut off again
     ),
     Route(
+        "HiDream O1",
+        ("HiDreamO1Transformer",),
+        (Blocks("language_model.layers", "x", 0, {"freqs_cis": (-2,)}),),
+        picture="x_embedder",
+    ),
+    Route(
         "Wan",
         ("WanModel", "CausalWanModel"),
         (Blocks("blocks", "x", None, {"freqs": (1,), "e": (1,)}),),
     ),
     Route(
-        "Wan VACE and camera",
-        ("VaceWanModel", "CameraWanModel"),
+        "Wan VACE",
+        ("VaceWanModel",),
         (Blocks("blocks", "x", None, {"freqs": (1,)}),),
-        one_by_one=True,  # what VACE's other blocks make is added to all tokens
+        one_by_one=True,  # what its other blocks make is added to all tokens
     ),
     Route(
         "LTX-Video",
@@ -215,7 +221,8 @@ def _fits(route: Route, module: nn.Module) -> bool:
 
 def _blocks(module: nn.Module, route: Route) -> list[tuple[Blocks, nn.Module]]:
     """All blocks in the order of their work, and what list each is of."""
-    return [(known, block) for known in route.lists for block in getattr(module, known.name, ())]
+    found: dict[str, Any] = dict(module.named_modules())
+    return [(known, block) for known in route.lists for block in found.get(known.name, ())]
 
 
 def _places(block: nn.Module) -> dict[str | int, int]:
