@@ -2,8 +2,8 @@
 
 A block is the smallest module that stands in a list of modules and has layers of its own: a
 residual block, a transformer block. Blocks may change their input in place (`x += ...`), so each
-gets a copy of it inside the part that is computed again; with the module's norms guarded too
-(`guard_norms`), the gradients are those without checkpointing.
+gets a copy of it inside the part that is computed again; with the module's norms and what trains
+guarded too (`guard_norms`, `guard_adapters`), the gradients are those without checkpointing.
 """
 
 from __future__ import annotations
@@ -24,6 +24,8 @@ from ..settings.memory import ALL, HALF, NONE
 LISTS = (nn.ModuleList, nn.Sequential)
 EVERY = {ALL: 1, HALF: 2}
 _inside = False
+# What layers read in the first pass of the block that is at work, and as which version.
+_reads: list[tuple[_Guard, Tensor, int]] | None = None
 
 
 def checkpoint_blocks(module: nn.Module, which: str = ALL, in_ram: bool = False) -> int:
@@ -185,7 +187,3 @@ class _Guard:
             if not (self.changes if _inside else x._version):
                 return None
         return (x.clone(), *args[1:])
-
-
-# What layers read in the first pass of the block that is at work, and as which version.
-_reads: list[tuple[_Guard, Tensor, int]] | None = None

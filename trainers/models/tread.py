@@ -3,10 +3,10 @@
     x[kept] -> blocks first ... last -> y[kept];  y[others] = x[others]     (arXiv 2501.04765)
 
 A random share of the picture's tokens is cut out before the first of those blocks, and put back at
-their places behind the last one as they were. Text is never cut. What goes with each token beside
-the stream (rotary embeddings, masks) is cut to the same tokens. All samples of a micro-batch keep
-the same places, where the paper draws for each sample: so it does not matter how a micro-batch is
-shared out among forward passes and processes.
+their places behind the last one as they were; or so for each block (one_by_one). Text is never
+cut. What goes with each token beside the stream (rotary embeddings, masks) is cut to the same
+tokens. All samples of a micro-batch keep the same places, where the paper draws for each sample:
+so it does not matter how a micro-batch is shared out among forward passes and processes.
 
 Which lists are a transformer's blocks and how those are called is data, by its class: a Route.
 Letters in shapes: B samples, n tokens of a picture, t of a text, D width.
