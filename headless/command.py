@@ -155,7 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--shard", action="store_true",
         help="several processes each keep a part of the denoiser's weights (FSDP2): for models "
-        "that do not fit one GPU; also by accelerate launch --use_fsdp",
+        "that do not fit one GPU, and are not quantized (codes stay whole everywhere); "
+        "also by accelerate launch --use_fsdp",
     )  # fmt: skip
     add("--comfyui", metavar="PATH", type=Path, help="its folder; by default that of this pack")
     add(

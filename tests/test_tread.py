@@ -239,6 +239,90 @@ def test_text_never_skips_a_block(text_first: bool) -> None:
     assert torch.equal(seen[1], places[:, among])
 
 
+class Counting(nn.Module):
+    """Puts a text behind the stream for each block, and keeps as many as it counted at first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.img_in = nn.Linear(4, WIDTH)
+        self.blocks = nn.ModuleList(InPairs() for _ in range(4))
+
+    def forward(self, x: Tensor, text: Tensor) -> Tensor:
+        x = self.img_in(x)
+        length, skips = x.shape[1], []
+        pe = torch.linspace(0, 1, length + text.shape[1])[None, :, None]
+        for place, block in enumerate(self.blocks):
+            skip = skips.pop() if place > 1 else None
+            x = block(torch.cat([x, text], dim=1), (pe, "first"), skip)[:, :length]
+            skips.append(x)
+        return x
+
+
+class InPairs(Step):
+    """A block whose places come with what they are, and perhaps with what another block made."""
+
+    def forward(self, x: Tensor, pe: tuple[Tensor, str], skip: Tensor | None) -> Tensor:  # type: ignore[override]
+        if skip is not None:
+            num_others = x.shape[1] - skip.shape[1]
+            x = x + nn.functional.pad(skip, (0, 0, 0, num_others))
+        assert pe[1] == "first"
+        return super().forward(x, pe[0])
+
+
+COUNTING = Route(
+    "counting",
+    ("Counting",),
+    (Blocks("blocks", "x", None, {"pe": (1,), "skip": (1,)}),),
+    picture="img_in",
+    text_first=False,
+    one_by_one=True,
+)
+
+
+def counted_by_hand(made: Counting, x: Tensor, text: Tensor, routed: range) -> Tensor:
+    x = made.img_in(x)
+    length, skips = x.shape[1], []
+    pe = torch.linspace(0, 1, length + text.shape[1])[None, :, None]
+    kept, away = drawn(5, length, 0.4)
+    whole = torch.arange(length)
+    for place, block in enumerate(made.blocks):
+        among = kept if place in routed else whole
+        skip = skips.pop()[:, among] if place > 1 else None
+        places = torch.cat([pe[:, among], pe[:, length:]], dim=1)
+        out = block(torch.cat([x[:, among], text], dim=1), (places, "first"), skip)
+        together = torch.cat([out[:, : len(among)], x[:, away]], dim=1)
+        x = together[:, torch.cat([kept, away]).argsort()] if place in routed else out[:, :length]
+        skips.append(x)
+    return x
+
+
+@pytest.mark.parametrize("checkpointed", [False, True], ids=["plain", "checkpointed"])
+def test_stream_is_whole_between_blocks_that_are_routed_one_by_one(
+    monkeypatch: pytest.MonkeyPatch, checkpointed: bool
+) -> None:
+    routed = range(1, 4)  # the last but one of them is given what the first made
+    monkeypatch.setattr(tread, "middle", lambda depth: routed)
+    made, results = Counting().eval(), []
+    x, text = torch.randn(2, 12, 4), torch.randn(2, 5, WIDTH)
+    results.append(counted_by_hand(made, x, text, routed))
+    router = Router(made, COUNTING, 0.4)
+    if checkpointed:
+        checkpoint_blocks(made)
+    with router.drawing(5):
+        results.append(made(x, text))
+    expected, found = (
+        [y, *torch.autograd.grad(y.square().sum(), list(made.parameters()))] for y in results
+    )
+    torch.testing.assert_close(found, expected)
+
+
+def test_all_tokens_kept_are_the_untouched_model_to_the_bit() -> None:
+    made, x, text = Counting().eval(), torch.randn(2, 12, 4), torch.randn(2, 5, WIDTH)
+    expected = made(x, text)
+    with Router(made, COUNTING, 0.0).drawing(5):
+        assert torch.equal(made(x, text), expected)
+
+
 def test_shapes_are_known_without_numbers() -> None:
     with FakeTensorMode():
         made = Mixed(text_first=True)

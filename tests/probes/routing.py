@@ -15,6 +15,8 @@ from . import noisy_latents, pack, parts_of, probe, relative, shown, size_of_pic
 from .gradients import furthest, gradients
 
 RATIO = 0.4
+# Where the host's attention is told no options, and so not what to use.
+TOLD_NOTHING = ("ernie.model", "pixart.blocks", "hydit.attn_layers")
 
 
 class Routed(io.ComfyNode):
@@ -68,25 +70,33 @@ def predictions(model: Any, clip: Any, text: str, route: Any) -> dict[str, Any]:
         reference = Reference(parts.denoiser, route, router)
         with router.drawing(1):
             routed = predict()
+        every = pack("trainers.models.tread").Router(parts.denoiser, route, 0.0)
+        with every.drawing(1):
+            all_kept = torch.equal(predict(), plain)
         with reference.at_work():
             expected = predict()
     return {
         "as before": unchanged,
-        "kept": (reference.num_tokens - len(reference.away)) / reference.num_tokens,
+        "all kept": all_kept,
+        "away": len(reference.away),
+        "tokens": reference.num_tokens,
         "routed": relative(routed, expected),
         "differs": relative(routed, plain),
     }
 
 
 class Reference:
-    """All tokens go through all blocks, but nobody sees some, and those end as they began."""
+    """All tokens go through all blocks, but nobody sees some, and those end as they began.
+
+    Where a stream is whole between blocks, that is so for each of them.
+    """
 
     def __init__(self, module: Any, route: Any, router: Any) -> None:
         self._module, self._route, self._router = module, route, router
-        self._blocks = [(k, block) for k in route.lists for block in getattr(module, k.name)]
-        self._note = self._blocks[-1][1].register_forward_pre_hook(self._places)
+        self._blocks = [(k, block) for k in route.lists for block in module.get_submodule(k.name)]
+        self._note = self._blocks[-1][1].register_forward_pre_hook(self._places)  # after the cut
         self._inside = False
-        self._before = torch.empty(0)
+        self._before, self._length = torch.empty(0), 0
 
     def _places(self, *_: Any) -> None:
         self.away, self.num_tokens = self._router._away, self._router._num_tokens
@@ -96,18 +106,24 @@ class Reference:
     def at_work(self) -> Iterator[None]:
         hooks = []
         for place, (known, block) in enumerate(self._blocks):
-            is_last = place == len(self._blocks) - 1
-            begin = self._begin(known, block, place == 0)
+            if self._route.one_by_one:
+                is_first = is_last = True
+            else:
+                is_first, is_last = place == 0, place == len(self._blocks) - 1
+            begin = self._begin(known, block, is_first)
             hooks += [
                 block.register_forward_pre_hook(begin, with_kwargs=True),
                 block.register_forward_hook(self._end(known, is_last)),
             ]
         denoiser = pack("nodes.host.models.denoiser")
-        ernie = importlib.import_module("comfy.ldm.ernie.model")  # which is told no options
         replaced = pack("nodes.host.models.training_mode").replaced
         unseen = self._unseen(denoiser.plain_attention)
         plain = functools.partial(unseen, None)
-        with replaced(denoiser, plain_attention=unseen), replaced(ernie, optimized_attention=plain):
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(replaced(denoiser, plain_attention=unseen))
+            for name in TOLD_NOTHING:
+                module = importlib.import_module(f"comfy.ldm.{name}")
+                stack.enter_context(replaced(module, optimized_attention=plain))
             yield
         for hook in hooks:
             hook.remove()
@@ -121,10 +137,10 @@ class Reference:
 
         def begin(block: Any, args: Any, kwargs: Any) -> None:
             self._inside = True
+            given = {**dict(enumerate(args)), **kwargs}
+            tokens = given[known.stream if known.stream in given else place].flatten(1, -2)
+            self._length = tokens.shape[1]
             if is_first:
-                given = {**dict(enumerate(args)), **kwargs}
-                stream = given[known.stream if known.stream in given else place]
-                tokens = stream.flatten(1, -2)
                 self._before = tokens[:, self._among(tokens.shape[1])].clone()
 
         return begin
@@ -145,7 +161,8 @@ class Reference:
         ) -> torch.Tensor:
             axis = -2 if kwargs.get("skip_reshape") else 1
             length = k.shape[axis]
-            if self._inside and q.shape[axis] == length:  # not from a picture to its text
+            # Not from a picture to its text; some have one of their own that sees the text alone.
+            if self._inside and length in (q.shape[axis], self._length):
                 seen = torch.zeros(1, 1, length, dtype=q.dtype, device=q.device)
                 seen[..., self._among(length)] = -torch.inf
                 mask = seen if mask is None else mask + seen

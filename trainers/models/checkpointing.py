@@ -2,12 +2,13 @@
 
 A block is the smallest module that stands in a list of modules and has layers of its own: a
 residual block, a transformer block. Blocks may change their input in place (`x += ...`), so each
-gets a copy of it inside the part that is computed again; with the module's norms guarded too
-(`guard_norms`), the gradients are those without checkpointing.
+gets a copy of it inside the part that is computed again; with the module's norms and what trains
+guarded too (`guard_norms`, `guard_adapters`), the gradients are those without checkpointing.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -23,6 +24,8 @@ from ..settings.memory import ALL, HALF, NONE
 LISTS = (nn.ModuleList, nn.Sequential)
 EVERY = {ALL: 1, HALF: 2}
 _inside = False
+# What layers read in the first pass of the block that is at work, and as which version.
+_reads: list[tuple[_Guard, Tensor, int]] | None = None
 
 
 def checkpoint_blocks(module: nn.Module, which: str = ALL, in_ram: bool = False) -> int:
@@ -80,9 +83,10 @@ def _checkpoint(block: nn.Module, in_ram: bool) -> None:
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
         number, names = len(args), tuple(kwargs)
+        again = itertools.count()
 
         def marked(*given: Any) -> Any:
-            with _marked():
+            with _marked(is_first=not next(again)):
                 return on_copies(*given[:number], **dict(zip(names, given[number:], strict=True)))
 
         with _inputs_in_ram() if in_ram else nullcontext():
@@ -99,13 +103,17 @@ def _inputs_in_ram() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _marked() -> Iterator[None]:
-    global _inside
-    before, _inside = _inside, True
+def _marked(is_first: bool) -> Iterator[None]:
+    """A block is computed: for the first time, or again in the backward pass."""
+    global _inside, _reads
+    before = _inside, _reads
+    _inside, _reads = True, [] if is_first else None
     try:
         yield
+        for guard, read, version in _reads or ():
+            guard.changes |= read._version != version
     finally:
-        _inside = before
+        _inside, _reads = before
 
 
 def _on_copies(forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,10 +148,12 @@ def _own_input(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | Non
 
 
 def guard_adapters(module: nn.Module) -> None:
-    """The same for each layer that trains, where it is given a tensor that was changed before.
+    """The same for each layer that trains, where what it is given changes afterwards.
 
-    A transformer that has added to its residual stream will do so again. Such a layer reads the
-    stream without a norm, as the queries of LTX-Video's cross-attention do.
+    Such a layer reads a stream without a norm, as the queries of LTX-Video's cross-attention do.
+    In a checkpointed block the first pass tells whether that changes: nothing is kept in it, so it
+    is early enough, and torch itself would not tell when the block is computed again. Outside, a
+    stream that was changed before will be changed again; others torch refuses.
     """
     for layer in module.modules():
         own = [*layer.parameters(recurse=False)]
@@ -154,13 +164,26 @@ def guard_adapters(module: nn.Module) -> None:
         # An adapter with narrow copies gives them its input by itself.
         narrow = hasattr(layer, "narrow_adapter")
         if narrow or any(parameter.requires_grad for parameter in own):
-            layer.register_forward_pre_hook(_own_changed)
+            layer.register_forward_pre_hook(_Guard())
 
 
-def _own_changed(layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-    x = args[0] if args else None
-    if not (isinstance(x, Tensor) and torch.is_grad_enabled()):
-        return None
-    if not torch.compiler.is_compiling() and not x._version:  # a compiler cannot tell beforehand
-        return None
-    return (x.clone(), *args[1:])
+class _Guard:
+    """Gives a layer a copy of what it reads, where that changes afterwards.
+
+    Attributes:
+        changes: whether it ever did so in a checkpointed block.
+    """
+
+    changes = False
+
+    def __call__(self, layer: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        x = args[0] if args else None
+        if not (isinstance(x, Tensor) and torch.is_grad_enabled()):
+            return None
+        if not torch.compiler.is_compiling():  # a compiler copies only where it must
+            if _reads is not None:
+                _reads.append((self, x, x._version))
+                return None
+            if not (self.changes if _inside else x._version):
+                return None
+        return (x.clone(), *args[1:])

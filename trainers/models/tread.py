@@ -3,10 +3,10 @@
     x[kept] -> blocks first ... last -> y[kept];  y[others] = x[others]     (arXiv 2501.04765)
 
 A random share of the picture's tokens is cut out before the first of those blocks, and put back at
-their places behind the last one as they were. Text is never cut. What goes with each token beside
-the stream (rotary embeddings, masks) is cut to the same tokens. All samples of a micro-batch keep
-the same places, where the paper draws for each sample: so it does not matter how a micro-batch is
-shared out among forward passes and processes.
+their places behind the last one as they were; or so for each block (one_by_one). Text is never
+cut. What goes with each token beside the stream (rotary embeddings, masks) is cut to the same
+tokens. All samples of a micro-batch keep the same places, where the paper draws for each sample:
+so it does not matter how a micro-batch is shared out among forward passes and processes.
 
 Which lists are a transformer's blocks and how those are called is data, by its class: a Route.
 Letters in shapes: B samples, n tokens of a picture, t of a text, D width.
@@ -39,7 +39,7 @@ class Blocks:
             where the text's are with them, or (B, ..., D) for n tokens as a grid.
         returned: which of several results is the stream, as it comes out.
         per_token: other arguments with an entry for each of those n or t + n tokens, and in which
-            axes. What is None, or has one entry for all, stays.
+            axes; of a tuple, its tensors. What is None, or has one entry for all, stays.
     """
 
     name: str
@@ -59,6 +59,8 @@ class Route:
         picture: the module whose result has one entry for each of the picture's tokens, (B, n, D);
             needed where a stream has text too.
         text_first: whether a text's tokens stand before the picture's.
+        one_by_one: whether the stream is whole between blocks, where the transformer itself counts
+            its tokens or uses what comes out elsewhere.
     """
 
     title: str
@@ -66,13 +68,14 @@ class Route:
     lists: tuple[Blocks, ...]
     picture: str = ""
     text_first: bool = True
+    one_by_one: bool = False
 
 
 PE = {"pe": (2,), "attn_mask": (-2, -1)}
 ROUTES = (
     Route(
-        "FLUX, Chroma, LongCat-Image",
-        ("Flux", "Chroma"),
+        "FLUX, Chroma, LongCat-Image, HunyuanImage 2.1, HunyuanVideo",
+        ("Flux", "Chroma", "HunyuanVideo"),
         (Blocks("double_blocks", "img", 0, PE), Blocks("single_blocks", "x", None, PE)),
         picture="img_in",
     ),
@@ -129,6 +132,46 @@ ROUTES = (
         (Blocks("double_blocks", "hidden_states", 0, {"image_rotary_emb": (1,)}),),
         text_first=False,
     ),
+    Route("PixArt", ("PixArtMS",), (Blocks("blocks", "x"),)),
+    Route(
+        "HunyuanDiT",
+        ("HunYuanDiT",),
+        (Blocks("blocks", "x", None, {"freq_cis_img": (0,), "skip": (1,)}),),
+        one_by_one=True,  # late blocks are given what early ones made
+    ),
+    Route(
+        "HiDream I1",
+        ("HiDreamImageTransformer2DModel",),
+        (
+            Blocks("double_stream_blocks", "image_tokens", 0, {"rope": (1,)}),
+            Blocks("single_stream_blocks", "image_tokens", None, {"rope": (1,)}),
+        ),
+        picture="x_embedder",
+        text_first=False,
+        one_by_one=True,  # a text of its own is put behind the stream for each, and cut off again
+    ),
+    Route(
+        "HiDream O1",
+        ("HiDreamO1Transformer",),
+        (Blocks("language_model.layers", "x", 0, {"freqs_cis": (-2,)}),),
+        picture="x_embedder",
+    ),
+    Route(
+        "Wan",
+        ("WanModel", "CausalWanModel"),
+        (Blocks("blocks", "x", None, {"freqs": (1,), "e": (1,)}),),
+    ),
+    Route(
+        "Wan VACE",
+        ("VaceWanModel",),
+        (Blocks("blocks", "x", None, {"freqs": (1,)}),),
+        one_by_one=True,  # what its other blocks make is added to all tokens
+    ),
+    Route(
+        "LTX-Video",
+        ("LTXVModel",),
+        (Blocks("transformer_blocks", "x", None, {"pe": (1,), "timestep": (1,)}),),
+    ),
 )
 
 
@@ -178,7 +221,8 @@ def _fits(route: Route, module: nn.Module) -> bool:
 
 def _blocks(module: nn.Module, route: Route) -> list[tuple[Blocks, nn.Module]]:
     """All blocks in the order of their work, and what list each is of."""
-    return [(known, block) for known in route.lists for block in getattr(module, known.name, ())]
+    found: dict[str, Any] = dict(module.named_modules())
+    return [(known, block) for known in route.lists for block in found.get(known.name, ())]
 
 
 def _places(block: nn.Module) -> dict[str | int, int]:
@@ -218,8 +262,9 @@ class Router:
         for known, block in routed:
             cut = functools.partial(self._cut_arguments, known, _places(block))
             block.register_forward_pre_hook(cut, with_kwargs=True)
-        known, last = routed[-1]
-        last.register_forward_hook(lambda block, args, output: self._put_back(known, output))
+        for known, block in routed if route.one_by_one else routed[-1:]:
+            is_last = block is routed[-1][1]
+            block.register_forward_hook(functools.partial(self._put_back, known, is_last))
 
     @contextmanager
     def drawing(self, seed: int) -> Iterator[None]:
@@ -235,7 +280,7 @@ class Router:
         """A forward pass is over."""
         self._num_tokens = 0
         self._kept = self._away = self._skipped = torch.empty(0)  # places, places, tokens
-        self._shape: torch.Size | None = None  # of the whole stream; None before tokens are cut
+        self._shape: torch.Size | None = None  # of the whole stream; None while it is whole
         self._cuts: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def _count(self, module: nn.Module, args: Any, output: Tensor) -> None:
@@ -258,25 +303,37 @@ class Router:
             given[stream] = self._cut_stream(given[stream])
         for name, axes in known.per_token.items():
             key = name if name in given else places[name]
-            for axis in axes if isinstance(given.get(key), Tensor) else ():
-                given[key] = self._cut(given[key], axis)
+            if key in given:
+                given[key] = self._cut_axes(given[key], axes)
         return tuple(given.pop(place) for place in range(len(args))), given
 
     def _cut_stream(self, stream: Tensor) -> Tensor:
-        """The stream of the first of the blocks without the tokens that skip them."""
-        assert self._seed is not None
+        """The whole stream without the tokens that skip blocks."""
         tokens = stream.flatten(1, -2)
         self._shape = stream.shape
-        num_tokens = self._num_tokens = self._num_tokens or tokens.shape[1]
-        generator = torch.Generator().manual_seed(self._seed)
-        drawn = torch.randperm(num_tokens, generator=generator).to(stream.device)
-        num_away = min(num_tokens - 1, round(self._ratio * num_tokens))
-        self._away, self._kept = (part.sort().values for part in drawn.tensor_split([num_away]))
-        num_others = tokens.shape[1] - num_tokens
+        self._num_tokens = self._num_tokens or tokens.shape[1]
+        if not len(self._kept):
+            self._draw(stream.device)
+        num_others = tokens.shape[1] - self._num_tokens
         self._skipped = tokens.index_select(1, self._start(num_others) + self._away)
         kept = tokens.index_select(1, self._kept_among(num_others))
         grid = [1] * (stream.ndim - 3)
         return kept.reshape(len(kept), *grid, kept.shape[1], kept.shape[2])
+
+    def _draw(self, device: torch.device) -> None:
+        """Choose the tokens that skip blocks in this forward pass."""
+        assert self._seed is not None
+        generator = torch.Generator().manual_seed(self._seed)
+        drawn = torch.randperm(self._num_tokens, generator=generator).to(device)
+        num_away = min(self._num_tokens - 1, round(self._ratio * self._num_tokens))
+        self._away, self._kept = (part.sort().values for part in drawn.tensor_split([num_away]))
+
+    def _cut_axes(self, value: Any, axes: tuple[int, ...]) -> Any:
+        if isinstance(value, tuple):
+            return tuple(self._cut_axes(entry, axes) for entry in value)
+        for axis in axes if isinstance(value, Tensor) else ():
+            value = self._cut(value, axis)
+        return value
 
     def _cut(self, tensor: Tensor, axis: int) -> Tensor:
         """What stands beside the stream, with only the entries of tokens that are kept.
@@ -287,17 +344,19 @@ class Router:
         if tensor.shape[axis] == 1:
             return tensor
         key = id(tensor), axis
-        if key not in self._cuts:  # most are the same for all blocks
-            num_others = tensor.shape[axis] - self._num_tokens
-            if num_others < 0:
-                raise UnsupportedModelError(
-                    f"tread_selection_ratio: a block of {self._route.title} is given a tensor of "
-                    f"shape {tuple(tensor.shape)}, whose axis {axis} should have an entry for each "
-                    f"of the picture's {self._num_tokens} tokens.\nSet tread_selection_ratio to 0."
-                )
-            kept = self._kept_among(num_others)
-            self._cuts[key] = tensor, tensor.index_select(axis, kept)
-        return self._cuts[key][1]
+        if key in self._cuts:  # most are the same for all blocks
+            return self._cuts[key][1]
+        num_others = tensor.shape[axis] - self._num_tokens
+        if num_others < 0:
+            raise UnsupportedModelError(
+                f"tread_selection_ratio: a block of {self._route.title} is given a tensor of "
+                f"shape {tuple(tensor.shape)}, whose axis {axis} should have an entry for each "
+                f"of the picture's {self._num_tokens} tokens.\nSet tread_selection_ratio to 0."
+            )
+        cut = tensor.index_select(axis, self._kept_among(num_others))
+        if not tensor.requires_grad:  # what other blocks made is used once
+            self._cuts[key] = tensor, cut
+        return cut
 
     def _start(self, num_others: int) -> int:
         """Where a picture's tokens begin in a sequence with so many of a text."""
@@ -310,8 +369,10 @@ class Router:
             return torch.cat([others, num_others + self._kept])
         return torch.cat([self._kept, self._num_tokens + others])
 
-    def _put_back(self, known: Blocks, output: Any) -> Any:
-        """What the last of the blocks gives, with the tokens that skipped them at their places."""
+    def _put_back(
+        self, known: Blocks, is_last: bool, block: nn.Module, args: Any, output: Any
+    ) -> Any:
+        """What a block gives, with the tokens that skipped it at their places."""
         if self._seed is None or self._shape is None:
             return None
         stream: Tensor = output if known.returned is None else output[known.returned]
@@ -324,7 +385,9 @@ class Router:
         whole = whole.index_copy(1, self._start(num_others) + self._away, skipped)
         if stream.ndim > 3:
             whole = whole.reshape(self._shape)
-        self._forget()
+        self._shape, self._skipped = None, torch.empty(0)
+        if is_last:
+            self._forget()
         if known.returned is None:
             return whole
         return tuple(whole if i == known.returned else one for i, one in enumerate(output))
