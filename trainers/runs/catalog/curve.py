@@ -1,0 +1,136 @@
+"""A run's metrics, read whatever is in them, and what a list shows of them."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate, pairwise
+from pathlib import Path
+from typing import Any
+
+from .reading import METRICS_JSONL, MOST_METRICS_BYTES, UnreadableError, read_bytes
+
+SPARKS = 60  # points of a sparkline
+DIGITS = 5
+LARGEST_STEP = 10**12
+
+Points = list[list[float]]  # [step, value]
+
+
+@dataclass
+class Curve:
+    """What metrics.jsonl says.
+
+    Attributes:
+        loss, validation: [step, value], by step.
+        planned: how many steps the run was to have, as its last row has it; 0 if unknown.
+        problems: what cannot be read, in sentences.
+    """
+
+    loss: Points = field(default_factory=list)
+    validation: Points = field(default_factory=list)
+    planned: int = 0
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def steps(self) -> int:
+        return int(self.loss[-1][0]) if self.loss else 0
+
+
+def read_curve(folder: Path) -> Curve:
+    """The curve of the run in `folder`: all rows that can be read."""
+    try:
+        content = read_bytes(folder / METRICS_JSONL, MOST_METRICS_BYTES)
+    except FileNotFoundError:
+        return Curve()
+    except UnreadableError as error:
+        return Curve(problems=[str(error)])
+    lines = content.splitlines()
+    rows, broken = _parsed(lines)
+    curve = curve_of(rows)
+    if lost := broken + len(rows) - len(curve.loss):
+        of = f"{lost:,} of {len(lines):,} lines of {METRICS_JSONL}"
+        curve.problems.append(f"{of} cannot be read and are left out.")
+    return curve
+
+
+def curve_of(rows: Iterable[Any]) -> Curve:
+    """The curve that rows of metrics.jsonl make; rows that make no sense are left out."""
+    curve, last = Curve(), 0
+    planned = None
+    isfinite = math.isfinite
+    for row in rows:
+        try:
+            step, loss = row["step"], row["loss"]
+            if type(step) is not int or not last < step < LARGEST_STEP or not isfinite(loss):
+                continue
+            held = row.get("validation")
+        except (TypeError, KeyError, AttributeError, OverflowError):
+            continue
+        last, planned = step, row.get("num_steps")
+        curve.loss.append([step, float(loss)])
+        if held is not None and _is_number(held):
+            curve.validation.append([step, float(held)])
+    if type(planned) is int and 0 < planned < LARGEST_STEP:
+        curve.planned = planned
+    return curve
+
+
+def _parsed(lines: Sequence[bytes]) -> tuple[list[Any], int]:
+    """The values of lines of JSON, and how many are none."""
+    try:  # a whole file at once takes half the time
+        rows = json.loads(b"[%b]" % b",".join(lines))
+        if len(rows) == len(lines):
+            return rows, 0
+    except (ValueError, RecursionError):
+        pass
+    rows = list(_line_by_line(lines))
+    return rows, len(lines) - len(rows)
+
+
+def _line_by_line(lines: Iterable[bytes]) -> Iterator[Any]:
+    for line in lines:
+        try:
+            yield json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return not isinstance(value, bool) and math.isfinite(value)
+    except (TypeError, OverflowError):
+        return False
+
+
+def sparkline(losses: Sequence[float]) -> list[float]:
+    """The means of at most SPARKS stretches of a curve, which differ in length by one at most."""
+    return stretches([0.0, *accumulate(losses)])
+
+
+def stretches(sums: Sequence[float]) -> list[float]:
+    """The same, from the sums of the first 0, 1, 2, ... losses."""
+    count = len(sums) - 1
+    parts = min(SPARKS, count)
+    ends = [count * part // parts for part in range(parts + 1)] if parts else []
+    return [short((sums[end] - sums[begin]) / (end - begin)) for begin, end in pairwise(ends)]
+
+
+def short(number: float) -> float:
+    """The number with few digits, since a list has thousands of them."""
+    return float(f"{number:.{DIGITS}g}")
+
+
+class Growing:
+    """The sparkline of a training at work, at no more cost than that of its new steps."""
+
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        self.rows = rows
+        self._sums = [0.0]
+
+    def sparkline(self) -> list[float]:
+        for row in self.rows[len(self._sums) - 1 :]:
+            self._sums.append(self._sums[-1] + row["loss"])
+        return stretches(self._sums)
