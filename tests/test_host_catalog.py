@@ -1,4 +1,4 @@
-"""The routes for the runs on disk in a real ComfyUI: lists, labels, the trash, and every refusal."""
+"""The routes for the runs on disk in a real ComfyUI: lists, labels, the trash, every refusal."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def test_runs_are_listed_opened_and_labelled(request: pytest.FixtureRequest, whi
     detail = host.get(f"{ROUTE}/{made.name}")
     assert {**row, "problems": detail["problems"]}.items() <= detail.items()
     settings = {one["name"]: one for one in detail["settings"]}
-    assert settings["rank"]["group"] == "Train LoRA"
+    assert settings["rank"]["group"] == "Train LoRA from Images"
     assert settings["optimizer"]["group"] == "Optimizer Settings"
     graph = host.get(f"{ROUTE}/{made.name}/graph")
     assert graph["prompt"][graph["node"]]["class_type"] == "PersonalizeTrainLora"

@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, pairwise
+from operator import lt
 from pathlib import Path
 from typing import Any
 
 from .reading import METRICS_JSONL, MOST_METRICS_BYTES, UnreadableError, read_bytes
 
+# A line as trainings write it, with nothing but numbers: ten times as fast as to parse it.
+LINE = re.compile(
+    rb'^\{"step": (\d+), "num_steps": (\d+), "loss": ([-+.\deE]+)(?:, "[a-z_]+": [-+.\deE]+)*\}$',
+    re.MULTILINE,
+)
 SPARKS = 60  # points of a sparkline
 DIGITS = 5
 LARGEST_STEP = 10**12
@@ -39,14 +46,69 @@ class Curve:
         return int(self.loss[-1][0]) if self.loss else 0
 
 
+@dataclass(frozen=True)
+class Summary:
+    """What a list shows of a curve.
+
+    Attributes:
+        steps, planned, problems: as of a Curve.
+        sparks: see `sparkline`.
+        last: the last loss; None where there is none.
+    """
+
+    steps: int = 0
+    planned: int = 0
+    sparks: Sequence[float] = ()
+    last: float | None = None
+    problems: Sequence[str] = ()
+
+
+def read_summary(folder: Path) -> Summary:
+    """What a list shows of the curve of the run in `folder`."""
+    try:
+        content = read_bytes(folder / METRICS_JSONL, MOST_METRICS_BYTES)
+    except FileNotFoundError:
+        return Summary()
+    except UnreadableError as error:
+        return Summary(problems=[str(error)])
+    return _quick(content) or summary_of(_curve(content))
+
+
+def _quick(content: bytes) -> Summary | None:
+    """The summary of a file in which every line is as it should be; None of any other."""
+    rows = LINE.findall(content)
+    if not rows or len(rows) != content.count(b"\n"):
+        return None
+    try:
+        steps, losses = [int(row[0]) for row in rows], [float(row[2]) for row in rows]
+        planned = int(rows[-1][1])
+    except ValueError:
+        return None
+    sums = [0.0, *accumulate(losses)]
+    rises = steps[0] > 0 and all(map(lt, steps, steps[1:])) and steps[-1] < LARGEST_STEP
+    if not rises or not 0 < planned < LARGEST_STEP or not math.isfinite(sums[-1]):
+        return None
+    return Summary(steps[-1], planned, stretches(sums), short(losses[-1]))
+
+
+def summary_of(curve: Curve) -> Summary:
+    """The same of a curve."""
+    losses = [loss for _, loss in curve.loss]
+    last = short(losses[-1]) if losses else None
+    return Summary(curve.steps, curve.planned, sparkline(losses), last, curve.problems)
+
+
 def read_curve(folder: Path) -> Curve:
     """The curve of the run in `folder`: all rows that can be read."""
     try:
-        content = read_bytes(folder / METRICS_JSONL, MOST_METRICS_BYTES)
+        return _curve(read_bytes(folder / METRICS_JSONL, MOST_METRICS_BYTES))
     except FileNotFoundError:
         return Curve()
     except UnreadableError as error:
         return Curve(problems=[str(error)])
+
+
+def _curve(content: bytes) -> Curve:
     lines = content.splitlines()
     rows, broken = _parsed(lines)
     curve = curve_of(rows)

@@ -15,7 +15,7 @@ from PIL import Image
 from ...data.pictures import READ_ERRORS
 from ..pictures.plot import smooth
 from ..story import thinned
-from .curve import Curve, curve_of, short
+from .curve import Curve, curve_of, read_curve, short
 from .names import is_link
 from .reading import NOFOLLOW, STATE, Content, File
 from .rows import Found, Live, preview_place, results_of
@@ -42,7 +42,7 @@ def detail(
         row: as it is now.
         live: this run's training, if it is at work in this process.
     """
-    curve = found.curve if live is None else curve_of(list(live.growing.rows))
+    curve = read_curve(folder) if live is None else curve_of(list(live.growing.rows))
     previews, problems = shown_previews(folder, found.content, curve.steps)
     states, results = states_of(found.content), results_of(found.content)
     files = sorted(found.content.files, key=lambda file: (ORDER.index(file.kind), file.name))

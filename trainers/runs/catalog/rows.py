@@ -12,7 +12,7 @@ import filelock
 
 from ...models.architectures import ARCHITECTURES
 from ...settings.run import METHOD_CONFIGS
-from .curve import Curve, Growing, read_curve, short, sparkline
+from .curve import Growing, Summary, read_summary, short
 from .labels import Label, read_label
 from .names import NAME, RUN_JSON
 from .reading import (
@@ -66,8 +66,6 @@ class Found:
     name: str
     content: Content
     facts: Mapping[str, Any]
-    curve: Curve
-    label: Label
     row: dict[str, Any]
     settled: bool
 
@@ -84,7 +82,7 @@ def find(folder: Path) -> Found:
         problems.append(f"{RUN_JSON} is not there.")
     except UnreadableError as error:
         problems.append(str(error))
-    curve = read_curve(folder)
+    curve = read_summary(folder)
     label, wrong = read_label(folder)
     problems += [*curve.problems, *wrong]
     row = row_of(folder, content, facts, curve, label)
@@ -92,18 +90,18 @@ def find(folder: Path) -> Found:
     row["problems"] = list(dict.fromkeys(problems))
     newest = max((changed for changed, _ in content.stamps.values()), default=0) / 1e9
     settled = abs(started - newest) > SETTLED_SECONDS
-    return Found(folder.name, content, facts, curve, label, row, settled)
+    return Found(folder.name, content, facts, row, settled)
 
 
 def row_of(
-    folder: Path, content: Content, facts: Mapping[str, Any], curve: Curve, label: Label
+    folder: Path, content: Content, facts: Mapping[str, Any], curve: Summary, label: Label
 ) -> dict[str, Any]:
     """What a list shows; every value is of its kind, whatever run.json has in its place."""
     named = NAME.fullmatch(folder.name)
     results = results_of(content)
     told = _told_by_result(folder, facts, results)
     method = text(facts.get("method")) or (named[1] if named else "")
-    steps = max([curve.steps, *([] if curve.loss else results)], default=0)
+    steps = curve.steps or max(results, default=0)
     name = named[2] if named else folder.name
     own = [file for file in content.files if file.kind not in ("lock", "label")]
     changed = max((file.changed for file in own), default=0.0)
@@ -124,8 +122,8 @@ def row_of(
         "changed": changed,
         "seconds": seconds(facts, told),
         "state": STATES.get(text(facts.get("status")), DAMAGED if not facts else UNFINISHED),
-        "loss": sparkline([loss for _, loss in curve.loss]),
-        "last_loss": short(curve.loss[-1][1]) if curve.loss else None,
+        "loss": curve.sparks,
+        "last_loss": curve.last,
         "preview": last_preview(content, steps),
         "bytes": bytes_of(content),
         "graph": has_graph(facts),
@@ -238,7 +236,7 @@ def base_model(facts: Mapping[str, Any]) -> str:
     return ""
 
 
-def planned_steps(facts: Mapping[str, Any], curve: Curve, steps: int) -> int:
+def planned_steps(facts: Mapping[str, Any], curve: Summary, steps: int) -> int:
     """How many steps the run is to have, as far as that is known."""
     asked, epochs = (inside(facts, "training", name) for name in ("steps", "epochs"))
     if number(epochs) or number(asked) is None:
