@@ -16,6 +16,7 @@ from .curve import Growing, Summary, read_summary, short
 from .labels import Label, read_label
 from .names import NAME, RUN_JSON
 from .reading import (
+    LABEL_JSON,
     LOCK,
     PREVIEW,
     Content,
@@ -83,7 +84,7 @@ def find(folder: Path) -> Found:
     except UnreadableError as error:
         problems.append(str(error))
     curve = read_summary(folder)
-    label, wrong = read_label(folder)
+    label, wrong = read_label(folder) if content.has(LABEL_JSON) else (Label(), [])
     problems += [*curve.problems, *wrong]
     row = row_of(folder, content, facts, curve, label)
     problems += _missing(row, facts, content)
@@ -277,7 +278,7 @@ def _missing(row: Mapping[str, Any], facts: Mapping[str, Any], content: Content)
     if not facts:
         return []
     problems = []
-    if row["method"] not in METHOD_CONFIGS:
+    if text(facts.get("method")) not in METHOD_CONFIGS:
         problems.append(f"{RUN_JSON} has no method that there is.")
     if text(facts.get("status")) not in STATES:
         problems.append(f"{RUN_JSON} does not say how the run went.")
