@@ -14,6 +14,7 @@ import filelock
 import numpy as np
 import pytest
 
+from tests.packed import module
 from tests.run_folders import GRAPH, make_run, rows, save_preview
 from trainers.errors import RunError, SettingsError
 from trainers.runs.catalog import names, reading, tidy
@@ -87,6 +88,15 @@ def test_row_says_what_the_run_was(tmp_path: Path) -> None:
     assert row["preview"] == {"file": last.name, "changed": last.stat().st_mtime}
 
 
+def test_run_of_an_earlier_version_has_its_times_from_its_result(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    told = json.loads((run / "run.json").read_text())
+    without = {name: told[name] for name in told if name not in ("began", "seconds")}
+    (run / "run.json").write_text(json.dumps(without))
+    row = row_of(tmp_path, run.name)
+    assert (row["began"], row["seconds"], row["problems"]) == (1.7e9, 90, [])
+
+
 @pytest.mark.parametrize("steps", [1, 7, 59, 60, 61, 480])
 def test_sparkline_has_the_means_of_stretches(tmp_path: Path, steps: int) -> None:
     run = make_run(tmp_path, steps=steps, validate_every=5)
@@ -152,7 +162,7 @@ def test_training_is_shown_as_it_goes(tmp_path: Path) -> None:
     live = Live(run.name, Growing(metrics), time.time() - 7)
     row = row_of(tmp_path, run.name, live)
     assert (row["state"], row["steps"], row["planned_steps"]) == ("training", 10, 100)
-    assert row["seconds"] == pytest.approx(7, abs=2)
+    assert row["seconds"] == pytest.approx(97, abs=2)
     metrics += rows(12, 100)[10:]
     row = row_of(tmp_path, run.name, live)
     assert (row["steps"], len(row["loss"])) == (12, 12)
@@ -509,3 +519,27 @@ def test_files_are_never_read_without_end(tmp_path: Path, monkeypatch: pytest.Mo
     run = make_run(tmp_path)
     monkeypatch.setattr(reading, "MOST_JSON_BYTES", 1000)
     assert "run.json has 0 MB; at most 0 are read." in row_of(tmp_path, run.name)["problems"]
+
+
+def test_command_lists_and_tidies_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "host" / "comfy").mkdir(parents=True)
+    (tmp_path / "host" / "main.py").write_text("")
+    parent = tmp_path / "out" / "personalize"
+    run = make_run(parent, states=[40])
+    headless = module("headless.runs")
+    monkeypatch.setattr(headless.host, "output_folder", lambda comfyui, given: Path(given[0]))
+
+    def said(*own: str) -> str:
+        assert headless.main([*own, "--comfyui", str(tmp_path / "host")], [str(parent.parent)]) == 0
+        return capsys.readouterr().out
+
+    assert said().splitlines()[1].split()[:3] == [run.name, "done", "40/40"]
+    assert json.loads(said("--json"))["runs"][0]["run"] == run.name
+    assert "MB freed" in said("--free", "states", "--of", run.name)
+    assert not list((run / "state").iterdir())
+    assert run.name not in said("--delete", run.name)
+    assert run.name in said("--restore", run.name)
+    said("--delete", run.name, "--empty-trash")
+    assert list(parent.iterdir()) == []

@@ -35,15 +35,17 @@ from torch import Tensor
 from ..data.captions import one_line
 from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
+from ..settings.store import ANEW
 from .files import read_tensors, save_error, save_tensors, whole_file, write_whole
 from .fingerprint import fingerprint_of, mended
-from .story import read_metrics
+from .story import read_metrics, times_of
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the files, and of all in trainers/ that decides a result; a new one, new runs
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 RESULT = re.compile(r"result-(\d{8,})(?:\.(\d+))?\.safetensors")
+TRAINING = "training"  # the status of a run at work
 MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
 
 
@@ -166,7 +168,12 @@ class RunFolder:
         Raises:
             SaveError: it cannot be written.
         """
-        content = {"fingerprint": self.fingerprint, **how_it_went, **facts, "versions": _versions()}
+        anew = facts.get("store", {}).get("if_run_exists") == ANEW
+        times = times_of(self.path, how_it_went.get("status") == TRAINING, anew)
+        content = {
+            "fingerprint": self.fingerprint, **how_it_went, **times, **facts,
+            "versions": _versions(),
+        }  # fmt: skip
         write_whole(self.path / "run.json", json.dumps(content, indent=2).encode())
 
     def complete(self, facts: Mapping[str, Any]) -> None:

@@ -12,6 +12,7 @@ import filelock
 
 from ...models.architectures import ARCHITECTURES
 from ...settings.run import METHOD_CONFIGS
+from ..folder import TRAINING
 from .curve import Growing, Summary, read_summary, short
 from .labels import Label, read_label
 from .names import NAME, RUN_JSON
@@ -28,9 +29,7 @@ from .reading import (
     scan,
 )
 
-TRAINING, DONE, STOPPED, UNFINISHED, DAMAGED = (
-    "training", "done", "stopped", "unfinished", "damaged"
-)  # fmt: skip
+DONE, STOPPED, UNFINISHED, DAMAGED = "done", "stopped", "unfinished", "damaged"
 STATES = {"done": DONE, "stopped": STOPPED, "interrupted": UNFINISHED, TRAINING: UNFINISHED}
 BYTES = {"result": "results", "state": "states", "preview": "previews"}  # all else is "other"
 MODELS = ("checkpoints", "diffusion_models", "unet")  # the host's folders of base models
