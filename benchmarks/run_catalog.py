@@ -131,8 +131,9 @@ def polling(host: Host, steps: int, rounds: int) -> list[Limit]:
         without = polled(host, steps, 2 * number + 1, 0)
         asked = polled(host, steps, 2 * number + 2, PAGES)
         shares.append(100 * (asked.server - without.server) / without.cpu)
-        print(f"  round {number + 1}  no page {without.wall:7.2f} s, server {without.server:6.3f} s;"
-              f"  {PAGES} pages {asked.wall:7.2f} s, server {asked.server:6.3f} s", flush=True)  # fmt: skip
+        for name, took in (("no page", without), (f"{PAGES} pages", asked)):
+            print(f"  round {number + 1}  {name:9} {took.wall:7.2f} s, CPU {took.cpu:7.2f} s, "
+                  f"server {took.server:6.3f} s", flush=True)  # fmt: skip
     share = statistics.median(shares)
     print(f"  {PAGES} pages take {share:.2f} % ({min(shares):.2f} to {max(shares):.2f})")
     told = f"% of a training's CPU time, {PAGES} pages that list"
