@@ -1,13 +1,15 @@
 """The folder of one run: what it was asked, what happened, how to go on, and what was learned.
 
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
-    run.json                       settings, versions, base model, dataset listing, how it went and
-                                   in how many processes, and the graph that it came from
+    run.json                       settings, versions, base model, dataset listing, how it went,
+                                   when, for how long and in how many processes, and the graph that
+                                   it came from
     metrics.jsonl                  one line a step
     state/00000400.pt              all that step 401 needs; the last few are kept
     previews/step_00000400_0.png   what the first prompt of the preview gave then
     result-00000400.safetensors    what was learned in 400 steps, one file for each length asked;
                                    00000400.2 and so on where Windows held the one before
+    label.json                     what people call it, where they do; see catalog/labels.py
 
 Every file is written whole or not at all, and says itself which run and step it belongs to, so a
 killed process, a full disk or an edited run.json costs no more than the steps since the last state.
