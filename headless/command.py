@@ -10,12 +10,12 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..trainers.errors import PersonalizeError, ProcessesError, RecipeError
-from . import host
+from . import host, runs
 from .changes import changed
 from .described import read_recipe
 from .look import check_files, check_same, exported_hashes, why_another
@@ -36,18 +36,26 @@ RUN.json is the run.json of a run's folder (output/personalize/...), one written
 or a graph saved with File > Export (API). What follows -- goes to ComfyUI, such as
 -- --lowvram, or -- --base-directory PATH for one whose folders lie elsewhere. Ctrl-C writes the
 state; the same command goes on from there.
+
+personalize runs lists the runs that are there, and tidies them; see personalize runs --help.
 """
 
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code."""
     own, of_host = _split(list(arguments))
+    if own[:1] == [runs.COMMAND]:
+        return _told(lambda: runs.main(own[1:], of_host))
     asked = _parser().parse_args(own)
     terminal = Terminal()
+    return _told(lambda: _run(asked, of_host, terminal), terminal.close)
+
+
+def _told(work: Callable[[], int], close: Callable[[], None] = lambda: None) -> int:
     try:
-        return _run(asked, of_host, terminal)
+        return work()
     except PersonalizeError as error:
-        terminal.close()
+        close()
         print(error, file=sys.stderr)
         return 1
 

@@ -43,6 +43,7 @@ DATASETS = ("dataset", "class_dataset", "validation_dataset")
 OF_A_RUN = (
     "graph", "fingerprint", "status", "stopped", "format", "architecture", "base_model",
     "made_with", "versions", "processes", "mended", "plan",
+    "began", "seconds", "at_work_since",
 )  # fmt: skip
 CHECKPOINT = ("checkpoint", "loras")
 PARTS = ("diffusion_model", "weight_dtype", "text_encoders", "type", "vae", "loras")

@@ -77,6 +77,19 @@ def start(comfyui: Path, arguments: Sequence[str], say: Say, count: Count) -> No
         signal.signal(one, _end)
 
 
+def output_folder(comfyui: Path, arguments: Sequence[str]) -> Path:
+    """The host's output folder, with arguments as main.py takes them; little of it is loaded."""
+    sys.path.insert(0, str(comfyui))
+    sys.argv = [str(comfyui / "main.py"), *arguments]
+    import comfy.options
+
+    comfy.options.enable_args_parsing()
+    import folder_paths
+    from comfy.cli_args import args
+
+    return Path(args.output_directory or folder_paths.get_output_directory()).absolute()
+
+
 def join(shard: bool) -> bool:
     """Meet the processes that a launcher started with this one; whether this is to be seen.
 

@@ -55,13 +55,15 @@ class Personalize(ComfyExtension):
     async def on_load(self) -> None:
         from .host.captions import register_captions
         from .host.folders import register_embeddings
-        from .host.presets import register_presets
         from .host.runs.pages import register_pages
+        from .host.workbench.presets import register_presets
+        from .host.workbench.runs import register_runs
 
         register_captions()
         register_embeddings()
         register_pages()
         register_presets()
+        register_runs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .host.status import telling

@@ -228,6 +228,27 @@ def test_truncated_result_is_made_again(
     assert "cannot be read" in caplog.text
 
 
+def test_run_json_says_when_it_began_and_how_long_it_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [1000.0]
+    monkeypatch.setattr("time.time", lambda: now[0])
+
+    def told(after: float, status: str, **store: Any) -> tuple[Any, ...]:
+        now[0] += after
+        folder = folder_of(tmp_path)
+        folder.describe(facts(**store), status=status)
+        stored = json.loads((folder.path / "run.json").read_text())
+        return stored["began"], stored["seconds"], stored.get("at_work_since")
+
+    assert told(0, "training") == (1000, 0, 1000)
+    assert told(60, "interrupted") == (1000, 60, None)
+    assert told(500, "training") == (1000, 60, 1560)
+    assert told(500, "training") == (1000, 60, 2060), "killed, and nobody knows when"
+    assert told(30, "done") == (1000, 90, None)
+    assert told(10, "training", if_run_exists="start anew") == (2100, 0, 2100)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"stopped": 3}', '{"stopped": {"a": []}}'])
 def test_edited_run_json_does_no_harm(tmp_path: Path, content: str) -> None:
     folder = folder_of(tmp_path)

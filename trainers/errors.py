@@ -9,6 +9,7 @@
     ├── RecipeError             a run.json, or another file that says what to train, cannot be used
     ├── AdapterError            a LoRA, or the file of one, that cannot be used
     ├── SaveError               a result could not be written
+    ├── RunError                a run on disk that is not there, or must stay as it is
     ├── HubError                the Hugging Face Hub refused, or could not be reached
     └── ProcessesError          one of several processes that train together was lost
 
@@ -54,6 +55,10 @@ class AdapterError(PersonalizeError):
 
 class RecipeError(PersonalizeError):
     """A run.json or a graph cannot be run, or does not find what it names as it was."""
+
+
+class RunError(PersonalizeError):
+    """A run on disk is not there, is at work, or must stay as it is."""
 
 
 class SaveError(PersonalizeError):

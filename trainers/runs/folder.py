@@ -1,14 +1,15 @@
 """The folder of one run: what it was asked, what happened, how to go on, and what was learned.
 
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
-    run.json                       settings, versions, base model, dataset listing, how it went, in
-                                   how many processes and by what plan of memory, and the graph
-                                   that it came from
+    run.json                       settings, versions, base model, dataset listing, how it went,
+                                   when, for how long, in how many processes and by what plan of
+                                   memory, and the graph that it came from
     metrics.jsonl                  one line a step
     state/00000400.pt              all that step 401 needs; the last few are kept
     previews/step_00000400_0.png   what the first prompt of the preview gave then
     result-00000400.safetensors    what was learned in 400 steps, one file for each length asked;
                                    00000400.2 and so on where Windows held the one before
+    label.json                     what people call it, where they do; see catalog/labels.py
 
 Every file is written whole or not at all, and says itself which run and step it belongs to, so a
 killed process, a full disk or an edited run.json costs no more than the steps since the last state.
@@ -36,15 +37,17 @@ from torch import Tensor
 from ..data.captions import one_line
 from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
+from ..settings.store import ANEW
 from .files import read_tensors, save_error, save_tensors, whole_file, write_whole
 from .fingerprint import fingerprint_of, mended
-from .story import read_metrics
+from .story import read_metrics, times_of
 
 log = logging.getLogger(__name__)
 
 FORMAT = 2  # of the files, and of all in trainers/ that decides a result; a new one, new runs
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 RESULT = re.compile(r"result-(\d{8,})(?:\.(\d+))?\.safetensors")
+TRAINING = "training"  # the status of a run at work
 MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
 
 
@@ -167,7 +170,12 @@ class RunFolder:
         Raises:
             SaveError: it cannot be written.
         """
-        content = {"fingerprint": self.fingerprint, **how_it_went, **facts, "versions": _versions()}
+        anew = facts.get("store", {}).get("if_run_exists") == ANEW
+        times = times_of(self.path, how_it_went.get("status") == TRAINING, anew)
+        content = {
+            "fingerprint": self.fingerprint, **how_it_went, **times, **facts,
+            "versions": _versions(),
+        }  # fmt: skip
         write_whole(self.path / "run.json", json.dumps(content, indent=2).encode())
 
     def complete(self, facts: Mapping[str, Any]) -> None:

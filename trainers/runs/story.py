@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from typing import Any
 from PIL import Image
 
 MOST_POINTS = 2000  # of a curve: more than a page has pixels for it
+
+TIMES = ("began", "seconds", "at_work_since")
 
 Row = Mapping[str, Any]  # of metrics.jsonl
 
@@ -34,6 +37,30 @@ def story(folder: Path, metrics: Sequence[Row]) -> dict[str, Any]:
         **{name: thinned(points) for name, points in curves(metrics).items()},
         "previews": [facts for facts in previews if facts["step"] <= steps],
     }
+
+
+def times_of(folder: Path, begins: bool, anew: bool) -> dict[str, float]:
+    """What run.json is to say of a run's times, after what it says now.
+
+    Args:
+        begins: the run is at work from now on; else that ends now.
+        anew: nothing before counts.
+
+    Returns:
+        began: when the run began, in seconds since 1970; seconds: for how long it was trained, but
+            for processes that were killed, which nobody timed; at_work_since: of one at work.
+    """
+    now, kept = time.time(), dict.fromkeys(TIMES, 0.0)
+    with contextlib.suppress(OSError, ValueError, TypeError, AttributeError):
+        told = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        kept |= {name: float(told[name]) for name in TIMES if name in told}
+    began, spent, since = kept.values()
+    if begins:
+        known = began and not anew
+        return {"began": began if known else now, "seconds": spent if known else 0.0,
+                "at_work_since": now}  # fmt: skip
+    since = since or now
+    return {"began": began or since, "seconds": round(spent + max(0.0, now - since), 1)}
 
 
 def read_metrics(folder: Path, at_most: float = float("inf")) -> list[dict[str, Any]]:

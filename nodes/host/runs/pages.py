@@ -23,9 +23,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import server
 from aiohttp import web
@@ -41,6 +42,14 @@ MOST_REMEMBERED = 100  # nodes
 Row = Mapping[str, Any]  # of metrics.jsonl
 
 
+class AtWork(NamedTuple):
+    """A run at work: its folder's name, its metrics, which grow, and when it began in seconds."""
+
+    run: str
+    metrics: Sequence[Row]
+    since: float
+
+
 class Pages:
     """Trainings write from the worker's thread, routes read in the server's."""
 
@@ -49,6 +58,7 @@ class Pages:
         self._at_work: dict[str, Any] | None = None
         self._metrics: Sequence[Row] = ()
         self._sent = 0  # how many of them
+        self._since = 0.0  # when the one at work began
         self._stop = threading.Event()
 
     # -- from trainings ---------------------------------------------------
@@ -59,6 +69,7 @@ class Pages:
         self._stop.clear()
         training = self._training(node) | {"run": run, "training": True}
         self._remember(training)
+        self._since = time.time()
         before, self._at_work = self._at_work, training
         _send(TRAINING, training)
         try:
@@ -88,6 +99,12 @@ class Pages:
     def has_previews(self) -> None:
         """The run at work has new ones."""
         _send(TRAINING, self._at_work)
+
+    @property
+    def at_work(self) -> AtWork | None:
+        """The run at work, if there is one."""
+        training, metrics, since = self._at_work, self._metrics, self._since
+        return AtWork(str(training["run"]), metrics, since) if training else None
 
     @property
     def asked_to_stop(self) -> bool:
