@@ -8,6 +8,7 @@
     ├── NonFiniteLossError      the loss became NaN or infinite
     ├── RecipeError             a run.json, or another file that says what to train, cannot be used
     ├── AdapterError            a LoRA, or the file of one, that cannot be used
+    ├── RunError                a run on disk, or a step of it, that cannot be used
     ├── SaveError               a result could not be written
     ├── HubError                the Hugging Face Hub refused, or could not be reached
     └── ProcessesError          one of several processes that train together was lost
@@ -54,6 +55,10 @@ class AdapterError(PersonalizeError):
 
 class RecipeError(PersonalizeError):
     """A run.json or a graph cannot be run, or does not find what it names as it was."""
+
+
+class RunError(PersonalizeError):
+    """A run on disk is not there, does not have what is asked of it, or cannot be read."""
 
 
 class SaveError(PersonalizeError):
