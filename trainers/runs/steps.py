@@ -112,6 +112,12 @@ def result_at(folder: RunFolder, step: int) -> Result:
     return Result(step, tensors, learned["metadata"], tokens, metrics)
 
 
+def is_told(folder: RunFolder, step: int) -> bool:
+    """Whether the state of a step can be read and says what a result of it would be."""
+    found = folder.state_of(step, mapped=True)
+    return found is not None and "tokens" in (found[0].get("learned") or {})
+
+
 def _tensors(
     folder: RunFolder, state: Mapping[str, Any], learned: Mapping[str, Any]
 ) -> Mapping[str, Tensor]:

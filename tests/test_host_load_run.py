@@ -1,0 +1,241 @@
+"""Load Run in a real ComfyUI: what the training node hands out, to the bit; also resume_from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import on_a_cpu
+from tests.events import Event
+from tests.graphs import Graph, Link
+from tests.host import Host, HostError
+from tests.test_host_store import facts, pictures, run_folders
+from trainers.runs.story import read_metrics
+
+OUTPUTS = {
+    "lora": ("model", "clip", "lora", "loss_map", "run"),
+    "dreambooth": ("model", "clip", "loss_map", "run"),
+    "invert": ("clip", "embedding", "loss_map", "run"),
+}
+OF_LOAD_RUN = ("model", "clip", "lora", "embedding", "loss_map", "run")
+KEEP: dict[str, Any] = {"state_every": 2, "keep_states": 9}
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "lora": ("lora", {"train_text_encoder": True, "dropout": 0.2, "seed": 301}),
+    "dreambooth": ("dreambooth", {"train_text_encoder": True, "ema_decay": 0.9, "seed": 302}),
+    "textual inversion": ("invert", {"seed": 303}),
+    "pivotal tuning": ("lora", {"train_token": True, "seed": 304}),
+}
+Found = dict[str, Any]
+
+
+def trained(host: Host, case: str, base: list[Link], graph: Graph, **more: Any) -> list[Link]:
+    """The outputs of a short training of a case."""
+    method, settings = CASES[case]
+    train = {"lora": graph.train, "dreambooth": graph.dreambooth, "invert": graph.invert}[method]
+    dataset = graph.dataset(pictures(host, "load-run"), "a photo of <sks> dog")
+    return train(*base, dataset, **{"steps": 4, **KEEP, **settings, **more})
+
+
+def load(graph: Graph, run: str, base: list[Link] | None, step: str = "last") -> dict[str, Link]:
+    """Load Run's outputs by name."""
+    wired = dict(zip(("model", "clip"), base or (), strict=False))
+    return dict(
+        zip(OF_LOAD_RUN, graph.add("PersonalizeLoadRun", 6, run=run, step=step, **wired),
+            strict=True)
+    )  # fmt: skip
+
+
+def base_of(case: str, graph: Graph, token: str) -> list[Link]:
+    """Model, clip and VAE; the clip of a run where a learned token is trained further."""
+    model, clip, vae = graph.load()
+    if CASES[case][1].get("train_token"):
+        clip = load(graph, token, [model, clip])["clip"]
+    return [model, clip, vae]
+
+
+def found(host: Host, graph: Graph, wired: dict[str, Link]) -> Found:
+    """What the probe says of these outputs."""
+    (node, _) = graph.add("ProbeOutputs", 1, **wired)[0]
+    outputs = host.run(graph)["outputs"]
+    told: Found = json.loads(outputs[node]["found"][0])
+    return told
+
+
+def refused(host: Host, graph: Graph, words: str) -> HostError:
+    with pytest.raises(HostError, match=words) as failed:
+        host.run(graph)
+    return failed.value
+
+
+@pytest.fixture(scope="module")
+def runs(host: Host) -> dict[str, tuple[str, Found]]:
+    """The run's name of each case, and what its training node handed out."""
+    made: dict[str, tuple[str, Found]] = {}
+    for case, (method, _) in CASES.items():
+        graph = Graph()
+        token = made["textual inversion"][0] if "textual inversion" in made else ""
+        links = trained(host, case, base_of(case, graph, token), graph)
+        told = found(host, graph, dict(zip(OUTPUTS[method], links, strict=True)))
+        made[case] = (Path(told["run"]).name, told)
+    return made
+
+
+def without_times(told: Found) -> Found:
+    """All but when a file was made, and what it cost."""
+    cut = json.loads(json.dumps(told))
+    for name in ("lora", "embedding"):
+        if name in cut:
+            for key in [k for k in cut[name][-1] if "_training_" in k or k == "modelspec.date"]:
+                del cut[name][-1][key]
+    cut.get("loss_map", {}).pop("states", None)
+    return cut
+
+
+@on_a_cpu
+@pytest.mark.parametrize("case", CASES)
+def test_outputs_are_those_of_the_training_node(
+    host: Host, runs: dict[str, tuple[str, Found]], case: str
+) -> None:
+    method, token = CASES[case][0], runs["textual inversion"][0]
+    name, theirs = runs[case]
+    graph = Graph()
+    outputs = load(graph, name, base_of(case, graph, token))
+    assert found(host, graph, {n: outputs[n] for n in OUTPUTS[method]}) == theirs
+    patched = [theirs[n][0] for n in ("model", "clip") if n in theirs]
+    assert any(patched) or method == "invert"
+
+    # a state as a step, and then the run with so many steps, which makes the result of it
+    graph = Graph()
+    outputs = load(graph, name, base_of(case, graph, token), "2")
+    of_state = found(host, graph, {n: outputs[n] for n in OUTPUTS[method]})
+    assert of_state["loss_map"]["loss"] == theirs["loss_map"]["loss"][:2]
+    graph = Graph()
+    links = trained(host, case, base_of(case, graph, token), graph, steps=2)
+    shorter = found(host, graph, dict(zip(OUTPUTS[method], links, strict=True)))
+    assert without_times(of_state) == without_times(shorter)
+    changed = "embedding" if method == "invert" else "model"
+    assert of_state[changed] != theirs[changed]
+
+
+@on_a_cpu
+def test_what_needs_no_base_loads_none(host: Host, runs: dict[str, tuple[str, Found]]) -> None:
+    for case, output in (("lora", "lora"), ("textual inversion", "embedding")):
+        name, theirs = runs[case]
+        graph, sent = Graph(), []
+        outputs = load(graph, name, graph.load()[:2], "4")
+        wired = {n: outputs[n] for n in (output, "loss_map", "run")}
+        (node, _) = graph.add("ProbeOutputs", 1, **wired)[0]
+        shown = host.follow(graph, sent.append)["outputs"]
+        assert json.loads(shown[node]["found"][0]) == {n: theirs[n] for n in wired}
+        ran = {graph[e.data["node"]]["class_type"] for e in sent
+               if e.kind == "executing" and e.data["node"]}  # fmt: skip
+        assert ran == {"PersonalizeLoadRun", "ProbeOutputs"}
+        assert f"{name}: step 4; kept: 2, 4" in [
+            e.data["text"] for e in sent if e.kind == "progress_text"
+        ]
+        # the model was not asked for, and now is
+        (probe, _) = graph.add("ProbeOutputs", 1, clip=outputs["clip"])[0]
+        told = json.loads(host.run(graph)["outputs"][probe]["found"][0])
+        assert told["clip"] == theirs["clip"]
+
+
+def test_what_cannot_be_handed_out_is_said_in_a_sentence(
+    host: Host, runs: dict[str, tuple[str, Found]]
+) -> None:
+    lora, inversion = runs["lora"][0], runs["textual inversion"][0]
+    for name, output, words in (
+        (inversion, "lora", "Output lora of Load Run is wired, but .* of textual_inversion; allow"),
+        (lora, "embedding", "Output embedding of Load Run is wired, but .* is a run of lora"),
+        (lora, "model", "its input model is not; allowed: the base that .*\nWire model of Load C"),
+    ):
+        graph = Graph()
+        outputs = load(graph, name, None)
+        graph.add("ProbeOutputs", 1, **{output: outputs[output]})
+        assert refused(host, graph, words).node == "PersonalizeLoadRun"
+    for run, step, words in (
+        ("lora-nobody-00000000", "last", "is no run; allowed: a folder of output/personalize"),
+        ("../../input", "last", "is no run"),
+        (lora, "3", "step is '3'; allowed for run '.*': last, best, 2, 4"),
+    ):
+        graph = Graph()
+        graph.add("ProbeOutputs", 1, run=load(graph, run, None, step)["run"])
+        assert refused(host, graph, words).kind == "invalid prompt"
+    sdxl = Graph()
+    base = sdxl.load("thin_sdxl.safetensors")
+    sdxl.add("ProbeOutputs", 1, model=load(sdxl, lora, base)["model"])
+    refused(host, sdxl, "was trained on .*, but input 'model' is ")
+
+
+def test_list_of_runs_is_made_anew_and_others_that_are_there_are_taken(
+    host: Host, runs: dict[str, tuple[str, Found]]
+) -> None:
+    def listed() -> list[str]:
+        facts = host.object_info("PersonalizeLoadRun")["input"]["required"]["run"]
+        options: list[str] = facts[1]["options"] if isinstance(facts[0], str) else facts[0]
+        return options
+
+    before = listed()
+    assert {name for name, _ in runs.values()} <= {*before}
+    graph = Graph()
+    trained(host, "lora", graph.load(), graph, steps=2, seed=310)
+    old = run_folders(host)
+    host.run(graph)
+    (made,) = run_folders(host) - old
+    assert listed() == [made.name, *before]
+
+
+# -- resume_from --------------------------------------------------------------
+
+
+@on_a_cpu
+def test_run_begins_with_a_state_of_another_one(
+    host: Host, runs: dict[str, tuple[str, Found]]
+) -> None:
+    source, theirs = runs["dreambooth"]
+    told: dict[str, Found] = {}
+    for name, changed in {
+        "same": {}, "other rate": {"learning_rate": 1e-3}, "longer": {"steps": 5},
+    }.items():  # fmt: skip
+        graph = Graph()
+        resume = {"resume_from": source, "resume_step": 0 if name == "longer" else 2}
+        links = trained(host, "dreambooth", graph.load(), graph, **resume, **changed)
+        told[name] = found(host, graph, dict(zip(OUTPUTS["dreambooth"], links, strict=True)))
+    same, other, longer = told.values()
+    assert len({source, *(Path(t["run"]).name for t in told.values())}) == 4
+    assert (same["model"], same["clip"]) == (theirs["model"], theirs["clip"])
+    assert same["loss_map"]["loss"] == theirs["loss_map"]["loss"][2:]
+    assert other["model"] != theirs["model"]
+    assert [row["step"] for row in read_metrics(Path(other["run"]))] == [3, 4]
+    assert longer["loss_map"]["first_step"] == [5]
+    resumed = facts(Path(longer["run"]))["resumed"]
+    assert resumed == {"fingerprint": facts(Path(theirs["run"]))["fingerprint"], "step": 4}
+
+    graph, said = Graph(), []
+    trained(host, "dreambooth", graph.load(), graph, resume_from=source, resume_step=2)
+    host.free()
+    host.follow(graph, lambda event: said.append(event))
+    texts = [e.data["text"] for e in said if e.kind == "personalize.status"]
+    assert "trained before, 4 steps: taken from disk" in texts[-1]
+
+
+def test_state_that_does_not_fit_is_refused_before_pictures_are_encoded(
+    host: Host, runs: dict[str, tuple[str, Found]]
+) -> None:
+    source = runs["lora"][0]
+    for changed, words in (
+        ({"rank": 2, "targets": "attention", "steps": 4, "resume_step": 4},
+         "rank is 2, but the run in resume_from.*; .*the training has 4 steps, but begins at"),
+        ({"resume_step": 3, "steps": 9}, "has no state of step 3 .* allowed in resume_step: 2, 4"),
+        ({"resume_from": "nothing"}, "resume_from: 'nothing' is no run"),
+    ):  # fmt: skip
+        graph = Graph()
+        settings: dict[str, Any] = {"resume_from": source, **changed}
+        trained(host, "lora", graph.load(), graph, **settings)
+        sent: list[Event] = []
+        with pytest.raises(HostError, match=words):
+            host.follow(graph, sent.append)
+        said = [e.data["text"] for e in sent if e.kind == "personalize.status"]
+        assert not any(text.startswith("encoding") for text in said)
