@@ -12,7 +12,11 @@ from tests.conftest import on_a_cpu
 from tests.events import Event
 from tests.graphs import Graph, Link
 from tests.host import Host, HostError
+from tests.scanned.unets import UNETS
+from tests.test_host_compare import compare, pixels, save, saved, stock
+from tests.test_host_compare import facts as facts_of
 from tests.test_host_store import facts, pictures, run_folders
+from tests.tiny_transformers import CHROMA
 from trainers.runs.story import read_metrics
 
 OUTPUTS = {
@@ -21,6 +25,8 @@ OUTPUTS = {
     "invert": ("clip", "embedding", "loss_map", "run"),
 }
 OF_LOAD_RUN = ("model", "clip", "lora", "embedding", "loss_map", "run")
+SD15 = UNETS["Stable Diffusion 1.5"]  # a small one, since DreamBooth keeps its states
+PROMPT = "a photo of a dog"
 KEEP: dict[str, Any] = {"state_every": 2, "keep_states": 9}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "lora": ("lora", {"train_text_encoder": True, "dropout": 0.2, "seed": 301}),
@@ -50,10 +56,19 @@ def load(graph: Graph, run: str, base: list[Link] | None, step: str = "last") ->
 
 def base_of(case: str, graph: Graph, token: str) -> list[Link]:
     """Model, clip and VAE; the clip of a run where a learned token is trained further."""
-    model, clip, vae = graph.load()
+    model, clip, vae = graph.made(SD15)
     if CASES[case][1].get("train_token"):
         clip = load(graph, token, [model, clip])["clip"]
     return [model, clip, vae]
+
+
+def handed_out(host: Host, case: str) -> tuple[str, Found]:
+    """The run's name of a case, and what its training node hands out; trained once."""
+    method, graph = CASES[case][0], Graph()
+    token = handed_out(host, "textual inversion")[0] if case == "pivotal tuning" else ""
+    links = trained(host, case, base_of(case, graph, token), graph)
+    told = found(host, graph, dict(zip(OUTPUTS[method], links, strict=True)))
+    return Path(told["run"]).name, told
 
 
 def found(host: Host, graph: Graph, wired: dict[str, Link]) -> Found:
@@ -70,19 +85,6 @@ def refused(host: Host, graph: Graph, words: str) -> HostError:
     return failed.value
 
 
-@pytest.fixture(scope="module")
-def runs(host: Host) -> dict[str, tuple[str, Found]]:
-    """The run's name of each case, and what its training node handed out."""
-    made: dict[str, tuple[str, Found]] = {}
-    for case, (method, _) in CASES.items():
-        graph = Graph()
-        token = made["textual inversion"][0] if "textual inversion" in made else ""
-        links = trained(host, case, base_of(case, graph, token), graph)
-        told = found(host, graph, dict(zip(OUTPUTS[method], links, strict=True)))
-        made[case] = (Path(told["run"]).name, told)
-    return made
-
-
 def without_times(told: Found) -> Found:
     """All but when a file was made, and what it cost."""
     cut = json.loads(json.dumps(told))
@@ -96,11 +98,9 @@ def without_times(told: Found) -> Found:
 
 @on_a_cpu
 @pytest.mark.parametrize("case", CASES)
-def test_outputs_are_those_of_the_training_node(
-    host: Host, runs: dict[str, tuple[str, Found]], case: str
-) -> None:
-    method, token = CASES[case][0], runs["textual inversion"][0]
-    name, theirs = runs[case]
+def test_outputs_are_those_of_the_training_node(host: Host, case: str) -> None:
+    method, (name, theirs) = CASES[case][0], handed_out(host, case)
+    token = handed_out(host, "textual inversion")[0] if case == "pivotal tuning" else ""
     graph = Graph()
     outputs = load(graph, name, base_of(case, graph, token))
     assert found(host, graph, {n: outputs[n] for n in OUTPUTS[method]}) == theirs
@@ -121,11 +121,11 @@ def test_outputs_are_those_of_the_training_node(
 
 
 @on_a_cpu
-def test_what_needs_no_base_loads_none(host: Host, runs: dict[str, tuple[str, Found]]) -> None:
+def test_what_needs_no_base_loads_none(host: Host) -> None:
     for case, output in (("lora", "lora"), ("textual inversion", "embedding")):
-        name, theirs = runs[case]
+        name, theirs = handed_out(host, case)
         graph, sent = Graph(), []
-        outputs = load(graph, name, graph.load()[:2], "4")
+        outputs = load(graph, name, graph.made(SD15)[:2], "4")
         wired = {n: outputs[n] for n in (output, "loss_map", "run")}
         (node, _) = graph.add("ProbeOutputs", 1, **wired)[0]
         shown = host.follow(graph, sent.append)["outputs"]
@@ -142,10 +142,8 @@ def test_what_needs_no_base_loads_none(host: Host, runs: dict[str, tuple[str, Fo
         assert told["clip"] == theirs["clip"]
 
 
-def test_what_cannot_be_handed_out_is_said_in_a_sentence(
-    host: Host, runs: dict[str, tuple[str, Found]]
-) -> None:
-    lora, inversion = runs["lora"][0], runs["textual inversion"][0]
+def test_what_cannot_be_handed_out_is_said_in_a_sentence(host: Host) -> None:
+    lora, inversion = (handed_out(host, case)[0] for case in ("lora", "textual inversion"))
     for name, output, words in (
         (inversion, "lora", "Output lora of Load Run is wired, but .* of textual_inversion; allow"),
         (lora, "embedding", "Output embedding of Load Run is wired, but .* is a run of lora"),
@@ -163,49 +161,68 @@ def test_what_cannot_be_handed_out_is_said_in_a_sentence(
         graph = Graph()
         graph.add("ProbeOutputs", 1, run=load(graph, run, None, step)["run"])
         assert refused(host, graph, words).kind == "invalid prompt"
-    sdxl = Graph()
-    base = sdxl.load("thin_sdxl.safetensors")
-    sdxl.add("ProbeOutputs", 1, model=load(sdxl, lora, base)["model"])
-    refused(host, sdxl, "was trained on .*, but input 'model' is ")
+    other = Graph()
+    other.add("ProbeOutputs", 1, model=load(other, lora, other.made(CHROMA))["model"])
+    refused(host, other, "was trained on .*, but input 'model' is Chroma")
 
 
-def test_list_of_runs_is_made_anew_and_others_that_are_there_are_taken(
-    host: Host, runs: dict[str, tuple[str, Found]]
-) -> None:
+def test_list_of_runs_is_made_anew(host: Host) -> None:
     def listed() -> list[str]:
         facts = host.object_info("PersonalizeLoadRun")["input"]["required"]["run"]
         options: list[str] = facts[1]["options"] if isinstance(facts[0], str) else facts[0]
         return options
 
-    before = listed()
-    assert {name for name, _ in runs.values()} <= {*before}
+    name, before = handed_out(host, "lora")[0], listed()
+    assert name in before
     graph = Graph()
-    trained(host, "lora", graph.load(), graph, steps=2, seed=310)
+    trained(host, "lora", graph.made(SD15), graph, steps=2, seed=310)
     old = run_folders(host)
     host.run(graph)
     (made,) = run_folders(host) - old
     assert listed() == [made.name, *before]
 
 
+@on_a_cpu
+def test_compare_has_a_row_for_each_kept_step(host: Host) -> None:
+    graph = Graph()
+    base = graph.made(SD15)
+    run = trained(host, "lora", base, graph, seed=311, learning_rate=1e-2)[4]
+    settings = {"strengths": "1", "prompts": PROMPT, "run": run}
+    save(graph, compare(graph, base, **settings)[1], "rows")
+    old = run_folders(host)
+    host.run(graph)
+    (made,) = run_folders(host) - old
+    cells = {facts_of(file)[0]: pixels(file) for file in made.glob("compare/*/*.png")}
+    assert cells.keys() == {"2 steps", "4 steps"}  # the base's is in another folder
+
+    for step in ("2", "4"):
+        graph = Graph()
+        model, clip, vae = graph.made(SD15)
+        loaded = load(graph, made.name, [model, clip], step)
+        stock(graph, [loaded["model"], loaded["clip"], vae], PROMPT, f"loaded{step}")
+        host.run(graph)
+        assert saved(host, f"loaded{step}") == [cells[f"{step} steps"]]
+    assert cells["2 steps"] != cells["4 steps"]
+
+
 # -- resume_from --------------------------------------------------------------
 
 
 @on_a_cpu
-def test_run_begins_with_a_state_of_another_one(
-    host: Host, runs: dict[str, tuple[str, Found]]
-) -> None:
-    source, theirs = runs["dreambooth"]
+def test_run_begins_with_a_state_of_another_one(host: Host) -> None:
+    source, theirs = handed_out(host, "lora")
     told: dict[str, Found] = {}
     for name, changed in {
         "same": {}, "other rate": {"learning_rate": 1e-3}, "longer": {"steps": 5},
     }.items():  # fmt: skip
         graph = Graph()
         resume = {"resume_from": source, "resume_step": 0 if name == "longer" else 2}
-        links = trained(host, "dreambooth", graph.load(), graph, **resume, **changed)
-        told[name] = found(host, graph, dict(zip(OUTPUTS["dreambooth"], links, strict=True)))
+        links = trained(host, "lora", graph.made(SD15), graph, **resume, **changed)
+        told[name] = found(host, graph, dict(zip(OUTPUTS["lora"], links, strict=True)))
     same, other, longer = told.values()
     assert len({source, *(Path(t["run"]).name for t in told.values())}) == 4
-    assert (same["model"], same["clip"]) == (theirs["model"], theirs["clip"])
+    assert all(same[name] == theirs[name] for name in ("model", "clip"))
+    assert same["lora"][0] == theirs["lora"][0]
     assert same["loss_map"]["loss"] == theirs["loss_map"]["loss"][2:]
     assert other["model"] != theirs["model"]
     assert [row["step"] for row in read_metrics(Path(other["run"]))] == [3, 4]
@@ -214,17 +231,15 @@ def test_run_begins_with_a_state_of_another_one(
     assert resumed == {"fingerprint": facts(Path(theirs["run"]))["fingerprint"], "step": 4}
 
     graph, said = Graph(), []
-    trained(host, "dreambooth", graph.load(), graph, resume_from=source, resume_step=2)
+    trained(host, "lora", graph.made(SD15), graph, resume_from=source, resume_step=2)
     host.free()
     host.follow(graph, lambda event: said.append(event))
     texts = [e.data["text"] for e in said if e.kind == "personalize.status"]
     assert "trained before, 4 steps: taken from disk" in texts[-1]
 
 
-def test_state_that_does_not_fit_is_refused_before_pictures_are_encoded(
-    host: Host, runs: dict[str, tuple[str, Found]]
-) -> None:
-    source = runs["lora"][0]
+def test_state_that_does_not_fit_is_refused_before_pictures_are_encoded(host: Host) -> None:
+    source = handed_out(host, "lora")[0]
     for changed, words in (
         ({"rank": 2, "targets": "attention", "steps": 4, "resume_step": 4},
          "rank is 2, but the run in resume_from.*; .*the training has 4 steps, but begins at"),
@@ -233,7 +248,7 @@ def test_state_that_does_not_fit_is_refused_before_pictures_are_encoded(
     ):  # fmt: skip
         graph = Graph()
         settings: dict[str, Any] = {"resume_from": source, **changed}
-        trained(host, "lora", graph.load(), graph, **settings)
+        trained(host, "lora", graph.made(SD15), graph, **settings)
         sent: list[Event] = []
         with pytest.raises(HostError, match=words):
             host.follow(graph, sent.append)

@@ -15,7 +15,7 @@ from trainers.loop import Training
 from trainers.runs.folder import Result, RunFolder, run_facts
 from trainers.runs.resumed import Source
 from trainers.runs.states import StateSaver
-from trainers.runs.steps import best_step, chosen_step, kept_steps, result_at
+from trainers.runs.steps import best_step, chosen_step, kept_steps, result_at, steps_with_room
 from trainers.settings.run import RunConfig
 
 STEPS = 6
@@ -113,6 +113,18 @@ def test_state_of_an_earlier_version_says_that_it_is_no_result(tmp_path: Path) -
     (folder.path / "state" / "00000002.pt").write_bytes(b"PK")
     with pytest.raises(RunError, match="step 2 in .* cannot be read"):
         result_at(folder, 2)
+
+
+def test_states_are_shown_as_far_as_there_is_room(tmp_path: Path) -> None:
+    folder = trained(tmp_path, config_of("lora", steps=10, state_every=1, keep_states=99))
+    assert steps_with_room(folder, 10) == (list(range(1, 11)), 0)
+    assert steps_with_room(folder, 4) == ([3, 6, 9, 10], 6)
+    assert steps_with_room(folder, 2) == ([9, 10], 8)
+    assert steps_with_room(folder, -3) == ([10], 9)
+    state = torch.load(folder.path / "state" / "00000006.pt", weights_only=True)["state"]
+    del state["learned"]
+    folder.write_state(state, [], keep=99)
+    assert steps_with_room(folder, 4) == ([2, 5, 9, 10], 5)
 
 
 def test_last_best_and_a_number_are_steps_that_are_kept(tmp_path: Path) -> None:

@@ -112,7 +112,21 @@ def result_at(folder: RunFolder, step: int) -> Result:
     return Result(step, tensors, learned["metadata"], tokens, metrics)
 
 
-def is_told(folder: RunFolder, step: int) -> bool:
+def steps_with_room(folder: RunFolder, most: int) -> tuple[list[int], int]:
+    """At most so many of the steps that `result_at` can give, and how many states are left out.
+
+    Results are all there, even if they are more; of states as many as have room, evenly spread.
+    """
+    results = folder.result_steps
+    states = [s for s in folder.state_steps if s not in results and _is_told(folder, s)]
+    room = max(0, most - len(results))
+    shown = states
+    if room < len(states):  # with the last one
+        shown = [states[(number + 1) * len(states) // room - 1] for number in range(room)]
+    return sorted([*results, *shown]), len(states) - len(shown)
+
+
+def _is_told(folder: RunFolder, step: int) -> bool:
     """Whether the state of a step can be read and says what a result of it would be."""
     found = folder.state_of(step, mapped=True)
     return found is not None and "tokens" in (found[0].get("learned") or {})

@@ -19,7 +19,7 @@ from ....trainers.runs.fingerprint import tensors_fingerprint
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.foreign import read_lora
 from ....trainers.runs.pictures.grid import Label
-from ....trainers.runs.steps import is_told, result_at
+from ....trainers.runs.steps import result_at, steps_with_room
 from ..folders import find_run, runs_folder
 from ..models.adapters.stack import Row as StackRow
 from ..models.adapters.stack import apply_stack
@@ -113,7 +113,13 @@ def run_rows(base: Pair, run: str, strengths: Sequence[float], most_rows: int) -
             with this base.
     """
     folder = find_run(run, "run", "Wire the run output of a training node.")
-    kept = _shown_steps(folder, strengths, most_rows)
+    rows_each = len(strengths) if folder.facts.get("method") == "lora" else 1
+    kept, left_out = steps_with_room(folder, most_rows // rows_each)
+    if left_out:
+        log.warning(
+            "Personalize: Compare: %d states of '%s' have no row, since one sheet bears no more; "
+            "fewer strengths or prompts leave room.", left_out, folder.path.name,
+        )  # fmt: skip
     if not kept:
         raise RunError(
             f"run: '{folder.path.name}' has no result; allowed: a run that came to an end.\n"
@@ -157,23 +163,6 @@ def _with_lora(row: StackRow, model: Any, clip: Any) -> Pair:
 
 
 # -- one run ------------------------------------------------------------------
-
-
-def _shown_steps(folder: RunFolder, strengths: Sequence[float], most_rows: int) -> list[int]:
-    """The steps that have rows: those of results, and of states as many, evenly spread."""
-    results = folder.result_steps
-    states = [step for step in folder.state_steps if step not in results and is_told(folder, step)]
-    rows_each = len(strengths) if folder.facts.get("method") == "lora" else 1
-    room = max(0, most_rows // rows_each - len(results))
-    shown = states[:room]
-    if shown != states:  # with the last one
-        shown = [states[(number + 1) * len(states) // room - 1] for number in range(room)]
-    if len(shown) < len(states):
-        log.warning(
-            "Personalize: Compare: %d of %d states have no row, since one sheet bears no more; "
-            "fewer strengths or prompts leave room.", len(states) - len(shown), len(states),
-        )  # fmt: skip
-    return sorted([*results, *shown])
 
 
 def _kind(result: Result) -> str:
