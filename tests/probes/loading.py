@@ -42,7 +42,7 @@ class Outputs(io.ComfyNode):
             elif name == "lora":
                 needs = [[e.token, e.fingerprint()] for e in value.needs]
                 preview = value.preview and value.preview.name
-                found[name] = [tensors(dict(value)), needs, preview, value.metadata]
+                found[name] = [tensors(dict(sorted(value.items()))), needs, preview, value.metadata]
             elif name == "embedding":
                 found[name] = [value.token, value.fingerprint(), dict(value.metadata)]
             else:

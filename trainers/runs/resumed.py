@@ -172,7 +172,7 @@ def _with_settings(kept: Any, start: Any, rates: Sequence[float]) -> Any:
     """A state_dict, at any depth, with what settings decide as it is at the start of this run."""
     if not isinstance(kept, Mapping):
         return kept
-    changed = {}
+    changed: dict[str, Any] = {}
     for key, value in kept.items():
         if key == "rates":
             changed[key] = list(rates)
