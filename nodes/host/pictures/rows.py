@@ -122,8 +122,8 @@ def run_rows(base: Pair, run: str, strengths: Sequence[float], most_rows: int) -
         )  # fmt: skip
     if not kept:
         raise RunError(
-            f"run: '{folder.path.name}' has no result; allowed: runs that came to an end, or keep a "
-            "state.\nLet the training finish, or end it with Stop and keep."
+            f"run: '{folder.path.name}' has no result; allowed: runs that came to an end, or "
+            "keep a state.\nLet the training finish, or end it with Stop and keep."
         )
     for steps in kept:
         result = result_at(folder, steps)
