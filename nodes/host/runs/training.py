@@ -159,7 +159,8 @@ def _train(run: Run) -> Outcome:
     if steps < asked:
         stopped[asked] = steps
     gc.collect()  # the optimizer's state goes before the result comes
-    result = _result(run, job, best, steps, metrics, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    result = _result(run, job, best, metrics, steps=steps, seconds=seconds)
     if not run.processes.is_first:
         return _outcome(run, result)
     if config.store.if_run_exists == ANEW:  # else the old one would count if this cannot be kept
@@ -291,7 +292,13 @@ def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
 
 
 def _result(
-    run: Run, job: Job, best: Best | None, steps: int, metrics: list[dict[str, Any]], seconds: float
+    run: Run,
+    job: Job,
+    best: Best | None,
+    metrics: list[dict[str, Any]],
+    *,
+    steps: int,
+    seconds: float,
 ) -> Result:
     """What the method exports, or exported at the best step, with the metadata of its file."""
     if best is not None and best.tensors is not None:
