@@ -42,7 +42,7 @@ DATASETS = ("dataset", "class_dataset", "validation_dataset")
 # What a run's own run.json says of it beside settings, graph and datasets; of no use here.
 OF_A_RUN = (
     "graph", "fingerprint", "status", "stopped", "format", "architecture", "base_model",
-    "made_with", "versions", "processes", "mended", "plan",
+    "made_with", "versions", "processes", "mended", "plan", "resumed",
     "began", "seconds", "at_work_since",
 )  # fmt: skip
 CHECKPOINT = ("checkpoint", "loras")

@@ -79,6 +79,8 @@ def why_another(recipe: Recipe, facts: Mapping[str, Any], fingerprint: str) -> s
         names = [name for name in after if name in decides[group] or name in before]
         pairs.append(("", before, after, tuple(names)))
     pairs.append(("", was, facts, ("format",)))
+    resumed = ({"begins with": told.get("resumed")} for told in (was, facts))
+    pairs.append(("", next(resumed), next(resumed), ("begins with",)))
     reasons = [
         f"{title or name} {after[name]}, was {before.get(name)}"
         for title, before, after, names in pairs

@@ -14,6 +14,7 @@ from .results.hub import FetchFromHub, PushToHub
 from .results.plot import PlotLoss
 from .results.save import SaveEmbedding, SaveLora
 from .training.export import ExportRun
+from .training.load import LoadRun
 from .training.settings import (
     LossSettings,
     MemorySettings,
@@ -45,6 +46,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveEmbedding,
     PlotLoss,
     Compare,
+    LoadRun,
     ExportRun,
     PushToHub,
     FetchFromHub,

@@ -32,6 +32,7 @@ FOLDED = (
     "adapter_weights",
     "prior_samples", "logit_mean", "logit_std", "discrete_flow_shift", "keep_tokens",
     "caption_tag_dropout_rate", "enable_wildcard", "caption_variants", "deterministic",
+    "resume_from", "resume_step",
 )  # fmt: skip
 
 

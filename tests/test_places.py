@@ -36,7 +36,7 @@ SAVED = {
     "discrete_flow_shift caption_prefix shuffle_caption keep_tokens caption_tag_dropout_rate "
     "enable_wildcard caption_variants",
     "run_settings": "epochs held_out validate_every hand_out patience if_run_exists state_every "
-    "keep_states old_states_gb log_with deterministic",
+    "keep_states old_states_gb log_with deterministic resume_from resume_step",
     "memory_settings": "weights_in checkpointing activations_in quantize_base compile "
     "tread_selection_ratio memory_plan",
 }

@@ -229,3 +229,15 @@ def test_marks_of_our_loss_map_and_of_another() -> None:
         [10],
     )
     assert marks_of({"loss": [0.1]}) == Marks()
+
+
+def test_a_run_that_began_with_a_state_is_drawn_from_its_own_first_step() -> None:
+    losses = noisy(20)
+    told = {"loss": losses, "validation": [(410, 0.2)], "first_step": [401]}
+    marks = marks_of(told)
+    assert marks.first_step == 401
+    moved = Marks({10: 0.2}, 10)
+    drawn, alike = (draw_losses(losses, marks=m) for m in (marks, moved))
+    for colour in (DARK.smooth, DARK.raw, DARK.validation):  # all but the numbers of the steps
+        assert spread(drawn, colour) == spread(alike, colour)
+        assert num_pixels(drawn, colour) > 50

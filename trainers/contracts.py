@@ -182,6 +182,8 @@ class Trainable:
             base's weights themselves are trained.
         averaged: inside, the parameters are those that are handed out, where an optimizer trains
             others (schedule-free).
+        names: keys of the first parameters in what `export` gives, where it gives nothing but those
+            or their average, so that a state need not hold them twice.
         tokens: the learned tokens that were trained beside what `export` gives: (vectors, D) on
             the CPU, by token, by text encoder.
     """
@@ -198,6 +200,7 @@ class Trainable:
     load_state: Callable[[dict[str, Any]], None] = field(default=_ignore)
     base_model: Callable[[], AbstractContextManager[None]] | None = None
     averaged: Callable[[], AbstractContextManager[None]] = field(default=nullcontext)
+    names: tuple[str, ...] = ()
 
     @property
     def parameters(self) -> list[nn.Parameter]:

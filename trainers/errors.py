@@ -9,7 +9,7 @@
     ├── RecipeError             a run.json, or another file that says what to train, cannot be used
     ├── AdapterError            a LoRA, or the file of one, that cannot be used
     ├── SaveError               a result could not be written
-    ├── RunError                a run on disk that is not there, or must stay as it is
+    ├── RunError                a run on disk, or a step of it, that cannot be used or changed
     ├── HubError                the Hugging Face Hub refused, or could not be reached
     └── ProcessesError          one of several processes that train together was lost
 
@@ -58,7 +58,7 @@ class RecipeError(PersonalizeError):
 
 
 class RunError(PersonalizeError):
-    """A run on disk is not there, is at work, or must stay as it is."""
+    """A run on disk is not there, lacks what is asked of it, is at work, or must stay as it is."""
 
 
 class SaveError(PersonalizeError):

@@ -206,17 +206,37 @@ class Training:
 
         Processes that have parts of weights must ask together; the first has it whole.
         """
-        trainable = self._job.trainable
+        return {
+            **self.circumstances(),
+            "parameters": [for_state(parameter, parameter) for parameter in self.parameters],
+            "method": self._job.trainable.state(),
+            "best": vars(self.best) if self.best else None,
+        }
+
+    def circumstances(self) -> dict[str, Any]:
+        """The part of `state` that settings decide from the start."""
         return {
             "step": self.done,
             "batch_size": self._plan.batch_size,
-            "parameters": [for_state(parameter, parameter) for parameter in self.parameters],
             "optimizer": optimizer_state(self._optimizer.state_dict(), self.parameters, for_state),
             "schedule": self._schedule.state_dict(),
             "scaler": self._scaler.state_dict(),
-            "method": trainable.state(),
-            "best": vars(self.best) if self.best else None,
         }
+
+    def learned(self) -> dict[str, Any]:
+        """What a result of this step needs beside `state`: see runs/steps.py."""
+        trainable = self._job.trainable
+        if trainable.names:
+            return {"names": list(trainable.names), "tokens": trainable.tokens()}
+        if self._job.processes.shard:  # some kinds look at weights that no process has alone
+            return {}
+        return {"tensors": trainable.export(), "tokens": trainable.tokens()}
+
+    def rates(self, step: int) -> list[float]:
+        """What the schedule gives each group of the optimizer after so many steps."""
+        schedule: Any = self._schedule
+        pairs = zip(schedule.base_lrs, schedule.lr_lambdas, strict=True)
+        return [base * factor(step) for base, factor in pairs]
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave in a training of the same job.

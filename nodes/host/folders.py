@@ -11,7 +11,8 @@ from pathlib import Path
 import folder_paths
 
 from ...trainers.data.listing import list_folder, picture_folders
-from ...trainers.errors import DatasetError, SettingsError
+from ...trainers.errors import DatasetError, RunError, SettingsError
+from ...trainers.runs.folder import RunFolder
 
 NO_FOLDER = "(none yet: drop pictures here)"
 DATA_SET = "input (data set)"
@@ -32,6 +33,27 @@ def register_embeddings() -> None:
 def runs_folder() -> Path:
     """Where every run has its folder."""
     return Path(folder_paths.get_output_directory()) / "personalize"
+
+
+def find_run(run: str, place: str, remedy: str) -> RunFolder:
+    """A run by its folder's name, or by its path; only what lies in the folder of runs is opened.
+
+    Args:
+        place: the input that names it.
+        remedy: what to do where there is none.
+
+    Raises:
+        RunError: there is none.
+    """
+    root = Path(os.path.realpath(runs_folder()))
+    path = _resolved(root / run.strip())
+    folder = RunFolder.at(path) if path is not None and root in path.parents else None
+    if folder is None:
+        raise RunError(
+            f"{place}: {run[:200]!r} is no run; allowed: a folder of output/personalize that a "
+            f"training made.\n{remedy}"
+        )
+    return folder
 
 
 def folder_to_fetch_into(place: str) -> Path:

@@ -26,9 +26,9 @@ class Compare(io.ComfyNode):
             display_name="Compare",
             category="personalize/results",
             description=(
-                "Samples LoRAs at several strengths, learned tokens and a run's results with the "
-                "same prompts and seed, and shows all of it on one sheet. Pictures are kept, and "
-                "only those that are missing are made."
+                "Samples LoRAs at several strengths, learned tokens and the kept steps of a run "
+                "with the same prompts and seed, and shows all of it on one sheet. Pictures are "
+                "kept, and only those that are missing are made."
             ),
             search_aliases=[
                 "xy plot", "xyz plot", "grid", "lora tester", "lora strength", "compare loras",
@@ -53,8 +53,8 @@ class Compare(io.ComfyNode):
                     optional=True,
                     force_input=True,
                     tooltip=(
-                        "The run of a training node: what it has learned at each length that it "
-                        "was trained to, a row each."
+                        "The run of a training node or of Load Run: what it has learned by each "
+                        "step that it keeps, a row each."
                     ),
                 ),
                 *_adapters(),

@@ -22,7 +22,7 @@ from ..sockets import (
 
 if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
     from ..host.runs.inputs import Sockets
-    from ..host.runs.training import Outcome
+    from ..host.workbench.outcome import Outcome
 
 BASE = ("model", "clip", "vae")  # the sockets that carry it
 
@@ -62,6 +62,11 @@ class TrainingNode(io.ComfyNode):
     def outputs(cls, outcome: Outcome, config: RunConfig, model: Any, clip: Any) -> Sequence[Any]:
         """The node's own outputs; model and clip are None where nothing made of them is asked."""
         raise NotImplementedError
+
+    @classmethod
+    def output_names(cls) -> list[str]:
+        """Of the node's own outputs."""
+        return [output.display_name or "" for output in cls.define_schema().outputs[:-2]]
 
     @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:

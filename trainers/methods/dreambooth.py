@@ -68,6 +68,7 @@ def prepare(parts: Parts, config: RunConfig) -> Trainable:
         autocast=_autocast(parts, config),
         fused_backward=own.fused_backward,
         tokens=lambda: copies(learned),
+        names=tuple(named),
         state=steps.state,
         load_state=steps.load_state,
     )
@@ -102,7 +103,9 @@ class _Steps:
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         self._done = state["done"]
-        if self.average is not None:
+        if self.average is not None and state["average"] is None:  # another run's, without one
+            self.average.begin_anew()
+        elif self.average is not None:
             self.average.load_state(state["average"])
         self._stop_text()
 

@@ -13,7 +13,7 @@ Written out here because EMAModel cannot keep its average on another device than
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -68,12 +68,8 @@ class Average:
 
         Those that are up to date are given as they are kept, not copied.
         """
-        values, share = self.values, self._share()
-        for value, parameter in zip(values, self._parameters, strict=True):
-            if self._taken == self.num_updates:
-                yield value
-            else:
-                yield value.lerp(parameter.to(value.device, value.dtype), share)
+        steps = self._taken, self.num_updates
+        yield from _up_to_date(self.values, self._parameters, self._decay, *steps)
 
     @property
     def values(self) -> list[Tensor]:
@@ -95,10 +91,44 @@ class Average:
         for value, kept, parameter in rows:
             value.copy_(part_of(kept, parameter))
 
+    @torch.no_grad()
+    def begin_anew(self) -> None:
+        """Start as a copy of the parameters as they are now."""
+        self.num_updates = self._taken = 0
+        for value, parameter in zip(self.values, self._parameters, strict=True):
+            value.copy_(parameter)
+
     def _share(self) -> float:
         """Of the parameters as they are now, in the average that holds those of `_taken`."""
-        steps = range(self._taken + 1, self.num_updates + 1)
-        return 1 - math.prod(min(self._decay, (1 + n) / (10 + n)) for n in steps)
+        return _share(self._decay, self._taken, self.num_updates)
+
+
+def kept_average(
+    state: Mapping[str, Any], parameters: Sequence[Tensor], decay: float
+) -> list[Tensor]:
+    """What `Average.now` gave when `Average.state` was asked.
+
+    Args:
+        parameters: as they were then.
+    """
+    done = state["num_updates"]
+    taken = state.get("taken", done)
+    return list(_up_to_date(state["values"], parameters, decay, taken, done))
+
+
+def _up_to_date(
+    values: Iterable[Tensor], parameters: Iterable[Tensor], decay: float, taken: int, done: int
+) -> Iterator[Tensor]:
+    for value, parameter in zip(values, parameters, strict=True):
+        if taken == done:
+            yield value
+        else:
+            held = parameter.to(value.device, value.dtype)
+            yield value.lerp(held, _share(decay, taken, done))
+
+
+def _share(decay: float, taken: int, done: int) -> float:
+    return 1 - math.prod(min(decay, (1 + n) / (10 + n)) for n in range(taken + 1, done + 1))
 
 
 class _Copies:

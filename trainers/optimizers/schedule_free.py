@@ -35,6 +35,7 @@ def hand_out_average(trainable: Trainable, optimizer: Any) -> None:
 
     trainable.export, trainable.tokens = averaged_export, averaged_tokens
     trainable.averaged = lambda: averaged(optimizer)
+    trainable.names = ()  # the parameters are not what is handed out
 
 
 @contextmanager

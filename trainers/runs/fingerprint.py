@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import SaveError
-from ..settings.field import settings_of
+from ..settings.field import from_values, settings_of
 from ..settings.run import RunConfig, config_groups
 from .files import sha256, write_whole
 
@@ -60,6 +60,20 @@ def same_run(facts: Mapping[str, Any]) -> dict[str, Any]:
             if before.get(name) is None or value != before[name]
         }
     return shared
+
+
+def config_of(facts: Mapping[str, Any]) -> RunConfig:
+    """The settings in a run's facts; what came later stands as it did before it was there.
+
+    Raises:
+        SettingsError, KeyError: the facts are none of a run, or were edited.
+    """
+    made = {}
+    for group, kind in config_groups(facts["method"]).items():
+        later = {n: known.before for n, (_, known) in settings_of(kind).items()}
+        before = {name: value for name, value in later.items() if value is not None}
+        made[group] = from_values(kind, before | facts.get(group, {}))
+    return RunConfig(facts["method"], **made)
 
 
 def mended(config: RunConfig, computes_in: str) -> dict[str, Any]:

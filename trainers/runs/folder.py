@@ -3,9 +3,10 @@
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
     run.json                       settings, versions, base model, dataset listing, how it went,
                                    when, for how long, in how many processes and by what plan of
-                                   memory, and the graph that it came from
-    metrics.jsonl                  one line a step
-    state/00000400.pt              all that step 401 needs; the last few are kept
+                                   memory, the graph that it came from, and the state of another
+                                   run that it began with
+    metrics.jsonl                  one line a step of its own
+    state/00000400.pt              all that step 401 needs, and a result of 400 steps; the last few
     previews/step_00000400_0.png   what the first prompt of the preview gave then
     result-00000400.safetensors    what was learned in 400 steps, one file for each length asked;
                                    00000400.2 and so on where Windows held the one before
@@ -152,10 +153,16 @@ class RunFolder:
     @classmethod
     def at(cls, path: Path) -> RunFolder | None:
         """The run in a folder, as its run.json says; None where there is none."""
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError):
-            told = json.loads((path / "run.json").read_text(encoding="utf-8"))
-            return cls(path, str(told["fingerprint"]))
-        return None
+        fingerprint = cls(path, "").facts.get("fingerprint")
+        return None if fingerprint is None else cls(path, str(fingerprint))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """What run.json says; nothing where it cannot be read."""
+        with contextlib.suppress(OSError, ValueError):
+            told = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return told if isinstance(told, dict) else {}
+        return {}
 
     @property
     def previews(self) -> Path:
@@ -184,21 +191,17 @@ class RunFolder:
         Raises:
             SaveError: it cannot be written.
         """
-        with contextlib.suppress(OSError, ValueError):
-            told = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            if isinstance(told, dict) and facts.keys() - told.keys():
-                write_whole(
-                    self.path / "run.json", json.dumps({**facts, **told}, indent=2).encode()
-                )
+        told = self.facts
+        if told and facts.keys() - told.keys():
+            write_whole(self.path / "run.json", json.dumps({**facts, **told}, indent=2).encode())
 
     def stopped(self) -> dict[int, int]:
         """Runs that were ended by Stop and keep: the step they ended at, by the steps asked for.
 
         This alone is read from run.json, which may have been edited: what makes no sense is none.
         """
-        with contextlib.suppress(OSError, ValueError, TypeError, AttributeError, KeyError):
-            kept = json.loads((self.path / "run.json").read_text(encoding="utf-8"))["stopped"]
-            return {int(asked): int(step) for asked, step in kept.items()}
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError):
+            return {int(asked): int(step) for asked, step in self.facts["stopped"].items()}
         return {}
 
     @contextlib.contextmanager
@@ -334,19 +337,37 @@ class RunFolder:
     def state(self, at_most: int) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """The last state of at most so many steps that can be read, and the record up to it."""
         for path in self._states():
-            try:
-                if int(path.stem) > at_most:
-                    continue
-                # Nothing but tensors and plain values is ever unpacked: a file runs no code.
-                content = torch.load(path, map_location="cpu", weights_only=True)
-                if content["fingerprint"] == self.fingerprint:
-                    return content["state"], content["metrics"]
-                log.warning("Personalize: the state '%s' is another run's; it is left out.", path)
-            except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *_SHAPE) as error:
-                log.warning(
-                    "Personalize: the state '%s' is damaged (%s); going on from the one before.",
-                    path, str(error).splitlines()[0] if str(error) else type(error).__name__,
-                )  # fmt: skip
+            if found := self._read_state(path, at_most):
+                return found
+        return None
+
+    def state_of(
+        self, step: int, mapped: bool = False
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        """The same of exactly this step.
+
+        Args:
+            mapped: tensors are read when they are used, and hold the file until they are gone.
+        """
+        path = self.path / "state" / f"{step:08}.pt"
+        return self._read_state(path, step, mapped) if path.exists() else None
+
+    def _read_state(
+        self, path: Path, at_most: int, mapped: bool = False
+    ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+        try:
+            if int(path.stem) > at_most:
+                return None
+            # Nothing but tensors and plain values is ever unpacked: a file runs no code.
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
+            if content["fingerprint"] == self.fingerprint:
+                return content["state"], content["metrics"]
+            log.warning("Personalize: the state '%s' is another run's; it is left out.", path)
+        except (OSError, EOFError, RuntimeError, pickle.UnpicklingError, *_SHAPE) as error:
+            log.warning(
+                "Personalize: the state '%s' is damaged (%s); going on from the one before.",
+                path, str(error).splitlines()[0] if str(error) else type(error).__name__,
+            )  # fmt: skip
         return None
 
     @property

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from .folder import RunFolder
 
 log = logging.getLogger(__name__)
 
+Describe = Callable[[Mapping[str, Mapping[str, Tensor]]], Mapping[str, str]]
+
 SHARE = 0.01  # of the time that writing may take
 LEAST_SECONDS = 30.0  # between two states: what a crash may cost anyway
 CHEAP_SECONDS = 0.25  # for the state of the last step, whatever share of a short run that is
@@ -32,6 +34,10 @@ class StateSaver:
 
     A state that cannot be written ends nothing: the training goes on, with a warning. Of several
     processes the first one writes; those that train parts of weights must all do what it does.
+
+    Args:
+        describe: gives the metadata that a result would have now, for the learned tokens that are
+            trained with it.
     """
 
     def __init__(
@@ -40,8 +46,10 @@ class StateSaver:
         store: StoreConfig,
         training: Training,
         processes: Processes = ALONE,
+        describe: Describe = lambda tokens: {},
     ) -> None:
         self._folder, self._store, self._training = folder, store, training
+        self._describe = describe
         self._processes = processes
         self._takes_part = processes.is_first or training.is_shared_out
         self._began_at = self._written_at = time.monotonic()
@@ -82,6 +90,9 @@ class StateSaver:
             return
         started, step = time.monotonic(), self._training.done
         state = self._training.state()  # no copies, but of what is shared out
+        learned = self._training.learned()
+        told = dict(self._describe(learned["tokens"])) if learned else {}
+        state["learned"] = {**learned, "metadata": told}
         self._written_step = step
         if not self._processes.is_first:
             return
@@ -157,11 +168,14 @@ def _guessed_bytes(parameters: list[nn.Parameter]) -> int:
     return 3 * sum(p.numel() * p.element_size() for p in parameters)
 
 
-def make_room_for_states(parent: Path, limit_bytes: float, keep: Path) -> list[Path]:
+def make_room_for_states(
+    parent: Path, limit_bytes: float, keep: Path, needed: Collection[Path] = ()
+) -> list[Path]:
     """Delete the states of the oldest runs in `parent` until the rest take at most `limit_bytes`.
 
     Args:
         keep: the run that is at work; it neither counts nor loses anything.
+        needed: other runs of which this is true, such as the one that it begins with.
 
     Returns:
         The runs that can no longer go on; their results stay.
@@ -169,7 +183,7 @@ def make_room_for_states(parent: Path, limit_bytes: float, keep: Path) -> list[P
     runs = []
     for folder in parent.glob("*/state"):
         files = list(folder.glob("*.pt"))
-        if files and folder.parent != keep:
+        if files and folder.parent not in (keep, *needed):
             facts = [file.stat() for file in files]
             newest, size = max(f.st_mtime for f in facts), sum(f.st_size for f in facts)
             runs.append((newest, size, folder))

@@ -150,10 +150,18 @@ class CompareConfig(Settings):
     def _texts(self) -> list[str]:
         return [text.strip() for text in self.strengths.split(",") if text.strip()]
 
+    @property
+    def most_rows(self) -> int:
+        """Of one comparison."""
+        return self._most_cells // len(self.lines)
+
+    @property
+    def _most_cells(self) -> int:
+        return min(MOST_CELLS, MOST_CELL_PIXELS // (self.width * self.height))
+
     def check_cells(self, num_rows: int) -> None:
         """Raise SettingsError if so many rows make more cells than one comparison may have."""
-        num_cells = num_rows * len(self.lines)
-        most = min(MOST_CELLS, MOST_CELL_PIXELS // (self.width * self.height))
+        num_cells, most = num_rows * len(self.lines), self._most_cells
         if num_cells > most:
             problem = (
                 f"{num_rows} rows by {len(self.lines)} prompts are {num_cells} cells; allowed: "

@@ -75,7 +75,8 @@ ON_OTHERS: Mapping[str, tuple[str, ...]] = {
     ),
     "run_settings": (
         "epochs", "held_out", "validate_every", "hand_out", "patience", "if_run_exists",
-        "state_every", "keep_states", "old_states_gb", "log_with", "deterministic",
+        "state_every", "keep_states", "old_states_gb", "log_with", "deterministic", "resume_from",
+        "resume_step",
     ),
     "memory_settings": (
         "weights_in", "checkpointing", "activations_in", "quantize_base", "compile",
@@ -96,7 +97,7 @@ class RunConfig:
         method: one of METHODS.
         own: the method's own settings, of its class in METHOD_CONFIGS.
         validation: which pictures are watched, and what follows from it.
-        store: how it is kept; nothing in it changes the result.
+        store: how it is kept; nothing in it changes the result but the state that it begins with.
         memory: where it keeps what; nothing in it changes the result.
     """
 

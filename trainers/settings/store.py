@@ -1,7 +1,8 @@
 """How a run is kept on disk: what is used of one that is there, and how often its state is written.
 
-None of this changes what a run learns, so a run is the same run whatever is chosen here. Imports no
-torch.
+None of this changes what a run learns, so a run is the same run whatever is chosen here; but for
+the state of another run that it begins with, which its facts name by that run's fingerprint (see
+trainers/runs/resumed.py). Imports no torch.
 """
 
 from __future__ import annotations
@@ -49,3 +50,24 @@ class StoreConfig(Settings):
         "the run; needs the package tensorboard.",
         choices=LOGS,
     )
+    resume_from: str = setting(
+        "",
+        "A run in output/personalize to begin with, by its folder's name: a new run with the "
+        "settings of this graph goes on from one of its states, weights, optimizer and step "
+        "counter. What its states are made of must be the same: method, base model, layers, "
+        "ranks, optimizer. Steps count from the beginning of that run. Empty: begin anew.",
+        before="",
+    )
+    resume_step: int = setting(
+        0,
+        "The step of the state in resume_from that the run begins with. 0: its last one.",
+        min=0, max=1_000_000, before=0,
+    )  # fmt: skip
+
+    def problems(self) -> list[str]:
+        if self.resume_step and not self.resume_from.strip():
+            return [
+                f"resume_step is {self.resume_step}, but resume_from is empty; allowed: 0, or a "
+                "run in resume_from"
+            ]
+        return []

@@ -65,10 +65,10 @@ def apply_weights(model: Any, clip: Any, weights: Mapping[str, Tensor]) -> tuple
     Args:
         weights: by module and the module's own key, as `changed_weights` gives them.
     """
-    if model is None:
-        return None, None
-    trained_model, trained_clip = model.clone(), clip.clone()
+    trained_model, trained_clip = (given and given.clone() for given in (model, clip))
     for target, of_denoiser in ((trained_model, True), (trained_clip, False)):
+        if target is None:
+            continue
         patches = {
             host_key(key): ("set", (tensor,))
             for key, tensor in weights.items()
@@ -85,15 +85,18 @@ def changed_weights(
     """Those of `learned` that differ from what the sockets carry, in the host's own dtypes.
 
     Each is taken out of `learned`: all of them in both dtypes would be gigabytes more.
+
+    Args:
+        model, clip: None where nothing is learned for it.
     """
     held = host_weights(model, clip)
+    patched = {*(model.patches if model else ()), *(clip.patcher.patches if clip else ())}
     changed = {}
     for key in list(learned):
         place = host_key(key)
         was = alias(held[place]).cpu()
         now = learned.pop(key).to("cpu", was.dtype)
-        patched = place in model.patches or place in clip.patcher.patches
-        if patched or not torch.equal(now, was):
+        if place in patched or not torch.equal(now, was):
             changed[key] = now
     return changed
 
@@ -115,9 +118,9 @@ def host_key(key: str) -> str:
 
 
 def host_weights(model: Any, clip: Any) -> dict[str, Tensor]:
-    """The parameters of denoiser and text encoders by the host's keys."""
-    denoiser = model.model.diffusion_model.named_parameters()
+    """The parameters of denoiser and text encoders by the host's keys; of None there are none."""
+    denoiser = model.model.diffusion_model.named_parameters() if model is not None else ()
     return {
         **{HOST_DENOISER + name: weight for name, weight in denoiser},
-        **dict(clip.cond_stage_model.named_parameters()),
+        **(dict(clip.cond_stage_model.named_parameters()) if clip is not None else {}),
     }

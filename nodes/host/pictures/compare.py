@@ -49,7 +49,8 @@ def compare(
         run: the folder of a run to compare what it learned; empty for none.
 
     Raises:
-        AdapterError, UnsupportedModelError: there is nothing to compare, or it does not fit.
+        AdapterError, RunError, UnsupportedModelError: there is nothing to compare, or it does not
+            fit.
         SettingsError: too many cells.
         SaveError: the disk is full; the cells made so far stay.
     """
@@ -95,7 +96,9 @@ def _rows(
     rows = [base_row()] if config.baseline else []
     for place, item in adapters.items():
         rows += adapter_rows(base, place, item, strengths)
-    return rows + (list(run_rows(base, run, strengths)) if run else [])
+    if run:
+        rows += list(run_rows(base, run, strengths, config.most_rows - len(rows)))
+    return rows
 
 
 def _cells(painter: Painter, config: CompareConfig, rows: Sequence[Row]) -> list[Cell]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,17 +13,20 @@ from typing import Any
 import folder_paths
 from torch import Tensor
 
-from ....trainers.errors import AdapterError
+from ....trainers.errors import AdapterError, RunError
 from ....trainers.methods.results import ONE_ENCODER, Embedding
 from ....trainers.runs.fingerprint import tensors_fingerprint
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.foreign import read_lora
 from ....trainers.runs.pictures.grid import Label
-from ..folders import runs_folder
+from ....trainers.runs.steps import result_at, steps_with_room
+from ..folders import find_run, runs_folder
 from ..models.adapters.stack import Row as StackRow
 from ..models.adapters.stack import apply_stack
 from ..models.tokenizer import encoder_names, with_embeddings
-from ..models.weights import apply_weights, host_key, host_weights
+from ..models.weights import apply_weights, changed_weights, host_key, host_weights
+
+log = logging.getLogger(__name__)
 
 FOLDER = "compare"  # of cells, in the folder of all runs or of the one that is compared
 LORA, TOKEN = "lora", "textual-inversion"  # what the file of a run's result says that it is
@@ -96,26 +100,33 @@ def adapter_rows(
         yield _lora_row(title, parent, strength, digest, (), patch)
 
 
-def run_rows(base: Pair, run: str, strengths: Sequence[float]) -> Iterator[Row]:
-    """What a run has learned, at each of its lengths, and a LoRA at each strength.
+def run_rows(base: Pair, run: str, strengths: Sequence[float], most_rows: int) -> Iterator[Row]:
+    """What a run has learned, at each step that it keeps, and a LoRA at each strength.
 
     Args:
         base: MODEL and CLIP, only to see that it fits.
         run: the run's folder, or its name.
+        most_rows: of results there are all, of states as many as have room.
 
     Raises:
-        AdapterError, UnsupportedModelError: there is no such run, or it cannot be used with this
-            base.
+        AdapterError, RunError, UnsupportedModelError: there is no such run, or it cannot be used
+            with this base.
     """
-    folder = _run_folder(run)
-    lengths = folder.result_steps
-    if not lengths:
-        raise AdapterError(
-            f"run: '{folder.path.name}' has no result; allowed: a run that came to an end.\n"
-            "Let the training finish, or end it with Stop and keep."
+    folder = find_run(run, "run", "Wire the run output of a training node.")
+    rows_each = len(strengths) if folder.facts.get("method") == "lora" else 1
+    kept, left_out = steps_with_room(folder, most_rows // rows_each)
+    if left_out:
+        log.warning(
+            "Personalize: Compare: %d states of '%s' have no row, since one sheet bears no more; "
+            "fewer strengths or prompts leave room.", left_out, folder.path.name,
+        )  # fmt: skip
+    if not kept:
+        raise RunError(
+            f"run: '{folder.path.name}' has no result; allowed: runs that came to an end, or "
+            "keep a state.\nLet the training finish, or end it with Stop and keep."
         )
-    for steps in lengths:
-        result = _result(folder, steps)
+    for steps in kept:
+        result = result_at(folder, steps)
         title, parent = f"{steps:,} steps", folder.path / FOLDER
         tokens = _tokens(result, base[1])
         kind, digest = _kind(result), _digest(result.tensors)
@@ -154,32 +165,6 @@ def _with_lora(row: StackRow, model: Any, clip: Any) -> Pair:
 # -- one run ------------------------------------------------------------------
 
 
-def _run_folder(run: str) -> RunFolder:
-    """Only what lies in the folder of all runs is opened."""
-    root = Path(os.path.realpath(runs_folder()))
-    try:
-        path = Path(os.path.realpath(root / run))
-        folder = RunFolder.at(path) if root in path.parents else None
-    except ValueError:  # a name with a null character
-        folder = None
-    if folder is None:
-        raise AdapterError(
-            f"run: {run[:200]!r} is no run; allowed: a folder of output/personalize that a "
-            "training made.\nWire the run output of a training node."
-        )
-    return folder
-
-
-def _result(folder: RunFolder, steps: int) -> Result:
-    result = folder.result(steps)
-    if result is None:
-        raise AdapterError(
-            f"run: the result of {steps} steps in '{folder.path.name}' cannot be read; allowed: "
-            "whole files.\nDelete that file and train again, or wire another run."
-        )
-    return result
-
-
 def _kind(result: Result) -> str:
     return result.metadata.get("modelspec.architecture", "").partition("/")[2]
 
@@ -196,7 +181,7 @@ def _tokens(result: Result, clip: Any) -> tuple[Embedding, ...]:
 
 def _with_result(folder: RunFolder, steps: int, strength: float, model: Any, clip: Any) -> Pair:
     # Read when its turn comes: trained models are gigabytes.
-    return _patched(_result(folder, steps), strength, model, clip)
+    return _patched(result_at(folder, steps), strength, model, clip)
 
 
 def _patched(result: Result, strength: float, model: Any, clip: Any) -> Pair:
@@ -215,4 +200,4 @@ def _patched(result: Result, strength: float, model: Any, clip: Any) -> Pair:
             f"{len(shapes)} weights do not fit, such as {foreign[0]}; allowed: runs on this kind "
             "of base model.\nWire the base that the run was trained on, or another run."
         )
-    return apply_weights(model, clip, result.tensors)
+    return apply_weights(model, clip, changed_weights(model, clip, dict(result.tensors)))

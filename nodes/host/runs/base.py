@@ -72,10 +72,15 @@ class GraphNode:
             value in links for node in self.prompt.values() for value in node["inputs"].values()
         )
 
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The node's own values and links."""
+        inputs: Mapping[str, Any] = self.prompt.get(self.node_id or "", {}).get("inputs", {})
+        return inputs
+
     def base_source(self) -> str | None:
         """A hash of all that decides model, clip and vae; None where the graph does not say."""
-        inputs = self.prompt.get(self.node_id or "", {}).get("inputs", {})
-        loaders = [self._loader(inputs.get(socket)) for socket in SOCKETS]
+        loaders = [self._loader(self.inputs.get(socket)) for socket in SOCKETS]
         if None in loaders:
             return None
         arguments = vars(comfy.cli_args.args).items()
@@ -85,7 +90,7 @@ class GraphNode:
 
     def base_file(self) -> str:
         """The name of the file that the model comes from; nothing where the graph does not say."""
-        link = self.prompt.get(self.node_id or "", {}).get("inputs", {}).get("model")
+        link = self.inputs.get("model")
         node = self.prompt.get(link[0], {}) if isinstance(link, list) else {}
         widget, _ = LOADERS.get(node.get("class_type", ""), ("", ""))
         named = node.get("inputs", {}).get(widget)
@@ -152,8 +157,12 @@ def served_without_base(node: GraphNode) -> None:
 
 def must_run_again(node_id: str | None, outputs: Collection[int]) -> bool:
     """Whether the graph now asks for what the node was served without."""
-    if node_id not in _served_without:
-        return False
+    return node_id in _served_without and bool(wired_now(node_id, outputs))
+
+
+def wired_now(node_id: str | None, outputs: Collection[int]) -> list[int]:
+    """Which of these outputs the graph that runs now asks for."""
     running, _ = server.PromptServer.instance.prompt_queue.get_current_queue()
     # (number, id, prompt, ...); the host asks before it runs the first node of a prompt.
-    return any(GraphNode(node_id, item[2]).is_wired(outputs) for item in running)
+    nodes = [GraphNode(node_id, item[2]) for item in running]
+    return [place for place in outputs if any(node.is_wired((place,)) for node in nodes)]

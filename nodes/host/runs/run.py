@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....trainers.data.batches import planned_steps
-from ....trainers.data.captions import one_line
 from ....trainers.errors import SaveError
 from ....trainers.models.architectures import ARCHITECTURES, Architecture
 from ....trainers.models.precision import computes_in
-from ....trainers.objective.prompts import caption_prompts
 from ....trainers.objective.timesteps import check_objective
 from ....trainers.optimizers.processes import Processes, joined
 from ....trainers.optimizers.sharded import check_sharding
 from ....trainers.runs.folder import RunFolder, run_facts
+from ....trainers.runs.resumed import Source
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
-from ..folders import runs_folder
+from ..folders import find_run, runs_folder
 from ..memory import device
 from ..models.objective import objective_of
 from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
@@ -35,6 +34,7 @@ from ..models.support import (
 from ..models.tokenizer import check_takes_tokens, embeddings_of, encoder_names
 from ..models.twin import check_quantize_base
 from ..models.vae import check_vae
+from ..workbench.outcome import captions_read
 from .base import GraphNode, remember, remembered, served_without_base
 from .graph import record
 from .inputs import Sockets, check_wiring
@@ -49,6 +49,7 @@ class Run:
         text_encoders: names of the base's.
         sockets: without class images where they have no weight.
         plan: of its memory and what `auto` chose by it, as run.json has it; see fitting.py.
+        source: the state of another run that it begins with.
     """
 
     sockets: Sockets
@@ -59,6 +60,7 @@ class Run:
     folder: RunFolder
     reporter: Reporter
     plan: Mapping[str, Any] | None = None
+    source: Source | None = None
 
     @functools.cached_property
     def graph(self) -> dict[str, Any] | None:
@@ -95,11 +97,9 @@ class Run:
     def captions(self) -> list[str]:
         """All that prompts say in this run, but for what templates make of it."""
         classes = self.sockets.class_dataset
-        of_classes = [one_line(picture.caption) for picture in classes.pictures] if classes else []
+        of_classes = [picture.caption for picture in classes.pictures] if classes else []
         captions = [picture.caption for picture in self.sockets.dataset.pictures]
-        drawn = caption_prompts(captions, self.config.objective, self.config.training.seed)
-        prompts = [text for texts in drawn.values() for text in texts]
-        return [*prompts, *of_classes, self.config.objective.class_prompt]
+        return captions_read(self.config, captions, of_classes)
 
     @property
     def asked_steps(self) -> int:
@@ -140,6 +140,7 @@ def make_run(sockets: Sockets, config: RunConfig, node: GraphNode) -> Run:
         if config.method == "textual_inversion":
             check_takes_tokens(sockets.clip)
     run = _run(sockets, config, base, reporter)
+    _check_begins(run)
     if run.processes.shard and not (run.kept_steps and run.folder.has_result(run.kept_steps)):
         check_sharding(config)
     for look in LOOKS:
@@ -156,6 +157,7 @@ def needs_base(
         sockets: as far as they are there yet; see base.py.
         made_of_base: the node's outputs that are made of model or clip, by their places.
     """
+    _source(config)
     base = remembered(node)
     if base is None or node.is_wired(made_of_base):
         return True
@@ -193,7 +195,31 @@ def _run(sockets: Sockets, config: RunConfig, base: Mapping[str, str], reporter:
     hashes["computes_in"] = computes_in(config, device())
     datasets = sockets.dataset, sockets.class_dataset, sockets.validation_dataset
     facts = run_facts(config, base["architecture"], hashes, *datasets)
+    if source := _source(config):
+        source.check_agrees(facts, planned_steps(sockets.dataset, config, joined().count))
+        facts["resumed"] = source.fact
     folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
     architecture = ARCHITECTURES[base["architecture"]]
     encoders = tuple(base["text_encoders"].split())
-    return Run(sockets, config, architecture, encoders, facts, folder, reporter)
+    return Run(sockets, config, architecture, encoders, facts, folder, reporter, source)
+
+
+def _source(config: RunConfig) -> Source | None:
+    """The state of another run that the settings name."""
+    store = config.store
+    if not store.resume_from.strip():
+        return None
+    folder = find_run(
+        store.resume_from, "resume_from", "Write the name of such a folder, or leave it empty."
+    )
+    return Source.of(folder, store.resume_step)
+
+
+def _check_begins(run: Run) -> None:
+    """See that the state which the run begins with is there, before anything is encoded."""
+    source, folder = run.source, run.folder
+    if source is None or (run.kept_steps and folder.has_result(run.kept_steps)):
+        return
+    own = run.config.store.if_run_exists != ANEW and folder.state_steps
+    if not own and source.step not in source.folder.state_steps:
+        raise source.missing()

@@ -9,8 +9,6 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import folder_paths
@@ -20,14 +18,13 @@ from torch import Tensor
 from ....trainers.contracts import Parts, Prompt, Text
 from ....trainers.data.dataset import Dataset
 from ....trainers.data.examples import Examples, encode_pictures
-from ....trainers.data.tokens import has_token
 from ....trainers.data.validation import held_out_places, split
 from ....trainers.errors import PersonalizeError, SaveError
 from ....trainers.loop import Best, Training, make_job, with_teacher
-from ....trainers.methods.results import Adapter, Embedding
+from ....trainers.methods.results import Embedding
 from ....trainers.models.compiled import compile_blocks, compiling
 from ....trainers.models.deterministic import check_deterministic, deterministic
-from ....trainers.runs.folder import Result, RunFolder
+from ....trainers.runs.folder import Result
 from ....trainers.runs.metadata import (
     embedding_metadata,
     lora_metadata,
@@ -36,7 +33,6 @@ from ....trainers.runs.metadata import (
     times_metadata,
 )
 from ....trainers.runs.states import StateSaver, make_room_for_states
-from ....trainers.runs.story import last_preview, preview_steps
 from ....trainers.runs.trackers import check_tracker, tracker
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, NOTHING
@@ -46,10 +42,10 @@ from ..memory import Interrupt, cancel_together, device, make_room, training_ses
 from ..models.parts import parts_of, placements
 from ..models.support import warn_of_dora, warn_of_what_is_left_out
 from ..models.text import encode_captions
-from ..models.tokenizer import embeddings_of
 from ..models.training_mode import uninterrupted
 from ..models.vae import encoder_of, scaler_of
 from ..models.weights import changed_weights, weights_bytes
+from ..workbench.outcome import Outcome, needed_tokens, outcome_of
 from .base import GraphNode
 from .fitting import fitted
 from .inputs import Sockets
@@ -60,27 +56,14 @@ from .run import Run, make_run
 
 log = logging.getLogger(__name__)
 
+Tokens = Mapping[str, Mapping[str, Tensor]]  # rows of learned tokens, by token and text encoder
+
 # What the file of each method's result says of it.
 METADATA = {
     "lora": lora_metadata,
     "dreambooth": model_metadata,
     "textual_inversion": embedding_metadata,
 }
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What a training came to.
-
-    Attributes:
-        text_encoders: names of the base's.
-        loss_map: the loss of every step, and what else Plot Loss shows.
-    """
-
-    learned: Adapter
-    text_encoders: tuple[str, ...]
-    loss_map: dict[str, list[Any]]
-    run: Path
 
 
 def run_training(sockets: Sockets, config: RunConfig, node: GraphNode) -> Outcome:
@@ -149,20 +132,7 @@ def _kept(run: Run, node: GraphNode) -> Outcome | None:
 
 def _outcome(run: Run, result: Result) -> Outcome:
     needed = _learned_tokens(run, result.tokens)
-    preview = last_preview(run.folder.path, result.steps)
-    learned = Adapter(result.tensors, result.metadata, needed, preview)
-    return Outcome(learned, run.text_encoders, _loss_map(run.folder, result), run.folder.path)
-
-
-def _loss_map(folder: RunFolder, result: Result) -> dict[str, list[Any]]:
-    return {
-        "loss": [row["loss"] for row in result.metrics],
-        "validation": [
-            (row["step"], row["validation"]) for row in result.metrics if "validation" in row
-        ],
-        "previews": preview_steps(folder.path, result.steps),
-        "states": [step for step in folder.state_steps if step <= result.steps],
-    }
+    return outcome_of(run.folder, result, run.text_encoders, needed)
 
 
 def _train(run: Run) -> Outcome:
@@ -184,13 +154,14 @@ def _train(run: Run) -> Outcome:
         if config.objective.uses_teacher:
             job = with_teacher(job, reporter.teacher)
     with compiling(config.training.compile):
-        best, metrics = _steps(run, job, previews)
-    asked, steps = run.asked_steps, len(metrics)
+        best, steps, metrics = _steps(run, job, previews)
+    asked = run.asked_steps
     stopped.pop(asked, None)
     if steps < asked:
         stopped[asked] = steps
     gc.collect()  # the optimizer's state goes before the result comes
-    result = _result(run, job, best, metrics, time.monotonic() - started)
+    seconds = time.monotonic() - started
+    result = _result(run, job, best, metrics, steps=steps, seconds=seconds)
     if not run.processes.is_first:
         return _outcome(run, result)
     if config.store.if_run_exists == ANEW:  # else the old one would count if this cannot be kept
@@ -253,13 +224,18 @@ def _note_what_is_unusual(run: Run) -> None:
 
 def _steps(
     run: Run, job: Job, previews: Previews | None
-) -> tuple[Best | None, list[dict[str, Any]]]:
-    """Train to the end, or until Stop and keep: the best step, and what happened at each."""
+) -> tuple[Best | None, int, list[dict[str, Any]]]:
+    """Train to the end, or until Stop and keep: the best step, the last, and what happened."""
     training, store = Training(job), run.config.store
+    began = time.monotonic()
     if not run.processes.is_first:
         store = dataclasses.replace(store, log_with=NOTHING)
     metrics = _go_on(run, training)
-    saver = StateSaver(run.folder, store, training, run.processes)
+
+    def described(tokens: Tokens) -> dict[str, str]:
+        return _metadata(run, job, tokens, training.done, time.monotonic() - began)
+
+    saver = StateSaver(run.folder, store, training, run.processes, described)
     run.reporter.shows_rate = run.config.training.finds_rate
     PAGES.record(metrics)
     with tracker(store.log_with, run.folder.path) as log_row:
@@ -285,7 +261,7 @@ def _steps(
                     )
                 raise
     saver.at_end(metrics)
-    return training.best, metrics
+    return training.best, training.done, metrics
 
 
 def _again(run: Run, saver: StateSaver, training: Training) -> str:
@@ -303,6 +279,11 @@ def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
     """Put `training` where an earlier one was interrupted; what happened until then."""
     found = run.folder.state(at_most=training.total)
     if found is None:
+        if run.source is not None:
+            run.source.begin(training, run.config, run.facts)
+            name = run.source.folder.path.name
+            log.info("Personalize: begins at step %d of '%s'.", training.done, name)
+            run.reporter.status(f"beginning at step {training.done} of {name}")
         return []
     state, metrics = found
     training.load_state(state)
@@ -312,38 +293,45 @@ def _go_on(run: Run, training: Training) -> list[dict[str, Any]]:
 
 
 def _result(
-    run: Run, job: Job, best: Best | None, metrics: list[dict[str, Any]], seconds: float
+    run: Run,
+    job: Job,
+    best: Best | None,
+    metrics: list[dict[str, Any]],
+    *,
+    steps: int,
+    seconds: float,
 ) -> Result:
     """What the method exports, or exported at the best step, with the metadata of its file."""
-    config, sockets = run.config, run.sockets
     if best is not None and best.tensors is not None:
         tensors, tokens, step = best.tensors, best.tokens or {}, best.step
     else:
-        tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), len(metrics)
-    prediction = job.parts.objective.prediction
-    metadata = METADATA[config.method](config, run.architecture, sockets.dataset, prediction)
+        tensors, tokens, step = job.trainable.export(), job.trainable.tokens(), steps
+    metadata = _metadata(run, job, tokens, step, seconds)
+    if run.config.changes_weights:
+        tensors = changed_weights(run.sockets.model, run.sockets.clip, tensors)
+    return Result(steps, tensors, metadata, tokens, metrics)
+
+
+def _metadata(run: Run, job: Job, tokens: Tokens, step: int, seconds: float) -> dict[str, str]:
+    """What the file of a result says of itself."""
+    dataset, prediction = run.sockets.dataset, job.parts.objective.prediction
+    metadata = METADATA[run.config.method](run.config, run.architecture, dataset, prediction)
     metadata |= needs_metadata(_learned_tokens(run, tokens))
     metadata |= times_metadata(step, seconds)
     if base := run.reporter.base_file:
         metadata["ss_sd_model_name"] = base
-    if config.changes_weights:
-        tensors = changed_weights(sockets.model, sockets.clip, tensors)
-    return Result(len(metrics), tensors, metadata, tokens, metrics)
+    return metadata
 
 
-def _learned_tokens(run: Run, trained: Mapping[str, Mapping[str, Tensor]]) -> tuple[Embedding, ...]:
+def _learned_tokens(run: Run, trained: Tokens) -> tuple[Embedding, ...]:
     """What the clip knows of the words in the captions beside its vocabulary, as trained now."""
-    clip = run.sockets.clip  # one that is not loaded comes from a file and knows no more than that
-    return tuple(
-        dataclasses.replace(embedding, rows=trained.get(embedding.token, embedding.rows))
-        for embedding in (embeddings_of(clip) if clip is not None else ())
-        if any(has_token(caption, embedding.token) for caption in run.captions)
-    )
+    return needed_tokens(run.sockets.clip, trained, run.captions)
 
 
 def _forget_old_states(run: Run) -> None:
     limit_bytes = run.config.store.old_states_gb * 1e9
-    for folder in make_room_for_states(runs_folder(), limit_bytes, keep=run.folder.path):
+    needed = [run.source.folder.path] if run.source else []
+    for folder in make_room_for_states(runs_folder(), limit_bytes, run.folder.path, needed):
         log.warning(
             "Personalize: the states of the earlier run '%s' were deleted, since those of all "
             "runs take more than old_states_gb (%g GB). Its result stays.",

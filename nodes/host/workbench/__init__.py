@@ -1,1 +1,1 @@
-"""What pages ask of the host beside trainings: runs on disk, presets."""
+"""What pages and graphs ask of the host beside trainings: runs on disk, presets."""

@@ -67,7 +67,7 @@ def draw_losses(
     marks: Marks | None = None,
     theme: str = "dark",
 ) -> Image.Image:
-    """An RGB picture of the loss of steps 1, 2, ...: a faint line and a smoothed one through it.
+    """An RGB picture of the loss of each step: a faint line and a smoothed one through it.
 
     Args:
         theme: one of LOOKS.
@@ -75,14 +75,14 @@ def draw_losses(
     Raises:
         PersonalizeError: there are no losses, or some are not finite.
     """
-    values, look = _checked(losses), LOOKS[theme]
+    values, look, marks = _checked(losses), LOOKS[theme], marks or Marks()
     unit = min(width_px / DESIGN_PX[0], height_px / DESIGN_PX[1])
     figure = blank_figure(width_px, height_px, look)
     room = np.array(ROOM_PX) * unit / np.array([width_px, height_px, width_px, height_px])
     axes = figure.add_axes((*room[:2], *(1 - room[:2] - room[2:])), facecolor=look.panel)
-    _set_scales(axes, values, look)
-    _draw_lines(axes, values, width_px, look)
-    _draw_marks(axes, marks or Marks(), look)
+    _set_scales(axes, values, marks.first_step, look)
+    _draw_lines(axes, values, marks.first_step, width_px, look)
+    _draw_marks(axes, marks, look)
     axes.legend(
         loc="lower right", bbox_to_anchor=(1, 1), ncols=5, frameon=False, labelcolor=look.text,
         fontsize=FONT_PX,
@@ -164,19 +164,22 @@ class Marks:
         best: the step where that was lowest.
         previews: steps that have previews.
         states: steps that the run can go on from.
+        first_step: of the losses; more than 1 where a run began with another one's state.
     """
 
     validation: Mapping[int, float] = field(default_factory=dict)
     best: int | None = None
     previews: Sequence[int] = ()
     states: Sequence[int] = ()
+    first_step: int = 1
 
 
 def marks_of(loss_map: Mapping[str, Any]) -> Marks:
     """What a loss map of ours has beside the losses; nothing of another's."""
     validation = {int(step): float(loss) for step, loss in loss_map.get("validation", ())}
     best = min(validation, key=lambda step: validation[step]) if validation else None
-    return Marks(validation, best, loss_map.get("previews", ()), loss_map.get("states", ()))
+    first = next(iter(loss_map.get("first_step", ())), 1)
+    return Marks(validation, best, loss_map.get("previews", ()), loss_map.get("states", ()), first)
 
 
 def _checked(losses: Sequence[float]) -> Array:
@@ -193,10 +196,11 @@ def _checked(losses: Sequence[float]) -> Array:
     )
 
 
-def _set_scales(axes: Any, losses: Array, look: Look) -> None:
+def _set_scales(axes: Any, losses: Array, first: int, look: Look) -> None:
     """Limits, ticks and grid; above the plot, how many losses lie beyond its edges."""
     low, high = loss_range(losses)
-    axes.set_xlim(0, max(2, len(losses)))  # the only step of a run lies in the middle
+    # The only step of a run lies in the middle.
+    axes.set_xlim(first - 1, first - 1 + max(2, len(losses)))
     axes.set_ylim(low, high)
     axes.locator_params("x", nbins=MOST_X_TICKS, integer=True)
     axes.locator_params("y", nbins=MOST_Y_TICKS)
@@ -209,9 +213,9 @@ def _set_scales(axes: Any, losses: Array, look: Look) -> None:
         axes.set_title(text, loc="left", color=look.faint, fontsize=FONT_PX)
 
 
-def _draw_lines(axes: Any, losses: Array, width_px: int, look: Look) -> None:
-    steps, smoothed = np.arange(1, len(losses) + 1), smooth(losses)
-    end = (len(losses), np.clip(smoothed[-1], *axes.get_ylim()))
+def _draw_lines(axes: Any, losses: Array, first: int, width_px: int, look: Look) -> None:
+    steps, smoothed = np.arange(first, first + len(losses)), smooth(losses)
+    end = (steps[-1], np.clip(smoothed[-1], *axes.get_ylim()))
     is_band = len(losses) > 2 * width_px
     colour, key_px = (look.raw_dense, BAND_PX) if is_band else (look.raw, RAW_PX)
     axes.plot(steps, losses, color=colour, linewidth=RAW_PX)
