@@ -13,6 +13,7 @@ from .results.compare import Compare
 from .results.hub import FetchFromHub, PushToHub
 from .results.plot import PlotLoss
 from .results.save import SaveEmbedding, SaveLora
+from .results.similarity import SubjectSimilarity
 from .training.export import ExportRun
 from .training.settings import (
     LossSettings,
@@ -45,6 +46,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveEmbedding,
     PlotLoss,
     Compare,
+    SubjectSimilarity,
     ExportRun,
     PushToHub,
     FetchFromHub,
