@@ -372,6 +372,7 @@ class Probes(ComfyExtension):
         from .calls import Called
         from .faults import Disk, Free, Previewed
         from .gradients import Gradients, Step
+        from .judges import Judges
         from .odd_models import OfClass
         from .plans import Plans
         from .quantizing import Patched, Quantized
@@ -385,7 +386,7 @@ class Probes(ComfyExtension):
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive),
+            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive, Judges),
         ]
 
 

@@ -11,7 +11,7 @@ from .similarity import REAL, Metric, Report
 
 ROW_PX, ABOVE_PX, BELOW_PX, GAP_PX = 26, 44, 52, 22
 MOST_ROWS_PX = 6000  # of height; beyond that rows come closer and some go unnamed
-LETTER_PX, MOST_LETTERS, MARGIN_PX = 0.62 * TICK_PX, 32, 24
+LETTER_PX, MOST_LETTERS, LAST_LETTERS, MARGIN_PX = 0.62 * TICK_PX, 32, 10, 24
 EACH_PX, MEAN_PX, BEST_PX = 4, 8, 16  # across
 MOST_TICKS = 5
 
@@ -92,5 +92,6 @@ def _write_legend(figure: Any, report: Report, look: Look) -> None:
 
 def _short(label: str) -> str:
     shown = "".join(sign if sign.isprintable() else " " for sign in label)
-    cut = shown if len(shown) <= MOST_LETTERS else shown[: MOST_LETTERS - 1] + "…"
-    return cut.replace("$", r"\$")  # which would begin a formula
+    if len(shown) > MOST_LETTERS:  # the strength is at the end
+        shown = f"{shown[: MOST_LETTERS - LAST_LETTERS - 1]}…{shown[-LAST_LETTERS:]}"
+    return shown.replace("$", r"\$")  # which would begin a formula
