@@ -150,7 +150,7 @@ def measuring(graph: Graph, paths: list[Path], **inputs: Any) -> list[Link]:
     }
     return graph.add(
         "PersonalizeSimilarity", 6, images=batch_of(graph, paths),
-        dataset=graph.dataset(FOLDER, resolution=64),
+        dataset=graph.dataset(FOLDER, resolution=64, masks="auto" if "masks" in inputs else "none"),
         **{"prompts": "", "images_per_row": 0, **wired},
     )  # fmt: skip
 

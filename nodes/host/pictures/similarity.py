@@ -110,7 +110,10 @@ def _checked(
     if judges.clip is not None and not config.lines:
         problems.append("clip is wired but prompts is empty; allowed: one prompt a line")
     if config.dataset_masks and not any(picture.has_mask for picture in dataset.pictures):
-        problems.append("dataset_masks is on but no picture of the dataset has a mask")
+        problems.append(
+            "dataset_masks is on but no picture of the dataset has a mask; allowed: masks that "
+            "Training Images takes (its setting masks), or dataset_masks off"
+        )
     if samples.masks is not None:
         problems += _mask_problems(samples.images, samples.masks)
     if problems:
