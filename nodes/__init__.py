@@ -13,6 +13,7 @@ from .results.compare import Compare
 from .results.hub import FetchFromHub, PushToHub
 from .results.plot import PlotLoss
 from .results.save import SaveEmbedding, SaveLora
+from .results.similarity import SubjectSimilarity
 from .training.export import ExportRun
 from .training.load import LoadRun
 from .training.settings import (
@@ -47,6 +48,7 @@ NODES: list[type[io.ComfyNode]] = [
     PlotLoss,
     Compare,
     LoadRun,
+    SubjectSimilarity,
     ExportRun,
     PushToHub,
     FetchFromHub,

@@ -23,7 +23,7 @@ from trainers.settings.dataset import DatasetConfig
 from trainers.settings.field import settings_of
 from trainers.settings.methods.lora import LoraConfig
 from trainers.settings.objective import ObjectiveConfig
-from trainers.settings.preview import CompareConfig, PreviewConfig
+from trainers.settings.preview import CompareConfig, PreviewConfig, SimilarityConfig
 from trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
 from trainers.settings.training import TrainingConfig
 
@@ -113,6 +113,7 @@ def settings_on(node_id: str) -> dict[str, Any]:
         "PersonalizeFolderDataset": DatasetConfig,
         "PersonalizePreview": PreviewConfig,
         "PersonalizeCompare": CompareConfig,
+        "PersonalizeSimilarity": SimilarityConfig,
     }
     if node_id in alone:
         return {n: field.default for n, (field, _) in settings_of(alone[node_id]).items()}
@@ -136,6 +137,7 @@ def settings_on(node_id: str) -> dict[str, Any]:
         "PersonalizeFolderDataset",
         "PersonalizePreview",
         "PersonalizeCompare",
+        "PersonalizeSimilarity",
     ],
 )
 def test_help_page_names_each_setting_and_its_default(node_id: str) -> None:

@@ -3,7 +3,7 @@
     PersonalizeError (ValueError)
     ├── SettingsError           a setting is outside what is allowed
     ├── DatasetError            pictures, captions, masks or control images that cannot be used
-    ├── UnsupportedModelError   a base model that cannot be trained
+    ├── UnsupportedModelError   a model that cannot be trained, or not measure what was asked
     ├── UnavailableError        allowed, but not possible on this machine
     ├── NonFiniteLossError      the loss became NaN or infinite
     ├── RecipeError             a run.json, or another file that says what to train, cannot be used
@@ -38,7 +38,7 @@ class DatasetError(PersonalizeError):
 
 
 class UnsupportedModelError(PersonalizeError):
-    """The base model cannot be trained."""
+    """The base model cannot be trained, or a model cannot measure what was asked."""
 
 
 class UnavailableError(PersonalizeError):

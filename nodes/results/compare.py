@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ...trainers.data.captions import one_line
 from ...trainers.errors import SettingsError
 from ...trainers.settings.field import from_values
 from ...trainers.settings.preview import CompareConfig
@@ -64,6 +65,10 @@ class Compare(io.ComfyNode):
                 io.Image.Output(
                     display_name="images", tooltip="The pictures alone, row by row, as a batch."
                 ),
+                io.String.Output(
+                    display_name="rows",
+                    tooltip="What each row is called, one a line; for Subject Similarity.",
+                ),
             ],
         )  # fmt: skip
 
@@ -101,8 +106,9 @@ class Compare(io.ComfyNode):
             place: item for place in places if (item := inputs.get(place)) not in (None, NO_FILE)
         }
         painter = Painter(model, clip, vae, sampler_name, scheduler)
-        sheet, images = compare(painter, config, adapters, run or "")
-        return io.NodeOutput(sheet, images, ui=ui.PreviewImage(sheet, cls=cls))
+        sheet, images, rows = compare(painter, config, adapters, run or "")
+        shown = ui.PreviewImage(sheet, cls=cls)
+        return io.NodeOutput(sheet, images, "\n".join(map(one_line, rows)), ui=shown)
 
 
 def _adapters() -> list[io.Input]:

@@ -372,6 +372,7 @@ class Probes(ComfyExtension):
         from .calls import Called
         from .faults import Disk, Free, Previewed
         from .gradients import Gradients, Step
+        from .judges import Judges
         from .loading import Outputs
         from .odd_models import OfClass
         from .plans import Plans
@@ -387,7 +388,7 @@ class Probes(ComfyExtension):
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
             *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive, Outputs),
-            NoKitchen,
+            *(NoKitchen, Judges),
         ]
 
 

@@ -171,6 +171,87 @@ class CompareConfig(Settings):
             raise SettingsError((problem,))
 
 
+@dataclass(frozen=True)
+class SimilarityConfig(Settings):
+    """Which pictures are measured together, and what of them."""
+
+    prompts: str = setting(
+        "",
+        "What the pictures should show, without the trigger word: one prompt for all; or one a "
+        "line, which the pictures have in turn, as in Compare's images.",
+        advanced=False,
+    )
+    images_per_row: int = setting(
+        0, "How many pictures in a row are measured together, such as those of one strength. 0: "
+        "as many as there are prompts.",
+        min=0, max=MOST_CELLS, advanced=False,
+    )  # fmt: skip
+    row_labels: str = setting(
+        "", "What each row is called, one a line: wire rows of Compare. Empty: its number."
+    )
+    crop: str = setting(
+        "none",
+        "How pictures that are not square become so: none takes all of them, in another shape; "
+        "center takes the middle, as CLIP was trained. The same as in CLIP Vision Encode.",
+        choices=("none", "center"),
+    )
+    dataset_masks: bool = setting(
+        False,
+        "Of the dataset's pictures, look only at what their masks leave, on grey. Wire masks "
+        "too, so that both sides show the subject alone.",
+    )
+
+    @property
+    def lines(self) -> list[str]:
+        """The prompts."""
+        return prompt_lines(self.prompts)
+
+    def prompts_of(self, num_images: int) -> list[str]:
+        """The prompt of each picture.
+
+        Raises:
+            SettingsError: the prompts do not fit so many pictures.
+        """
+        lines = self.lines
+        if not lines or num_images % len(lines):
+            problem = (
+                f"prompts has {len(lines)} lines for {num_images} images; allowed: one for all, "
+                "or so many that the images have them in turn"
+            )
+            raise SettingsError((problem,))
+        return lines * (num_images // len(lines))
+
+    def rows(self, num_images: int) -> tuple[range, ...]:
+        """The places of each row's pictures.
+
+        Raises:
+            SettingsError: the pictures do not make whole rows.
+        """
+        each = self.images_per_row or max(1, len(self.lines))
+        if num_images % each:
+            problem = (
+                f"{num_images} images are no whole rows of {each}; allowed: as many images in "
+                "each row; set images_per_row, or as many prompts as a row has images"
+            )
+            raise SettingsError((problem,))
+        return tuple(range(start, start + each) for start in range(0, num_images, each))
+
+    def labels(self, num_rows: int) -> tuple[str, ...]:
+        """What each row is called.
+
+        Raises:
+            SettingsError: there are not as many labels as rows.
+        """
+        given = prompt_lines(self.row_labels)
+        if given and len(given) != num_rows:
+            problem = (
+                f"row_labels has {len(given)} lines for {num_rows} rows; allowed: one for each "
+                "row, or none"
+            )
+            raise SettingsError((problem,))
+        return tuple(given or (f"{number}" for number in range(1, num_rows + 1)))
+
+
 def prompt_lines(text: str) -> list[str]:
     """The prompts of a text, one a line."""
     return [line.strip() for line in text.splitlines() if line.strip()]

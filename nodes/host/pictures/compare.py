@@ -41,8 +41,8 @@ class Cell:
 
 def compare(
     painter: Painter, config: CompareConfig, adapters: Mapping[str, Any], run: str
-) -> tuple[Tensor, Tensor]:
-    """The sheet (1, h, w, 3), and its cells (B, H, W, 3) by rows, in 0..1.
+) -> tuple[Tensor, Tensor, list[str]]:
+    """The sheet (1, h, w, 3), its cells (B, H, W, 3) by rows, in 0..1, and the rows' labels.
 
     Args:
         adapters: a file's name, a LoRA or a learned token, by the input that it came by.
@@ -71,7 +71,7 @@ def compare(
     width = len(config.lines)
     grid = [shown[start : start + width] for start in range(0, len(shown), width)]
     sheet = draw_grid(grid, [row.label for row in rows], config.lines)
-    return image_of(sheet), _batch(shown)
+    return image_of(sheet), _batch(shown), [" ".join(row.label).strip() for row in rows]
 
 
 def _say(text: str) -> None:
