@@ -22,7 +22,7 @@ METHOD_NAMES = {
     "dreambooth": "DreamBooth",
     "textual_inversion": "Textual Inversion",
 }
-MULTILINE = {"prompt", "prompts"}
+MULTILINE = {"prompt", "prompts", "instruction"}
 # On nodes of their own, what one method or one choice alone asks for, and what is rarely touched:
 # a front end that can folds it away.
 FOLDED = (

@@ -151,6 +151,18 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def with_prefix(prefix: str, text: str) -> str:
+    """The caption with a trigger word before it, a comma between, unless it begins with it."""
+    words = one_line(prefix)
+    rest = text[len(words) :]
+    begins = text[: len(words)].casefold() == words.casefold() and not rest[:1].isalnum()
+    if not words or begins:
+        return text
+    if not text:
+        return words.rstrip(" ,.;:")
+    return words + (" " if words[-1] in ",.;:" else ", ") + text
+
+
 def _look_up(
     listing: Listing,
     wanted: Iterable[str],
