@@ -154,13 +154,13 @@ def one_line(text: str) -> str:
 def with_prefix(prefix: str, text: str) -> str:
     """The caption with a trigger word before it, a comma between, unless it begins with it."""
     words = one_line(prefix)
-    rest = text[len(words) :]
-    begins = text[: len(words)].casefold() == words.casefold() and not rest[:1].isalnum()
-    if not words or begins:
+    bare = words.rstrip(" ,.;:")
+    begins = text[: len(bare)].casefold() == bare.casefold()
+    if not bare or (begins and not text[len(bare) :][:1].isalnum()):
         return text
     if not text:
-        return words.rstrip(" ,.;:")
-    return words + (" " if words[-1] in ",.;:" else ", ") + text
+        return bare
+    return words + (", " if words == bare else " ") + text
 
 
 def _look_up(

@@ -106,9 +106,11 @@ class ClipCaptioner:
 
     def __call__(self, image: Image.Image) -> str:
         """The caption of an RGB picture."""
+        # Those that think aloud unless told not to would have the thoughts in the caption.
         tokens = self._clip.tokenize(
-            self._instruction, image=image_of(image), skip_template=False, min_length=1
-        )
+            self._instruction, image=image_of(image), skip_template=False, min_length=1,
+            thinking=False,
+        )  # fmt: skip
         if not _has_picture(tokens):
             raise UnsupportedModelError(_refusal("writes text, but this ComfyUI shows it no image"))
         with torch.inference_mode():

@@ -22,6 +22,8 @@ from .caption_models import TAGS, tags_file
 
 GENERAL, CHARACTER = "0", "4"  # of the category column; 9 are ratings
 FACE = 3  # characters: `^_^` is no two words; as kohya has it
+# What onnxruntime raises of a file that is no model, or none that it can run.
+UNREADABLE = ("Fail", "InvalidProtobuf", "InvalidGraph", "InvalidArgument", "NotImplemented")
 INSTALL = "python -m pip install onnxruntime"
 
 
@@ -122,13 +124,15 @@ def _session(model: Path) -> Any:
             f"model {model.name!r} needs the package onnxruntime, which is not installed.\n"
             f"Install it with the Python that runs ComfyUI: {INSTALL}"
         ) from error
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
     wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
     there = onnxruntime.get_available_providers()
     try:
         return onnxruntime.InferenceSession(
             model, providers=[name for name in wanted if name in there]
         )
-    except (RuntimeError, OSError, ValueError) as error:
+    except tuple(getattr(state, name) for name in UNREADABLE) as error:
         raise SettingsError(
             (f"model is {model.name!r}, which onnxruntime cannot read: {str(error)[:200]}; "
              "allowed: a tagger in ONNX, whole",)
