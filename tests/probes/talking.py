@@ -10,12 +10,12 @@ import torch
 from comfy.text_encoders import llama, lumina2
 from comfy_api.latest import io
 
-from .filling import fill
 from .stand_ins import vocabulary
+from .tiny_models import fill
 
 NAME = "gemma3_4b_vision"
 SIZES = {
-    "vocab_size": 107, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    "vocab_size": 107, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 3,
     "num_attention_heads": 2, "num_key_value_heads": 1,
 }  # fmt: skip
 EYES = {
