@@ -28,7 +28,7 @@ def dog(host: Host) -> Path:
     for path in folder.glob("*"):
         path.unlink()
     save(folder / "a.png")
-    noise(64, 96).save(folder / "b.png")
+    save(folder / "b.png", (64, 96), (0, 0, 255))
     save(folder / "c.png")
     (folder / "c.txt").write_text("mine\n")
     return folder
@@ -71,6 +71,7 @@ def texts(folder: Path) -> dict[str, str]:
 
 def test_clip_says_what_the_hosts_own_node_says(running: Host) -> None:
     folder = dog(running)
+    noise(64, 96).save(folder / "b.png")
     graph = Graph()
     (clip,) = graph.add("ProbeTalker")
     asked(WIRED, graph, clip=clip)
@@ -140,7 +141,7 @@ def test_what_cannot_be_written_is_told_before_the_model_is_read(host: Host) -> 
     folder = dog(host)
     (folder / "metadata.jsonl").write_text('{"file_name": "a.png", "text": "theirs"}')
     with pytest.raises(HostError, match="1 of 3 images cannot get a .txt file that counts: metada"):
-        host.run(asked("captioners/none", write=True, overwrite=True)[0])
+        host.run(asked(WIRED, write=True, overwrite=True)[0])
     (folder / "metadata.jsonl").unlink()
     (folder / "a.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(HostError, match="Not UTF-8 text: a.txt"):
@@ -159,7 +160,7 @@ def test_pictures_that_cannot_be_read_do_not_keep_the_others(host: Host, model: 
 def test_cancel_keeps_what_is_written(host: Host, model: Path) -> None:
     folder = dog(host)
     for number in range(60):
-        noise(64, 64).save(folder / f"d{number:02}.png")
+        save(folder / f"d{number:02}.png")
     name = offer(host, model)
 
     def listen(event: Any) -> None:
