@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from tokenizers import Tokenizer, models, pre_tokenizers
 
 SIZE_PX = 32
 WORDS = "a dog cat on the beach red blue with and of in photo picture grass sky".split()
@@ -31,7 +32,7 @@ def tokenizer(vocabulary: list[str] = WORDS, **more: Any) -> Any:
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=made, pad_token="<pad>", bos_token="<s>", eos_token="</s>",
-        unk_token="<unk>", **more,
+        unk_token="<unk>", model_input_names=["input_ids", "attention_mask"], **more,
     )  # fmt: skip
 
 
@@ -47,15 +48,14 @@ def saved(folder: Path, model: Any, processor: Any, scale: float = 0.6) -> Path:
 
 
 def blip(folder: Path) -> Path:
-    words = tokenizer()
-    words.backend_tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)]
-    )
-    sizes = {"vocab_size": len(words), "hidden_size": 32, "encoder_hidden_size": 32,
-             "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-             "bos_token_id": 1, "eos_token_id": 2,
-             "sep_token_id": 2, "pad_token_id": 0}  # fmt: skip
-    config = transformers.BlipConfig(text_config=sizes, vision_config=VISION, projection_dim=32)
+    folder.mkdir(parents=True)
+    special = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+    (folder / "vocab.txt").write_text("\n".join([*special, *WORDS]))
+    words = transformers.BertTokenizerFast.from_pretrained(folder)
+    text = {"vocab_size": len(words), "hidden_size": 32, "encoder_hidden_size": 32,
+            "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
+            "bos_token_id": 2, "eos_token_id": 3, "sep_token_id": 3, "pad_token_id": 0}  # fmt: skip
+    config = transformers.BlipConfig(text_config=text, vision_config=VISION, projection_dim=32)
     pictures = transformers.BlipImageProcessor(size={"height": SIZE_PX, "width": SIZE_PX})
     return saved(
         folder,
@@ -88,19 +88,24 @@ def llava(folder: Path) -> Path:
 
 
 def florence2(folder: Path) -> Path:
-    words = tokenizer(
-        [*WORDS, "What", "does", "image", "describe", "Describe", "detail", "?", "."],
-        extra_special_tokens={"image_token": "<image>"},
+    """Its tokens are single letters."""
+    folder.mkdir(parents=True)
+    signs = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", *pre_tokenizers.ByteLevel.alphabet()]
+    (folder / "vocab.json").write_text(json.dumps({sign: n for n, sign in enumerate(signs)}))
+    (folder / "merges.txt").write_text("#version: 0.2\n")
+    words = transformers.BartTokenizerFast.from_pretrained(
+        folder, extra_special_tokens={"image_token": "<image>"}
     )
+    image = words.convert_tokens_to_ids("<image>")
     text = {"vocab_size": len(words), "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "encoder_ffn_dim": 64,
-            "decoder_ffn_dim": 64, "max_position_embeddings": 128, "bos_token_id": 1,
-            "eos_token_id": 2, "pad_token_id": 0, "decoder_start_token_id": 2,
+            "decoder_ffn_dim": 64, "max_position_embeddings": 128, "bos_token_id": 0,
+            "eos_token_id": 2, "pad_token_id": 1, "decoder_start_token_id": 2,
             "forced_eos_token_id": 2}  # fmt: skip
     vision = {"depths": (1, 1, 1, 1), "embed_dim": (8, 8, 16, 16), "num_heads": (2, 2, 2, 2),
               "num_groups": (2, 2, 2, 2), "window_size": 4, "projection_dim": 32}  # fmt: skip
     config = transformers.Florence2Config(
-        text_config={"model_type": "bart", **text}, vision_config=vision, image_token_id=4
+        text_config={"model_type": "bart", **text}, vision_config=vision, image_token_id=image
     )
     pictures = transformers.CLIPImageProcessor(
         size={"height": 64, "width": 64},
