@@ -122,9 +122,9 @@ def test_captions_are_written_when_asked_and_never_over_one(running: Host, model
     seen, number = (written["outputs"][node]["text"] for node in views)
     assert (seen, number) == ([*new.values(), "mine"], ["2"])
     (summary,) = (
-        one["text"][0] for one in written["outputs"].values() if "all from" in str(one.get("text"))
+        one["text"][0] for one in written["outputs"].values() if "from .txt" in str(one.get("text"))
     )
-    assert "captions: all from .txt files" in summary
+    assert "captions: all 3 from .txt files" in summary
 
     again = running.run(asked(name, write=True, prefix=as_new("other"))[0])
     assert (made(again), texts(folder)) == ({}, files)
