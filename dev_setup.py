@@ -45,6 +45,7 @@ TOOLS = [
         "prodigy-plus-schedule-free==2.0.1",
         "came-pytorch==0.1.3",
     ),  # these too
+    'onnxruntime==1.32.0; python_version >= "3.11"',  # and this, for taggers
     *("typer", "rich", "pyyaml"),  # what CONVERTER imports
 ]
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")

@@ -7,6 +7,7 @@ from comfy_api.latest import ComfyExtension, io
 from .adapters.apply import ApplyEmbedding, ApplyLora
 from .adapters.merge import ExtractLora, MergeLoras, ResizeLora
 from .adapters.stack import AdapterStack
+from .pictures.captioning import CaptionImages
 from .pictures.class_images import ClassImages
 from .pictures.dataset import FolderDataset, ImageDataset
 from .results.compare import Compare
@@ -28,6 +29,7 @@ from .training.train import TrainDreamBooth, TrainLora, TrainTextualInversion
 NODES: list[type[io.ComfyNode]] = [
     FolderDataset,
     ImageDataset,
+    CaptionImages,
     ClassImages,
     TrainLora,
     TrainDreamBooth,
@@ -57,12 +59,14 @@ NODES: list[type[io.ComfyNode]] = [
 
 class Personalize(ComfyExtension):
     async def on_load(self) -> None:
-        from .host.captions import register_captions
+        from .host.captions.models import register_captioners
+        from .host.captions.pages import register_captions
         from .host.folders import register_embeddings
         from .host.runs.pages import register_pages
         from .host.workbench.presets import register_presets
         from .host.workbench.runs import register_runs
 
+        register_captioners()
         register_captions()
         register_embeddings()
         register_pages()

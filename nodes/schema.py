@@ -22,7 +22,7 @@ METHOD_NAMES = {
     "dreambooth": "DreamBooth",
     "textual_inversion": "Textual Inversion",
 }
-MULTILINE = {"prompt", "prompts", "row_labels"}
+MULTILINE = {"instruction", "prompt", "prompts", "row_labels"}
 # On nodes of their own, what one method or one choice alone asks for, and what is rarely touched:
 # a front end that can folds it away.
 FOLDED = (

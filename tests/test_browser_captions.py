@@ -9,18 +9,21 @@ from typing import Any
 import pytest
 
 from tests.browser import Page
+from tests.caption_models import blip
 from tests.dataset_files import save
 from tests.host import Host
 
 FIGURES = ".personalize-captions figure"
-CREATE = """(folder) => {
-  const node = LiteGraph.createNode("PersonalizeFolderDataset");
+BODY = ".personalize-captions"
+CREATE = """([folder, kind, values]) => {
+  const node = LiteGraph.createNode(kind);
   node.pos = [250, 80];
   app.graph.add(node);
   Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] });
   const widget = node.widgets.find((one) => one.name === "folder");
   widget.value = folder;
   widget.callback(folder);
+  for (const one of node.widgets) if (one.name in values) one.value = values[one.name];
 }"""
 HOSTILE = {
     "<img src=x onerror=alert(1)>.png": "<img src=x onerror=window.hit=1> a <sks> dog",
@@ -40,8 +43,14 @@ def dog(host: Host, name: str) -> Path:
     return folder
 
 
-def choose(opened: Page, folder: str, figures: int = 2) -> None:
-    opened.run(CREATE, folder)
+def choose(
+    opened: Page,
+    folder: str,
+    figures: int = 2,
+    kind: str = "PersonalizeFolderDataset",
+    **values: Any,
+) -> None:
+    opened.run(CREATE, [folder, kind, values])
     opened.until(f"(n) => document.querySelectorAll('{FIGURES}').length === n", figures)
 
 
@@ -203,3 +212,103 @@ def test_control_images_stand_in_the_corner_of_their_picture(opened: Page, host:
     closed(opened)
     assert (folder / "a.txt").read_text() == "make it red\n"
     assert opened.run(f"() => {insets}.length") == 2
+
+
+def press(opened: Page, name: str) -> None:
+    opened.tab.locator(f"{BODY} button", has_text=name).click()
+
+
+def test_large_view_goes_from_picture_to_picture(opened: Page, host: Host) -> None:
+    folder = dog(host, "large")
+    save(folder / "a.png", (640, 480))
+    (folder / "b.txt").write_text("second")
+    choose(opened, "large")
+    press(opened, "large view")
+    figures, field = opened.tab.locator(FIGURES), opened.tab.locator(f"{FIGURES} textarea")
+    opened.until(f"() => document.querySelector('{FIGURES}.current img')?.naturalWidth > 300")
+    assert [figures.nth(place).is_visible() for place in (0, 1)] == [True, False]
+    figures.first.locator("figcaption").click()
+    field.fill("the first")
+    opened.tab.keyboard.press("Control+Enter")  # which goes on to the next
+    opened.until(f"() => document.querySelector('{FIGURES} textarea')?.value === 'second'")
+    assert (folder / "a.txt").read_text() == "the first\n"
+    assert opened.tab.locator(f"{BODY} nav output").inner_text() == "2 of 2: b.png"
+    field.fill("the second")
+    opened.tab.keyboard.press("PageUp")
+    opened.until(f"() => document.querySelector('{FIGURES} textarea')?.value === 'the first'")
+    assert (folder / "b.txt").read_text() == "the second\n"
+    opened.tab.keyboard.press("Escape")
+    closed(opened)
+    opened.tab.get_by_label("Next picture").click()
+    opened.until(f"() => document.querySelectorAll('{FIGURES}')[1].matches('.current')")
+    assert opened.tab.get_by_label("Next picture").is_disabled()
+    opened.tab.get_by_label("Previous picture").focus()
+    opened.tab.keyboard.press("ArrowLeft")
+    opened.until(f"() => document.querySelectorAll('{FIGURES}')[0].matches('.current')")
+    opened.tab.keyboard.press("Escape")
+    opened.until(f"() => !document.querySelector('{FIGURES}.current')")
+    assert all(figures.nth(place).is_visible() for place in (0, 1))
+
+
+def test_all_captions_are_edited_at_once_and_taken_back(opened: Page, host: Host) -> None:
+    folder = dog(host, "together")
+    (folder / "b.txt").write_text("A dog, a hotdog (1.5)")
+    choose(opened, "together")
+    press(opened, "edit all")
+    told = opened.tab.locator(f"{BODY} form output")
+    opened.tab.get_by_label("Find in all captions").fill("a dog")
+    assert told.inner_text() == "found 1 time in 1 of 2 captions"
+    opened.tab.get_by_label("Capitals").or_(
+        opened.tab.locator(f"{BODY} button", has_text="Aa")
+    ).first.click()
+    assert told.inner_text() == "found 2 times in 2 of 2 captions"
+    opened.tab.get_by_label("Replace with").fill("$& <b>")
+    press(opened, "replace all")
+    opened.until("() => document.querySelector('form output').innerText.startsWith('replaced')")
+    assert captions(opened) == ["$& <b> on a beach", "$& <b>, a hotdog (1.5)"]
+    assert (folder / "b.txt").read_text() == "$& <b>, a hotdog (1.5)\n"
+    press(opened, "undo")
+    opened.until("() => document.querySelector('form output').innerText.startsWith('taken back')")
+    assert (folder / "a.txt").read_text() == "a dog on a beach\n"
+    opened.tab.get_by_label("Trigger word").fill("a dog")
+    press(opened, "put before all")
+    told.filter(has_text="All captions have it already.").wait_for()
+    opened.tab.get_by_label("Trigger word").fill("sks")
+    press(opened, "put before all")
+    opened.until("() => document.querySelector('form output').innerText.startsWith('put in 2')")
+    (folder / "a.txt").write_text("by another")
+    press(opened, "put after all")
+    told.filter(has_text="The caption was changed elsewhere").wait_for()
+    assert (folder / "b.txt").read_text() == "sks, A dog, a hotdog (1.5)\n", "all or none"
+    opened.forgive(409)
+    graph = opened.run("() => app.graph.serialize()")
+    opened.open()
+    opened.load(graph)
+    opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
+    assert captions(opened) == ["by another", "sks, A dog, a hotdog (1.5)"]
+
+
+def test_new_captions_are_looked_over_before_they_are_written(
+    opened: Page, host: Host, tmp_path: Path
+) -> None:
+    folder = dog(host, "proposed")
+    host.add_model("captioners/tests", blip(tmp_path / "blip"), "blip")
+    opened.open()  # which reads the list of models
+    opened.run("() => app.graph.clear()")
+    values = {"model": "captioners/tests/blip", "instruction": "a photo", "max_length": 6}
+    choose(opened, "proposed", 2, "PersonalizeCaptionImages", **values, overwrite=True)
+    opened.queue()
+    opened.until(f"() => document.querySelectorAll('{FIGURES} .proposed').length === 2")
+    said = captions(opened)
+    assert all(text.startswith("a photo") for text in said)
+    assert (folder / "a.txt").read_text() == "a dog on a beach", "nothing is written yet"
+    opened.tab.locator(f"{FIGURES} figcaption").first.click()
+    opened.tab.locator(f"{FIGURES} >> nth=1 >> img").click()  # looked at and left
+    closed(opened)
+    assert (folder / "a.txt").read_text() == "a dog on a beach"
+    edit(opened, 0, "of my own", "Control+Enter")
+    closed(opened)
+    press(opened, "write 1 new caption")
+    opened.until(f"() => !document.querySelector('{FIGURES} .proposed')")
+    assert captions(opened) == ["of my own", said[1]]
+    assert (folder / "b.txt").read_text() == f"{said[1]}\n"

@@ -1,197 +1,21 @@
-// The pictures of a folder with their captions, in the body of Training Images (Folder): as they
-// are trained, and each caption to be edited in its place.
-// The server reads and writes: nodes/host/captions.py.
+// The pictures of a folder with their captions, in the body of Training Images (Folder), as they
+// are trained, and of Caption Images: each caption to be edited in its place, all of them at once,
+// or one after the other beside a large picture. The server reads and writes:
+// nodes/host/captions/pages.py.
 
-import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { addBody, after, make } from "../body.js";
+import { ask, CAPTIONS, Cell, LISTED, SHAPE } from "./cell.js";
+import { STYLE } from "./look.js";
+import { makeTools } from "./tools.js";
 import "./upload.js"; // first, so that its button stands above the pictures
 
-const NODE = "PersonalizeFolderDataset";
-const CAPTIONS = "/personalize/captions";
-const THUMBNAIL = "/personalize/thumbnail";
-const WINDOW_TOKENS = 75; // what CLIP reads at a time
+const NODES = ["PersonalizeFolderDataset", "PersonalizeCaptionImages"];
 const PICTURES_PX = 220;
+const LARGE_PX = 320;
 const MESSAGE_PX = 60;
 const PAUSE_MS = 200; // after which a change counts as made
-// What a thumbnail is drawn by, and what else the list depends on.
-const SHAPE = ["resolution", "masks", "buckets", "max_aspect_ratio", "upscale"];
-const LISTED = ["folder", "captions", "control_folder"]; // what the server is asked for
 const WATCHED = [...LISTED, "prompt", ...SHAPE];
-
-const STYLE = `
-.personalize-captions { position: relative; color: var(--input-text, #ddd); font: 11px sans-serif; }
-.personalize-captions > div { position: absolute; inset: 0; overflow-y: auto; outline: none; }
-.personalize-captions p { margin: 4px; white-space: pre-line; overflow-wrap: anywhere; }
-.personalize-captions section {
-  display: grid; gap: 6px; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr));
-}
-.personalize-captions figure { margin: 0; min-width: 0; position: relative; }
-.personalize-captions img {
-  display: block; width: 100%; height: 104px; object-fit: contain;
-  background: var(--comfy-input-bg, #222); border-radius: 4px;
-}
-.personalize-captions figure > div {
-  position: absolute; top: 66px; right: 2px; display: flex; gap: 2px; pointer-events: none;
-}
-.personalize-captions figure > div img {
-  width: auto; height: 36px; max-width: 48px; border-radius: 2px; pointer-events: auto;
-  outline: 1px solid var(--border-color, #4e4e4e);
-}
-.personalize-captions figcaption {
-  max-height: 56px; overflow: hidden auto; margin-top: 2px; padding: 2px; border-radius: 3px;
-  white-space: pre-line; overflow-wrap: anywhere; line-height: 14px; min-height: 14px; unicode-bidi: plaintext;
-}
-.personalize-captions figcaption.editable { cursor: text; }
-.personalize-captions figcaption.editable:is(:hover, :focus) {
-  background: var(--comfy-input-bg, #222); outline: 1px solid var(--border-color, #4e4e4e);
-}
-.personalize-captions .faint { opacity: 0.6; font-style: italic; }
-.personalize-captions textarea {
-  box-sizing: border-box; width: 100%; height: 90px; resize: vertical; font: inherit;
-  color: inherit; background: var(--comfy-input-bg, #222); unicode-bidi: plaintext;
-  border: 1px solid var(--border-color, #4e4e4e); border-radius: 3px;
-}
-.personalize-captions mark {
-  position: absolute; top: 4px; right: 4px; padding: 1px 4px; border-radius: 3px;
-  background: #8a5a00; color: #fff;
-}
-.personalize-captions .error { color: var(--error-text, #ff4444); }
-`;
-
-// What the server answers; an Error with its words, and with `theirs` where it has another caption.
-async function ask(route, options) {
-  const reply = await api.fetchApi(route, options);
-  const answer = await reply.json().catch(() => ({ error: `ComfyUI answers ${reply.status}.` }));
-  if (reply.status === 200) return answer;
-  throw Object.assign(new Error(answer.error), { theirs: answer.caption });
-}
-
-function badge(tokens) {
-  const parts = Math.ceil(tokens / WINDOW_TOKENS);
-  const title = `CLIP reads ${WINDOW_TOKENS} tokens at a time: this caption in ${parts} parts, whole.`;
-  return make("mark", { textContent: `${tokens} tokens`, title });
-}
-
-// One picture with its caption.
-class Cell {
-  constructor(body) {
-    this.body = body;
-    this.image = make("img", { loading: "lazy", draggable: false });
-    this.caption = make("figcaption", {
-      onclick: () => this.edit(),
-      onkeydown: ({ key }) => key === "Enter" && setTimeout(() => this.edit()),
-    });
-    this.controls = make("div"); // control images, in the corner of the picture
-    this.element = make("figure", {}, this.image, this.controls, this.caption);
-  }
-
-  show(picture) {
-    this.picture = picture;
-    const { name, caption, tokens, editable, why, words } = picture;
-    this.draw(this.image, name, {});
-    this.showControls(picture);
-    const instead = this.body.prompt();
-    const spare = instead ? `the prompt: ${instead}` : words ? `the folder: ${words}` : "no caption";
-    this.caption.textContent = caption ?? spare;
-    this.caption.title = why || "Click to edit";
-    this.caption.tabIndex = editable ? 0 : -1;
-    this.caption.className = [caption ? "" : "faint", editable ? "editable" : ""].join(" ");
-    this.element.querySelector("mark")?.remove();
-    if (tokens > WINDOW_TOKENS) this.element.append(badge(tokens));
-  }
-
-  // One of the server's small pictures, in an image.
-  draw(image, title, more) {
-    const { name, stamp } = this.picture;
-    const settings = JSON.stringify(this.body.values(SHAPE));
-    const { folder } = this.body.values(["folder"]);
-    const asked = new URLSearchParams({ folder, picture: name, stamp, settings, ...more });
-    const address = api.apiURL(`${THUMBNAIL}?${asked}`);
-    if (image.getAttribute("src") !== address) image.src = address;
-    image.alt = image.title = title;
-  }
-
-  showControls({ controls = [] }) {
-    if (controls.length !== this.controls.childElementCount) {
-      const images = controls.map(() => make("img", { loading: "lazy", draggable: false }));
-      this.controls.replaceChildren(...images);
-    }
-    const folders = this.body.values(["control_folder"]);
-    controls.forEach((name, control) => {
-      this.draw(this.controls.children[control], `control image: ${name}`, { control, ...folders });
-    });
-  }
-
-  edit() {
-    if (!this.picture.editable || this.editor) return;
-    this.was = this.picture.caption;
-    this.asked = this.body.values(LISTED);
-    this.editor = make("textarea", {
-      value: this.was ?? "",
-      placeholder: this.caption.textContent,
-      title: "Ctrl+Enter or leaving saves, Esc takes back",
-      spellcheck: false,
-      onblur: () => this.contested || this.save(), // whose caption stays is asked, not guessed
-      onkeydown: (event) => this.press(event),
-    });
-    this.caption.replaceWith(this.editor);
-    this.editor.focus();
-  }
-
-  press(event) {
-    if (event.key === "Escape") this.close();
-    else if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) this.save();
-    else return;
-    event.preventDefault();
-  }
-
-  async save() {
-    if (!this.editor || this.editor.readOnly) return;
-    const caption = this.editor.value;
-    if (caption === (this.was ?? "")) return this.close();
-    this.editor.readOnly = true; // until the server has answered
-    const asked = { ...this.asked, picture: this.picture.name, caption, was: this.was };
-    try {
-      const answer = await ask(CAPTIONS, {
-        method: "POST",
-        headers: { "Content-Type": "application/json" },
-        body: JSON.stringify(asked),
-      });
-      this.close();
-      this.body.summarize("");
-      if (asked.folder === this.body.values(["folder"]).folder) this.body.take(answer);
-    } catch (error) {
-      this.fail(error);
-    }
-  }
-
-  fail({ message, theirs }) {
-    if (!this.editor) return; // given up meanwhile
-    this.editor.readOnly = false;
-    this.problem?.remove();
-    this.problem = make("p", { textContent: message, className: "error" });
-    this.element.append(this.problem);
-    this.contested = theirs !== undefined;
-    if (this.contested) {
-      this.problem.textContent = `Changed elsewhere to:\n${theirs || "(none)"}\n`;
-      this.problem.textContent += "Ctrl+Enter keeps yours, Esc takes that one.";
-      this.was = theirs;
-      this.body.stale = true;
-    }
-    this.problem.scrollIntoView({ block: "nearest" });
-  }
-
-  close() {
-    const { editor } = this;
-    if (!editor) return;
-    this.editor = undefined; // first: to be taken out is to be left
-    this.contested = false;
-    editor.replaceWith(this.caption);
-    this.problem?.remove();
-    if (this.body.stale) this.body.refresh();
-  }
-}
 
 class Body {
   constructor(node) {
@@ -200,17 +24,23 @@ class Body {
     this.summary = make("p"); // of the last run; gone once anything has changed
     this.message = make("p");
     this.grid = make("section");
+    this.place = 0; // of the picture that the large view shows
+    this.tools = makeTools(this);
     // With Nodes 2.0 the wheel scrolls only what has the focus.
-    const wheel = { tabIndex: -1, dataset: { captureWheel: "true" } };
-    const inside = make("div", wheel, this.summary, this.message, this.grid);
-    inside.addEventListener("wheel", (event) => event.stopPropagation());
-    this.element = make("div", { className: "personalize-captions" }, inside);
+    const wheel = { tabIndex: -1, className: "pictures", dataset: { captureWheel: "true" } };
+    const pictures = make("div", wheel, this.summary, this.message, this.grid);
+    pictures.addEventListener("wheel", (event) => event.stopPropagation());
+    const onkeydown = (event) => this.press(event);
+    this.inside = make("div", { onkeydown }, this.tools.element, pictures);
+    this.element = make("div", { className: "personalize-captions" }, this.inside);
     this.fit = addBody(node, "captions_grid", this.element, () => this.height(), true);
     this.element.style.minHeight = `${this.height()}px`;
   }
 
   height() {
-    return (this.cells.length ? PICTURES_PX : MESSAGE_PX) + this.summary.offsetHeight;
+    if (!this.cells.length) return MESSAGE_PX + this.summary.offsetHeight;
+    const pictures = this.large ? LARGE_PX : PICTURES_PX;
+    return pictures + this.summary.offsetHeight + this.tools.element.offsetHeight;
   }
 
   grow() {
@@ -257,11 +87,61 @@ class Body {
       this.cells = pictures.map(() => new Cell(this));
       this.grid.replaceChildren(...this.cells.map((cell) => cell.element));
     }
+    this.arrange();
     this.cells.forEach((cell, place) => cell.show(pictures[place]));
+    this.tools.update();
     this.message.textContent = problems.join("\n");
     this.message.hidden = !problems.length;
     this.message.className = this.cells.length ? "error" : "faint";
     this.grow();
+  }
+
+  // What the server answers after it has written captions of these pictures.
+  written(folder, answer, names) {
+    for (const name of names) delete this.proposed?.[name];
+    this.summarize("");
+    if (folder === this.values(["folder"]).folder) this.take(answer);
+  }
+
+  isLarge(cell) {
+    return Boolean(this.large) && this.cells[this.place] === cell;
+  }
+
+  // One picture at a time, this one first; without one all of them again.
+  enlarge(cell) {
+    this.large = Boolean(cell);
+    if (cell) this.place = Math.max(0, this.cells.indexOf(cell));
+    this.arrange();
+    for (const one of this.cells) if (one.picture) one.drawLarge();
+    this.tools.update();
+    this.grow();
+  }
+
+  arrange() {
+    this.place = Math.min(this.place, Math.max(0, this.cells.length - 1));
+    this.inside.classList.toggle("one", Boolean(this.large));
+    this.cells.forEach((cell) => cell.element.classList.toggle("current", this.isLarge(cell)));
+  }
+
+  // To a picture before or after; what is being written is saved, and where it cannot be, it stays.
+  async go(step, edit) {
+    const left = this.cells[this.place];
+    const place = this.place + step;
+    if (left?.editor && !(await left.save())) return;
+    if (!this.cells[place]) return;
+    this.enlarge(this.cells[place]);
+    if (edit) this.cells[place].edit();
+  }
+
+  press(event) {
+    if (!this.large || event.target.matches("textarea, input")) return;
+    const last = this.cells.length - 1;
+    const step = { ArrowLeft: -1, PageUp: -1, ArrowRight: 1, PageDown: 1, Home: -this.place,
+      End: last - this.place }[event.key]; // prettier-ignore
+    if (event.key === "Escape") this.enlarge();
+    else if (step !== undefined) this.go(step, false);
+    else return;
+    event.preventDefault();
   }
 
   summarize(text) {
@@ -274,11 +154,13 @@ class Body {
     for (const widget of node.widgets) {
       if (!WATCHED.includes(widget.name)) continue;
       after(widget, "callback", () => {
+        this.proposed = undefined;
         this.summarize("");
         this.refresh();
       });
     }
     after(node, "onExecuted", (output) => {
+      this.proposed = output?.made ? JSON.parse(output.made[0]) : undefined;
       this.summarize(output?.text?.join("\n") ?? "");
       this.refresh();
     });
@@ -292,6 +174,6 @@ app.registerExtension({
     document.head.append(make("style", { textContent: STYLE }));
   },
   nodeCreated(node) {
-    if (node.comfyClass === NODE) new Body(node).watch();
+    if (NODES.includes(node.comfyClass)) new Body(node).watch();
   },
 });

@@ -381,6 +381,7 @@ class Probes(ComfyExtension):
         from .saving import Tamper
         from .scanning import Kind, Learned, Loaded
         from .stacks import Lora, Stack
+        from .talking import Talker
         from .tiny_models import Tiny
         from .weights import Alive, Room, Saved, Sharing, Streamed
 
@@ -388,7 +389,7 @@ class Probes(ComfyExtension):
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
             *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive, Outputs),
-            *(NoKitchen, Judges),
+            *(NoKitchen, Judges, Talker),
         ]
 
 

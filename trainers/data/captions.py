@@ -151,6 +151,18 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
+def with_prefix(prefix: str, text: str) -> str:
+    """The caption with a trigger word before it, a comma between, unless it begins with it."""
+    words = one_line(prefix)
+    bare = words.rstrip(" ,.;:")
+    begins = text[: len(bare)].casefold() == bare.casefold()
+    if not bare or (begins and not text[len(bare) :][:1].isalnum()):
+        return text
+    if not text:
+        return bare
+    return words + (", " if words == bare else " ") + text
+
+
 def _look_up(
     listing: Listing,
     wanted: Iterable[str],

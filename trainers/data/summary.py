@@ -78,9 +78,12 @@ def contact_sheet(dataset: Dataset, max_pictures: int = 36) -> Image.Image:
     return sheet
 
 
-def thumbnail(file: PictureFile, config: DatasetConfig) -> Image.Image:
+def thumbnail(file: PictureFile, config: DatasetConfig, most_px: int = THUMBNAIL_PX) -> Image.Image:
     """A picture of a folder as it is trained, small: cut to its shape, what a mask leaves out
     dimmed; the whole picture where its shape cannot be trained.
+
+    Args:
+        most_px: of its longer side.
 
     Raises:
         READ_ERRORS: it or its mask cannot be decoded.
@@ -88,13 +91,13 @@ def thumbnail(file: PictureFile, config: DatasetConfig) -> Image.Image:
     with opened(file.path) as image:
         turned = orientation(image) >= 5
         width, height = image.size[::-1] if turned else image.size
-        image.draft("RGB", (2 * THUMBNAIL_PX, 2 * THUMBNAIL_PX))  # JPEG: an eighth, if that does
+        image.draft("RGB", (2 * most_px, 2 * most_px))  # JPEG: an eighth, if that does
         small = to_rgb(upright(image))
         transparent = image.has_transparency_data
     shape = width, height
     if not size_problem(width, height, config):
         shape = bucket_of(width, height, config)
-    scale = min(1.0, THUMBNAIL_PX / max(shape))
+    scale = min(1.0, most_px / max(shape))
     size = max(1, round(shape[0] * scale)), max(1, round(shape[1] * scale))
     box = crop_box(*small.size, shape)
     cut = small.resize(size, Image.Resampling.LANCZOS, box=box, reducing_gap=3.0)

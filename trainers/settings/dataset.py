@@ -65,3 +65,49 @@ class DatasetConfig(Settings):
         "size, which keeps them sharp.",
         source="K bucket_no_upscale",
     )
+
+
+@dataclass(frozen=True)
+class CaptioningConfig(Settings):
+    """What a model is to say of a folder's pictures, and what becomes of it."""
+
+    instruction: str = setting(
+        "",
+        "What the model is asked. Empty: one or two sentences of description. Florence-2: one of "
+        "<CAPTION>, <DETAILED_CAPTION> (when empty), <MORE_DETAILED_CAPTION>. BLIP: words that "
+        "the caption begins with. A tagger reads none.",
+        advanced=False,
+    )
+    prefix: str = setting(
+        "",
+        "The trigger word, put before each new caption that does not begin with it, with a comma "
+        "between: sks dog.",
+        advanced=False,
+    )
+    max_length: int = setting(
+        128, "Tokens of a caption at most; about three quarters as many words.",
+        min=1, max=4096, advanced=False,
+    )  # fmt: skip
+    write: bool = setting(
+        False,
+        "Write each caption into the .txt file beside its picture. Off: they are shown and handed "
+        "out, and no file changes.",
+        advanced=False,
+    )
+    overwrite: bool = setting(
+        False,
+        "Caption pictures too that have a caption of their own; with write on the new one replaces "
+        "the .txt file. Off: such pictures keep theirs.",
+        advanced=False,
+    )
+    threshold: float = setting(
+        0.35, "Taggers: how likely a tag must be.", min=0.0, max=1.0, step=0.05,
+        source="K tag_images_by_wd14_tagger",
+    )  # fmt: skip
+    character_threshold: float = setting(
+        0.85, "Taggers: how likely a tag must be that names a character.",
+        min=0.0, max=1.0, step=0.05, source="SmilingWolf's demo of wd-tagger",
+    )  # fmt: skip
+    exclude_tags: str = setting(
+        "", "Taggers: tags to leave out, with commas between; what the trigger word stands for."
+    )
