@@ -201,7 +201,7 @@ def _run(sockets: Sockets, config: RunConfig, base: Mapping[str, str], reporter:
     folder = RunFolder.of(runs_folder(), sockets.dataset.name, facts)
     architecture = ARCHITECTURES[base["architecture"]]
     encoders = tuple(base["text_encoders"].split())
-    return Run(sockets, config, architecture, encoders, facts, folder, reporter, source)
+    return Run(sockets, config, architecture, encoders, facts, folder, reporter, source=source)
 
 
 def _source(config: RunConfig) -> Source | None:
