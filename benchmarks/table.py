@@ -25,6 +25,7 @@ import datetime
 import json
 import os
 import re
+import statistics
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -37,8 +38,8 @@ from benchmarks import settings_cost
 from benchmarks.gpu_cases import DIFFUSERS, KOHYA, SCRIPTS
 from benchmarks.lora_step import CONTENDERS, scripts_of
 from benchmarks.memory_plan import ALL, QUANTIZED, RAM, SMALL_PX, Case, planned, use_host
-from benchmarks.running import MODELS, add_comfyui, bench_of, checked, measure
-from tests.host import ROOT
+from benchmarks.running import MODELS, WARM_UP_STEPS, add_comfyui, bench_of, checked
+from tests.host import ROOT, HostError
 
 PAGE = ROOT / "docs" / "performance.md"
 KEPT = dev.DEV / "table.json"
@@ -109,8 +110,9 @@ def read() -> Kept:
     return {part: kept.get(part, {}) for part in PARTS}
 
 
-def keep(kept: Kept, part: str, name: str, **found: Any) -> None:
+def keep(part: str, name: str, **found: Any) -> None:
     """Note a row, whatever comes after it."""
+    kept = read()
     kept[part][name] = {**found, "day": datetime.date.today().isoformat()}
     KEPT.parent.mkdir(parents=True, exist_ok=True)
     KEPT.write_text(json.dumps(kept, indent=1))
@@ -124,35 +126,40 @@ def key(model: str, setting: str) -> str:
 # -- measuring --------------------------------------------------------------------
 
 
-def plan(kept: Kept, asked: argparse.Namespace) -> None:
+def plan(asked: argparse.Namespace) -> None:
     use_host(asked.comfyui)
     for model in filter(asked.models.__contains__, NAMES):
         for setting, settings in SETTINGS.items():
             found = planned(Case(model, "lora", settings))
-            keep(kept, PLANS, key(model, setting), peak=found.peak, flops=found.flops)
+            keep(PLANS, key(model, setting), peak=found.peak, flops=found.flops)
 
 
-def step(kept: Kept, asked: argparse.Namespace) -> None:
+def step(asked: argparse.Namespace) -> None:
     use_host(asked.comfyui)
     for model in filter(asked.models.__contains__, settings_cost.CASES):
         # A small model's memory says nothing.
-        found, same = settings_cost.measured(
-            model, list(SETTINGS), asked.rounds, with_peaks=model in MODELS
-        )
+        with_peaks = model in MODELS and not asked.without_peaks
+        found, same = settings_cost.measured(model, list(SETTINGS), asked.rounds, with_peaks)
         if not same:
             raise SystemExit(f"{model}: weights in RAM change the loss")
         for setting, cost in found.items():
-            keep(kept, STEPS, key(model, setting), **cost._asdict(), load=load())
+            keep(STEPS, key(model, setting), **cost._asdict(), load=load())
 
 
-def program(kept: Kept, asked: argparse.Namespace) -> None:
-    asked.steps, asked.shared, asked.quick = 5, True, False
+def program(asked: argparse.Namespace) -> None:
+    asked.shared, asked.quick = True, False
+    asked.steps = WARM_UP_STEPS + asked.rounds
     ours = [c for c in CONTENDERS if c.precision == "fp32" and c.kind == "ours"]
-    contenders = [*ours, *scripts_of({kind: getattr(asked, kind) for kind in SCRIPTS})]
+    scripts = scripts_of({kind: getattr(asked, kind) for kind in SCRIPTS})
     with bench_of(asked, MODELS["sd15"]) as bench:
-        rows = measure(bench, contenders)
-    for (kind, _), row in rows.items():
-        keep(kept, PROGRAMS, kind, seconds=row.seconds, peak=row.peak_gb * 1e9, load=load())
+        for contender in (*ours, *scripts):
+            try:
+                sample = contender.run(bench)
+            except HostError as error:  # the others' rows are not lost with it
+                print(f"  {contender.title} FAILED\n{error}", flush=True)
+                continue
+            seconds, peak = statistics.median(sample.seconds), max(sample.peaks_bytes)
+            keep(PROGRAMS, contender.kind, seconds=seconds, peak=peak, load=load())
 
 
 def load() -> float:
@@ -251,18 +258,19 @@ def main() -> int:
     add_comfyui(parser)
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="none: write it")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
-    parser.add_argument("--rounds", type=int, default=5, help="steps of each setting")
+    parser.add_argument("--rounds", type=int, default=5, help="steps that count")
+    parser.add_argument("--without-peaks", action="store_true", help="steps: no memory, faster")
     parser.add_argument("--report", type=Path, default=PAGE, help="where it is written")
     for kind in SCRIPTS:
         parser.add_argument(f"--{kind}", type=Path, metavar="DIR", help="a checkout of its scripts")
     asked = checked(parser)
-    kept = read()
-    ways: dict[str, Callable[[Kept, argparse.Namespace], None]] = {
+    ways: dict[str, Callable[[argparse.Namespace], None]] = {
         STEPS: step, PLANS: plan, PROGRAMS: program,
     }  # fmt: skip
     for part, measured in ways.items():  # steps first: they fork from a process without tensors
         if part in asked.only:
-            measured(kept, asked)
+            measured(asked)
+    kept = read()
     write(asked.report, f"{conditions(kept)}\n\n{table(kept)}")
     return 0
 
