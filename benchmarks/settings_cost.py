@@ -21,6 +21,7 @@ import argparse
 import copy
 import dataclasses
 import gc
+import math
 import multiprocessing
 import statistics
 import sys
@@ -94,12 +95,10 @@ class Cost(NamedTuple):
     Attributes:
         seconds: of the CPU, the median.
         ratio: to the step without checkpointing of the same round, the median.
-        peak_bytes: 0 where it was not measured.
     """
 
     seconds: float
     ratio: float
-    peak_bytes: int = 0
 
 
 def small(name: str, told: Mapping[str, tuple[int, ...]], **sizes: Any) -> Base:
@@ -220,7 +219,7 @@ def training(case: Case, weights: nn.Module, settings: Mapping[str, Any]) -> Tra
 
 
 def costs(model: str, names: Sequence[str], num_rounds: int) -> tuple[dict[str, Cost], bool]:
-    """Costs without peaks by settings, and whether the losses are the same that have to be."""
+    """Costs by settings, and whether the losses are the same that have to be."""
     torch.set_num_threads(1)
     case = CASES[model]
     weights = random_module(case)
@@ -255,21 +254,12 @@ def peak(model: str, name: str) -> int:
 
 
 def apart(task: Callable[..., Any], *args: Any) -> Any:
-    """What `task` gives in a process of its own, which has all that is imported here."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:
-        return process.submit(task, *args).result()
-
-
-def measured(
-    model: str, names: Sequence[str], num_rounds: int, with_peaks: bool
-) -> tuple[dict[str, Cost], bool]:
-    """The costs of a model by settings, and whether losses are the same that have to be.
+    """What `task` gives in a process of its own, which has all that is imported here.
 
     Nothing must have been trained in this process before; the host has to be importable.
     """
-    found, same = apart(costs, model, names, num_rounds)
-    peaks = {name: apart(peak, model, name) for name in names if with_peaks}
-    return {n: cost._replace(peak_bytes=peaks.get(n, 0)) for n, cost in found.items()}, same
+    with ProcessPoolExecutor(1, multiprocessing.get_context("fork")) as process:
+        return process.submit(task, *args).result()
 
 
 def main() -> int:
@@ -286,16 +276,14 @@ def main() -> int:
     kept = True
     print(f"{'one picture, 256 px, fp32':66}{'CPU s':>8}{'x none':>8}{'peak GB':>9}")
     for model in asked.only:
-        found, same = measured(model, asked.settings, asked.rounds, not asked.without_peaks)
+        found, same = apart(costs, model, asked.settings, asked.rounds)
         kept = kept and same
         for name, cost in found.items():
-            told = f"{cost.peak_bytes / 1e9:9.2f}" if cost.peak_bytes else ""
-            print(
-                f"{CASES[model].title + ', ' + name:66}{cost.seconds:8.2f}{cost.ratio:8.2f}{told}"
-            )
-        print(
-            f"losses of 'all' are {'the same' if same else 'NOT the same'} to the bit", flush=True
-        )
+            what = f"{CASES[model].title}, {name}"
+            peak_gb = math.nan if asked.without_peaks else apart(peak, model, name) / 1e9
+            print(f"{what:66}{cost.seconds:8.2f}{cost.ratio:8.2f}{peak_gb:9.2f}")
+        bits = "the same" if same else "NOT the same"
+        print(f"losses of 'all' are {bits} to the bit", flush=True)
     return 0 if kept else 1
 
 

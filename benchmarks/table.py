@@ -3,12 +3,13 @@
     python -m benchmarks.table [--comfyui DIR] [--only PART ...] [--models MODEL ...] [--rounds N]
                                [--diffusers DIR] [--kohya DIR] [--report FILE]
 
-A LoRA of rank 16 on the attention layers, one picture. Three parts, which `--only` chooses from:
+A LoRA of rank 16 on the attention layers, one picture. Parts, which `--only` chooses from:
 
 - plans: memory and operations of a step of the model in full size, in bf16, on fake tensors
   (memory_plan.py). SD1.5 at 512 px, all others at 1024.
 - steps: what a step takes on this CPU, all settings in turn in one process (settings_cost.py):
   SD1.5 and SDXL in full size, small transformers. CPU seconds of one thread.
+- peaks: what SD1.5's and SDXL's add to what is resident, each setting in a process of its own.
 - programs: Train LoRA in a real ComfyUI beside diffusers' and kohya's scripts on SD1.5 in full
   size, in turn, each in a process of its own (lora_step.py --shared). Scripts need a checkout.
 
@@ -34,17 +35,17 @@ from typing import Any, NamedTuple
 import torch
 
 import dev
-from benchmarks import settings_cost
 from benchmarks.gpu_cases import DIFFUSERS, KOHYA, SCRIPTS
 from benchmarks.lora_step import CONTENDERS, scripts_of
 from benchmarks.memory_plan import ALL, QUANTIZED, RAM, SMALL_PX, Case, planned, use_host
 from benchmarks.running import MODELS, WARM_UP_STEPS, add_comfyui, bench_of, checked
+from benchmarks.settings_cost import CASES, SIZE_PX, apart, costs, peak
 from tests.host import ROOT, HostError
 
 PAGE = ROOT / "docs" / "performance.md"
 KEPT = dev.DEV / "table.json"
 BEGIN, END = "<!-- written by benchmarks/table.py -->", "<!-- to here -->"
-PARTS = PLANS, STEPS, PROGRAMS = ("plans", "steps", "programs")
+PARTS = STEPS, PEAKS, PLANS, PROGRAMS = ("steps", "peaks", "plans", "programs")
 SETTINGS: Mapping[str, Mapping[str, Any]] = {  # as settings_cost names them
     "none": {"checkpointing": "none"}, "all": ALL, "all, int8": QUANTIZED, "RAM": RAM,
 }  # fmt: skip
@@ -126,7 +127,7 @@ def key(model: str, setting: str) -> str:
 # -- measuring --------------------------------------------------------------------
 
 
-def plan(asked: argparse.Namespace) -> None:
+def plans(asked: argparse.Namespace) -> None:
     use_host(asked.comfyui)
     for model in filter(asked.models.__contains__, NAMES):
         for setting, settings in SETTINGS.items():
@@ -134,19 +135,24 @@ def plan(asked: argparse.Namespace) -> None:
             keep(PLANS, key(model, setting), peak=found.peak, flops=found.flops)
 
 
-def step(asked: argparse.Namespace) -> None:
+def steps(asked: argparse.Namespace) -> None:
     use_host(asked.comfyui)
-    for model in filter(asked.models.__contains__, settings_cost.CASES):
-        # A small model's memory says nothing.
-        with_peaks = model in MODELS and not asked.without_peaks
-        found, same = settings_cost.measured(model, list(SETTINGS), asked.rounds, with_peaks)
+    for model in filter(asked.models.__contains__, CASES):
+        found, same = apart(costs, model, list(SETTINGS), asked.rounds)
         if not same:
             raise SystemExit(f"{model}: weights in RAM change the loss")
         for setting, cost in found.items():
             keep(STEPS, key(model, setting), **cost._asdict(), load=load())
 
 
-def program(asked: argparse.Namespace) -> None:
+def peaks(asked: argparse.Namespace) -> None:
+    use_host(asked.comfyui)
+    for model in filter(asked.models.__contains__, MODELS):  # a small one's memory says nothing
+        for setting in SETTINGS:
+            keep(PEAKS, key(model, setting), peak=apart(peak, model, setting))
+
+
+def programs(asked: argparse.Namespace) -> None:
     asked.shared, asked.quick = True, False
     asked.steps = WARM_UP_STEPS + asked.rounds
     ours = [c for c in CONTENDERS if c.precision == "fp32" and c.kind == "ours"]
@@ -186,34 +192,33 @@ def table(kept: Kept) -> str:
         model_line(kept, model, setting)
         for model in NAMES
         for setting in SETTINGS
-        if key(model, setting) in kept[PLANS] or key(model, setting) in kept[STEPS]
+        if any(key(model, setting) in kept[part] for part in (PLANS, STEPS))
     ]
-    lines += [program_line(kept, kind) for kind in PROGRAMS_SAID if kind in kept[PROGRAMS]]
+    if "ours" in kept[PROGRAMS]:
+        lines += [program_line(kept, kind) for kind in PROGRAMS_SAID if kind in kept[PROGRAMS]]
     return HEAD.lstrip("\n") + "\n".join(lines)
 
 
 def model_line(kept: Kept, model: str, setting: str) -> str:
-    planned, cost = (kept[part].get(key(model, setting)) for part in (PLANS, STEPS))
+    plan, cost, most = (kept[part].get(key(model, setting)) for part in (PLANS, STEPS, PEAKS))
     cells = [NAMES[model], SAID[setting], str(SMALL_PX.get(model, 1024))]
-    cells += [f"{planned['peak'] / 1e9:.2f}", _tera(planned)] if planned else ["", ""]
-    if cost:
-        peak = f"{cost['peak_bytes'] / 1e9:.2f}" if cost["peak_bytes"] else ""
-        title = settings_cost.CASES[model].title
-        of_what = "256 px" if title == NAMES[model] else title
-        cells += [of_what, f"{cost['seconds']:.2f}", f"{cost['ratio']:.2f}", peak]
-    else:
-        cells += [""] * 4
+    cells += [f"{plan['peak'] / 1e9:.2f}", f"{plan['flops'] / 1e12:.1f}"] if plan else ["", ""]
+    cells.append(of_what(model) if cost or most else "")
+    cells += [f"{cost['seconds']:.2f}", f"{cost['ratio']:.2f}"] if cost else ["", ""]
+    cells.append(f"{most['peak'] / 1e9:.2f}" if most else "")
     cells.append("; ".join(map(str, PUBLISHED.get((model, setting), ()))))
     return f"| {' | '.join(cells)} |"
 
 
-def _tera(planned: Mapping[str, Any]) -> str:
-    return f"{planned['flops'] / 1e12:.1f}" if planned.get("flops") else ""
+def of_what(model: str) -> str:
+    """What of a model the CPU trained."""
+    title = CASES[model].title
+    return f"{SIZE_PX} px" if title == NAMES[model] else f"{SIZE_PX} px, {title}"
 
 
 def program_line(kept: Kept, kind: str) -> str:
     found, ours = kept[PROGRAMS][kind], kept[PROGRAMS]["ours"]
-    cells = [NAMES["sd15"], PROGRAMS_SAID[kind], "", "", "", "256 px, the whole program"]
+    cells = [NAMES["sd15"], PROGRAMS_SAID[kind], "", "", "", f"{SIZE_PX} px, the whole program"]
     cells += [f"{found['seconds']:.2f}", f"{found['seconds'] / ours['seconds']:.2f}"]
     return f"| {' | '.join(cells)} | {found['peak'] / 1e9:.2f} | |"
 
@@ -259,15 +264,17 @@ def main() -> int:
     parser.add_argument("--only", nargs="*", choices=PARTS, default=PARTS, help="none: write it")
     parser.add_argument("--models", nargs="+", choices=NAMES, default=list(NAMES))
     parser.add_argument("--rounds", type=int, default=5, help="steps that count")
-    parser.add_argument("--without-peaks", action="store_true", help="steps: no memory, faster")
     parser.add_argument("--report", type=Path, default=PAGE, help="where it is written")
     for kind in SCRIPTS:
         parser.add_argument(f"--{kind}", type=Path, metavar="DIR", help="a checkout of its scripts")
     asked = checked(parser)
     ways: dict[str, Callable[[argparse.Namespace], None]] = {
-        STEPS: step, PLANS: plan, PROGRAMS: program,
+        STEPS: steps, PEAKS: peaks, PLANS: plans, PROGRAMS: programs,
     }  # fmt: skip
-    for part, measured in ways.items():  # steps first: they fork from a process without tensors
+    for (
+        part,
+        measured,
+    ) in ways.items():  # the first ones fork, from a process that has trained nothing
         if part in asked.only:
             measured(asked)
     kept = read()
