@@ -192,7 +192,8 @@ def table(kept: Kept) -> str:
         model_line(kept, model, setting)
         for model in NAMES
         for setting in SETTINGS
-        if any(key(model, setting) in kept[part] for part in (PLANS, STEPS))
+        if (model, setting) in PUBLISHED
+        or any(key(model, setting) in kept[part] for part in (PLANS, STEPS))
     ]
     if "ours" in kept[PROGRAMS]:
         lines += [program_line(kept, kind) for kind in PROGRAMS_SAID if kind in kept[PROGRAMS]]
@@ -202,12 +203,16 @@ def table(kept: Kept) -> str:
 def model_line(kept: Kept, model: str, setting: str) -> str:
     plan, cost, most = (kept[part].get(key(model, setting)) for part in (PLANS, STEPS, PEAKS))
     cells = [NAMES[model], SAID[setting], str(SMALL_PX.get(model, 1024))]
-    cells += [f"{plan['peak'] / 1e9:.2f}", f"{plan['flops'] / 1e12:.1f}"] if plan else ["", ""]
+    cells += [f"{plan['peak'] / 1e9:.2f}", tera(plan["flops"])] if plan else ["", ""]
     cells.append(of_what(model) if cost or most else "")
     cells += [f"{cost['seconds']:.2f}", f"{cost['ratio']:.2f}"] if cost else ["", ""]
     cells.append(f"{most['peak'] / 1e9:.2f}" if most else "")
     cells.append("; ".join(map(str, PUBLISHED.get((model, setting), ()))))
     return f"| {' | '.join(cells)} |"
+
+
+def tera(flops: int) -> str:
+    return f"{flops / 1e12:.1f}" if flops else ""  # a plan by memory_plan tells memory alone
 
 
 def of_what(model: str) -> str:
