@@ -4,7 +4,7 @@
 
 FILE gets a JSON object: the seconds from the end of one update to the end of the next, by the clock
 and of the CPU, and the most memory: what tensors took on a GPU, the making of the model included;
-without one what was resident after the first update (Linux). Scripts ask the device for the loss of
+without one what was resident from the first update to the last (Linux). Scripts ask the device for the loss of
 every step, so what is between two updates is all of a step. Imports torch alone: a script may have
 a Python of its own.
 """
@@ -32,8 +32,11 @@ def peak_bytes() -> int:
 def main() -> None:
     file, script = Path(sys.argv[1]), Path(sys.argv[2]).resolve()
     ends: list[tuple[float, float]] = []
+    peak = 0  # not asked at the end: scripts may load the model once more
 
     def note(*_: object) -> None:
+        nonlocal peak
+        peak = peak_bytes()
         if not ends and not torch.cuda.is_available():
             Path("/proc/self/clear_refs").write_text("5")  # man 5 proc: the peak counts from here
         ends.append((time.perf_counter(), time.process_time()))
@@ -48,7 +51,7 @@ def main() -> None:
         found = {
             "seconds": [after[0] - before[0] for before, after in pairs],
             "cpu_seconds": [after[1] - before[1] for before, after in pairs],
-            "peak_bytes": peak_bytes(),
+            "peak_bytes": peak,
         }
         file.write_text(json.dumps(found))
 
