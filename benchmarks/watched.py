@@ -4,9 +4,9 @@
 
 FILE gets a JSON object: the seconds from the end of one update to the end of the next, by the clock
 and of the CPU, and the most memory: what tensors took on a GPU, the making of the model included;
-without one what was resident from the first update to the last (Linux). Scripts ask the device for the loss of
-every step, so what is between two updates is all of a step. Imports torch alone: a script may have
-a Python of its own.
+without one what was resident from the first update to the last (Linux). Scripts ask the device for
+the loss of every step, so what is between two updates is all of a step. Imports torch alone: a
+script may have a Python of its own.
 """
 
 from __future__ import annotations
