@@ -85,6 +85,14 @@ FULL: Mapping[str, Full] = {
         _flux(3072, 19, 38, context_in_dim=4096, hidden_dim=5120, out_dim=3072, n_layers=5),
         {"context": (256, 4096), "guidance": ()},
     ),
+    "sd3.5-large": Full(
+        "sd3", tiny.SD3,
+        {"depth": 38, "num_patches": 192 * 192, "pos_embed_max_size": 192,
+         "context_embedder_config": {
+             "target": "torch.nn.Linear", "params": {"in_features": 4096, "out_features": 38 * 64},
+         }},
+        {"context": (154, 4096), "y": (2048,)},
+    ),
     "flux1": Full(
         "flux", tiny.FLUX, _flux(3072, 19, 38, context_in_dim=4096),
         {"context": (512, 4096), "y": (768,), "guidance": ()},

@@ -54,15 +54,7 @@ from benchmarks.gpu_cases import (
     chosen,
 )
 from benchmarks.gpu_page import Row, section, write
-from benchmarks.gpu_scripts import (
-    LONGEST_SECONDS,
-    command_of,
-    copies_of,
-    diffusers_model,
-    ended,
-    failed,
-    python_of,
-)
+from benchmarks.gpu_scripts import LONGEST_SECONDS, diffusers_model, ended, failed, watched
 from benchmarks.lora_step import RANK, own_node
 from benchmarks.running import (
     MODELS,
@@ -206,23 +198,16 @@ def bare(bench: Bench, case: Case) -> Row:
 
 
 def script(bench: Bench, case: Case) -> Row:
-    """Somebody else's script; what it does after its steps may fail."""
-    checkout = bench.checkouts[case.kind]
+    """Somebody else's script."""
     size_px, name, store = bench.size_px(case), bench.model(case), dev.DEV / "checkpoints"
     if case.kind == DIFFUSERS:
         model = diffusers_model(name, store, bench.host.comfyui)
     else:
         model = checkpoints.cached(name, store, "fp16")
-    with tempfile.TemporaryDirectory() as scratch:
-        out, written = Path(scratch) / "out", Path(scratch) / "found.json"
-        pictures = copies_of(bench.picture(size_px), Path(scratch) / "pictures", bench.steps)
-        how = {"steps": bench.steps, "size_px": size_px, "rank": RANK}
-        command = [python_of(checkout), str(ROOT / "benchmarks" / "watched.py"), str(written)]
-        command += command_of(case, checkout, model, pictures, out, bench.host.comfyui, **how)
-        done = ended(command, checkout, ACCELERATE_USE_CPU=str(bench.device == "cpu"))
-        found = json.loads(written.read_text()) if written.exists() else {"seconds": []}
-    if len(found["seconds"]) < bench.steps - 1:
-        raise failed(done)
+    found = watched(
+        case, bench.checkouts[case.kind], model, bench.picture(size_px), bench.host.comfyui,
+        bench.device == "cpu", steps=bench.steps, size_px=size_px, rank=RANK,
+    )  # fmt: skip
     median = statistics.median(found["seconds"][WARM_UP_STEPS - 1 :])
     return Row(case, size_px, median, found["peak_bytes"])
 

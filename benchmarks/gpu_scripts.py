@@ -1,4 +1,4 @@
-"""Training scripts of others, as contenders of benchmarks.gpu: diffusers' examples and kohya's.
+"""Training scripts of others, as contenders: diffusers' examples and kohya's.
 
 They run as they come but for rank, steps, size and precision, with the picture as often as there
 are steps. diffusers' encode picture and caption in each step; kohya's LoRA trains more layers than
@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 from benchmarks.bare_loop import UNETS
 from benchmarks.gpu_cases import DIFFUSERS, DREAMBOOTH, INVERSION, KOHYA, LORA, Case
 from tests.checkpoints import CLIP_L, KL_VAE
-from tests.host import HostError
+from tests.host import ROOT, HostError
 
 PROMPT = "a photo of sks dog"
 SCRIPTS = {
@@ -33,6 +34,29 @@ SCRIPTS = {
 }
 LONGEST_SECONDS = 3600
 SD1_WORDS = Path("comfy", "sd1_tokenizer")  # it says 8192, which scripts would pad captions to
+
+
+def watched(
+    case: Case, checkout: Path, model: Path, picture: Path, comfyui: Path, on_cpu: bool, **how: Any
+) -> dict[str, Any]:
+    """What benchmarks.watched tells of a script; what that does after its steps may fail.
+
+    Args:
+        model, comfyui, how: as `command_of` has them.
+
+    Raises:
+        HostError: it made fewer steps than it was to.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        out, written = Path(scratch) / "out", Path(scratch) / "found.json"
+        pictures = copies_of(picture, Path(scratch) / "pictures", how["steps"])
+        command = [python_of(checkout), str(ROOT / "benchmarks" / "watched.py"), str(written)]
+        command += command_of(case, checkout, model, pictures, out, comfyui, **how)
+        done = ended(command, checkout, ACCELERATE_USE_CPU=str(on_cpu))
+        found: dict[str, Any] = json.loads(written.read_text()) if written.exists() else {}
+    if len(found.get("seconds", ())) < how["steps"] - 1:
+        raise failed(done)
+    return found
 
 
 def command_of(

@@ -2,28 +2,34 @@
 
     python -m benchmarks.lora_step [--model sdxl] [--comfyui DIR] [--steps N] [--rounds N]
                                    [--only KIND ...] [--variants VARIANT ...] [--against DIR]
-                                   [--shared] [--quick]
+                                   [--diffusers DIR] [--kohya DIR] [--shared] [--quick]
 
 On a Stable Diffusion 1.5 of full size with random weights, at 256 px and batch size 1, on the CPU:
 this pack's Train LoRA in a real ComfyUI; ComfyUI's own TrainLoraNode; a bare loop of diffusers and
 peft (bare_loop.py); and the time that the step's floating-point operations take at the rate of a
 large matmul. With `--model sdxl` the same on a full-size SDXL at 512 px in bf16, without ComfyUI's
 own node. With `--against DIR` another checkout's Train LoRA is one more contender, with
-`--variants` its other kinds of adapters are.
+`--variants` its other kinds of adapters are, and on SD1.5 in fp32 others' training scripts, where
+a checkout of them is given (gpu_scripts.py).
 """
 
 from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import dev
+from benchmarks.gpu_cases import DIFFUSERS, SCRIPTS, Case
+from benchmarks.gpu_scripts import diffusers_model, watched
 from benchmarks.running import (
     BEFORE,
     CHECKPOINT,
     MODELS,
+    WARM_UP_STEPS,
     Bench,
     Contender,
     Limit,
@@ -113,6 +119,20 @@ def run_bare(bench: Bench, precision: str) -> Sample:
     return in_process("benchmarks.bare_loop", bench, "--precision", precision, "--rank", RANK)
 
 
+def run_script(bench: Bench, kind: str, checkout: Path) -> Sample:
+    """Somebody else's script, in fp32."""
+    case = Case("", "sd15", kind, bench.size_px, "fp32")
+    model = bench.checkpoint
+    if kind == DIFFUSERS:
+        model = diffusers_model(bench.model, dev.DEV / "checkpoints", bench.comfyui)
+    found = watched(
+        case, checkout, model, bench.picture, bench.comfyui, on_cpu=True,
+        steps=bench.steps, size_px=bench.size_px, rank=RANK,
+    )  # fmt: skip
+    seconds = found["cpu_seconds" if bench.shared else "seconds"][WARM_UP_STEPS - 1 :]
+    return Sample(seconds, [found["peak_bytes"]])
+
+
 CONTENDERS = [
     Contender("ours", "fp32", "Train LoRA", partial(run_ours, precision="fp32")),
     Contender("bare", "fp32", "bare loop", partial(run_bare, precision="fp32")),
@@ -122,8 +142,22 @@ CONTENDERS = [
 ]
 
 
+def scripts_of(checkouts: Mapping[str, Path | None]) -> list[Contender]:
+    """Others' scripts, by whose, of those whose checkout is known."""
+    return [
+        Contender(
+            kind,
+            "fp32",
+            f"{kind}'s script",
+            partial(run_script, kind=kind, checkout=path.resolve()),
+        )
+        for kind, path in checkouts.items()
+        if path is not None
+    ]
+
+
 def contenders_of(
-    kinds: list[str], precisions: tuple[str, ...], other: Path | None, variants: list[str]
+    kinds: Sequence[str], precisions: tuple[str, ...], other: Path | None, variants: list[str]
 ) -> list[Contender]:
     """Those that were asked for; ours are followed by their variants, and another checkout's."""
     chosen = []
@@ -145,7 +179,7 @@ def contenders_of(
 
 def table(rows: Rows) -> str:
     lines = ["                            s/step   x bare  x ComfyUI  peak GB   x bare  x ComfyUI"]
-    order = ("ours", *LORA_VARIANTS, BEFORE, OWN_NODE, "bare", "arithmetic")
+    order = ("ours", *LORA_VARIANTS, BEFORE, OWN_NODE, *SCRIPTS, "bare", "arithmetic")
     for (_, precision), row in sorted(
         rows.items(), key=lambda entry: (entry[0][1] != "fp32", order.index(entry[0][0]))
     ):
@@ -200,12 +234,16 @@ def main() -> int:
     parser.add_argument("--only", nargs="+", choices=KINDS, default=KINDS, help="leave others out")
     parser.add_argument("--variants", nargs="+", choices=LORA_VARIANTS[1:], default=())
     parser.add_argument("--model", choices=MODELS, default="sd15")
+    for kind in SCRIPTS:
+        parser.add_argument(f"--{kind}", type=Path, metavar="DIR", help="a checkout of its scripts")
     asked = checked(parser)
+    scripts = scripts_of({kind: getattr(asked, kind) for kind in SCRIPTS})
+    if scripts and (asked.quick or asked.model != "sd15"):
+        parser.error("others' scripts train SD1.5 in its full size alone")
     model = MODELS[asked.model]
     with bench_of(asked, model) as bench:
-        rows = measure(
-            bench, contenders_of(asked.only, model.precisions, asked.against, asked.variants)
-        )
+        ours = contenders_of(asked.only, model.precisions, asked.against, asked.variants)
+        rows = measure(bench, [*ours, *scripts])
     print(f"\n{table(rows)}")
     return conclude(limits(rows, PROMISES[asked.model]), asked.quick)
 

@@ -40,7 +40,9 @@ from trainers.models.quantized import StoredLinear, as_it_is
 from trainers.settings.run import run_config
 from trainers.settings.training import INT8
 
-LEAST_QUANTIZED = 1 << 16  # numbers, as nodes/host/models/stored/quantized.py has it
+# As nodes/host/models/stored/quantized.py has them.
+LEAST_QUANTIZED = 1 << 16  # numbers
+SENSITIVE = r".*(norm|embed|emb_layers|adaln).*"
 BF16 = torch.bfloat16
 CPU = torch.device("cpu")
 
@@ -175,11 +177,17 @@ def plain_attention(attention: Any, *args: Any, **kwargs: Any) -> Tensor:
     return attended
 
 
+def is_quantized(path: str) -> bool:
+    """Whether quantize_base quantizes a large linear layer of this path."""
+    inside = re.fullmatch(UNMODULATED, path) is not None
+    return inside and re.fullmatch(SENSITIVE, path, re.IGNORECASE) is None
+
+
 def quantize(module: nn.Module) -> None:
     """Put layers with codes of 8 bits in the place of those that quantize_base would quantize."""
     for path, layer in list(module.named_modules()):
         large = isinstance(layer, nn.Linear) and layer.weight.numel() >= LEAST_QUANTIZED
-        if large and re.fullmatch(UNMODULATED, path):
+        if large and is_quantized(path):
             codes = as_it_is(torch.empty_like(layer.weight, dtype=torch.int8))
             parent, _, name = path.rpartition(".")
             setattr(
