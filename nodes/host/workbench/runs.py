@@ -59,7 +59,7 @@ Answer = Callable[[], bytes]
 
 
 class Workbench:
-    """Answers pages. The catalog is made when the first asks, since it imports much."""
+    """Answers pages from one catalog, which remembers what it has read."""
 
     def __init__(self) -> None:
         nodes = {**TRAINERS, **{node.PLACE: node for node in SETTINGS}}

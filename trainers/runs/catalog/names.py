@@ -69,9 +69,9 @@ def run_names(parent: Path) -> tuple[list[str], list[str]]:
     for entry in _entries(parent):
         if entry.name.startswith(".") or entry.name.casefold() in NO_RUNS:
             continue
-        if is_link(entry.stat(follow_symlinks=False)):
+        if _leads_away(parent / entry.name):
             problems.append(f"{entry.name!r} is a link, which is not followed.")
-        elif not entry.is_dir(follow_symlinks=False) or not _is_run(parent / entry.name):
+        elif not _is_run(parent / entry.name):
             continue
         elif is_name(entry.name):
             names.append(entry.name)
@@ -86,6 +86,13 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
             yield from found
     except OSError:
         return  # nothing was trained yet
+
+
+def _leads_away(path: Path) -> bool:
+    try:
+        return is_link(os.lstat(path))
+    except OSError:  # gone since
+        return False
 
 
 def _is_run(folder: Path) -> bool:

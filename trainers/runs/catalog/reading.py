@@ -85,7 +85,9 @@ def scan(folder: Path) -> Content:
         for entry in entries:
             name = f"{inside}/{entry.name}" if inside else entry.name
             if len(content.files) >= MOST_FILES:
-                content.problems.append(f"It has more than {MOST_FILES:,} files; some are left out")
+                content.problems.append(
+                    f"It has more than {MOST_FILES:,} files; some are left out."
+                )
                 return content
             if _add(content, entry, name) and depth < MOST_DEPTH:
                 ahead.append((name, depth + 1))

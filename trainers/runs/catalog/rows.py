@@ -152,7 +152,7 @@ def _working(found: Found, live: Live) -> dict[str, Any]:
         last = rows[-1]
         told |= {
             "steps": last["step"],
-            "planned_steps": last["num_steps"],
+            "planned_steps": last.get("num_steps", found.row["planned_steps"]),
             "loss": live.growing.sparkline(),
             "last_loss": short(last["loss"]),
             "preview": last_preview(found.content, last["step"]),
