@@ -57,8 +57,8 @@ class Personalize(ComfyExtension):
     async def on_load(self) -> None:
         from .host.captions import register_captions
         from .host.folders import register_embeddings
-        from .host.presets import register_presets
         from .host.runs.pages import register_pages
+        from .host.workbench.presets import register_presets
 
         register_captions()
         register_embeddings()

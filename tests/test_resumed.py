@@ -13,9 +13,9 @@ from tests.dataset_files import batch
 from trainers.errors import RunError, SettingsError
 from trainers.loop import Training
 from trainers.runs.folder import Result, RunFolder, run_facts
-from trainers.runs.resumed import Source
+from trainers.runs.kept.resumed import Source
+from trainers.runs.kept.steps import best_step, chosen_step, kept_steps, result_at, steps_with_room
 from trainers.runs.states import StateSaver
-from trainers.runs.steps import best_step, chosen_step, kept_steps, result_at, steps_with_room
 from trainers.settings.run import RunConfig
 
 STEPS = 6

@@ -1,5 +1,5 @@
 // A button on each training node opens its method's presets: what each is for and would change.
-// The files, and what of them cannot be used, come from the server: nodes/host/presets.py. What is
+// The files, and what of them cannot be used, come from the server: nodes/host/workbench/presets.py. What is
 // written in them only ever becomes text.
 
 import { api } from "../../../scripts/api.js";

@@ -13,8 +13,8 @@ from ....trainers.methods.results import Embedding
 from ....trainers.models.architectures import ARCHITECTURES, DENOISER
 from ....trainers.runs.fingerprint import config_of
 from ....trainers.runs.folder import Result, RunFolder
-from ....trainers.runs.resumed import TOKEN
-from ....trainers.runs.steps import chosen_step, kept_steps, result_at
+from ....trainers.runs.kept.resumed import TOKEN
+from ....trainers.runs.kept.steps import chosen_step, kept_steps, result_at
 from ....trainers.settings.run import RunConfig
 from ..folders import find_run, runs_folder
 from ..models.stored.identity import clip_fingerprint, model_fingerprint

@@ -16,14 +16,14 @@ from typing import Any
 import server
 from aiohttp import web
 
-from ...trainers.models.architectures import ARCHITECTURES
-from ...trainers.runs.presets import Preset, read_presets
-from ...trainers.settings.field import settings_of
-from ...trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
-from ..training.settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
+from ....trainers.models.architectures import ARCHITECTURES
+from ....trainers.runs.presets import Preset, read_presets
+from ....trainers.settings.field import settings_of
+from ....trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
+from ...training.settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
 
 ROUTE = "/personalize/presets"
-FOLDER = Path(__file__).resolve().parents[2] / "presets"
+FOLDER = Path(__file__).resolve().parents[3] / "presets"
 NODES = (OptimizerSettings, LossSettings, RunSettings, MemorySettings)
 
 
