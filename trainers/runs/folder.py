@@ -1,9 +1,8 @@
 """The folder of one run: what it was asked, what happened, how to go on, and what was learned.
 
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
-    run.json                       settings, versions, base model, dataset listing, how it went and
-                                   in how many processes, the graph that it came from, and the
-                                   state of another run that it began with
+    run.json                       settings, versions, base model, dataset listing, how it went, its
+                                   graph, and the state of another run that it began with
     metrics.jsonl                  one line a step of its own
     state/00000400.pt              all that step 401 needs, and a result of 400 steps; the last few
     previews/step_00000400_0.png   what the first prompt of the preview gave then
@@ -279,12 +278,15 @@ class RunFolder:
             _delete([self._tokens_path(steps), *paths])
 
     def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
-        """Write metrics.jsonl.
+        """Write metrics.jsonl; what a longer result has beyond it stays.
 
         Raises:
             SaveError: it cannot be written.
         """
-        lines = "".join(json.dumps(row) + "\n" for row in metrics)
+        rows = list(metrics)
+        last, longest = (rows[-1]["step"] if rows else 0), max(self.result_steps, default=0)
+        rows += [row for row in read_metrics(self.path, longest) if row["step"] > last]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(self.path / "metrics.jsonl", lines.encode())
 
     @staticmethod
