@@ -13,9 +13,10 @@ from tests.dataset_files import batch
 from trainers.errors import RunError, SettingsError
 from trainers.loop import Training
 from trainers.runs.folder import Result, RunFolder, run_facts
-from trainers.runs.resumed import Source
+from trainers.runs.kept.resumed import Source
+from trainers.runs.kept.steps import best_step, chosen_step, kept_steps, result_at, steps_with_room
 from trainers.runs.states import StateSaver
-from trainers.runs.steps import best_step, chosen_step, kept_steps, result_at, steps_with_room
+from trainers.runs.story import read_metrics
 from trainers.settings.run import RunConfig
 
 STEPS = 6
@@ -125,6 +126,18 @@ def test_states_are_shown_as_far_as_there_is_room(tmp_path: Path) -> None:
     del state["learned"]
     folder.write_state(state, [], keep=99)
     assert steps_with_room(folder, 4) == ([2, 5, 9, 10], 5)
+
+
+def test_shorter_run_leaves_the_record_of_a_longer_result(tmp_path: Path) -> None:
+    folder = trained(tmp_path, config_of("lora"))
+    rows = list(result_at(folder, 6).metrics)
+    folder.write_result(Result(2, tensors_at(folder, 2), {}, {}, rows[:2]))
+    assert result_at(folder, 6).metrics == rows
+    assert result_at(folder, 2).metrics == rows[:2]
+    folder.drop_results(6)
+    folder.write_metrics(rows[:3])  # as a run that goes on: no result is beyond
+    assert list(RunFolder(folder.path, folder.fingerprint).state_steps) == [2, 4, 6]
+    assert read_metrics(folder.path) == rows[:3]
 
 
 def test_last_best_and_a_number_are_steps_that_are_kept(tmp_path: Path) -> None:

@@ -224,7 +224,7 @@ class Training:
         }
 
     def learned(self) -> dict[str, Any]:
-        """What a result of this step needs beside `state`: see runs/steps.py."""
+        """What a result of this step needs beside `state`: see runs/kept/steps.py."""
         trainable = self._job.trainable
         if trainable.names:
             return {"names": list(trainable.names), "tokens": trainable.tokens()}

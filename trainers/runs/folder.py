@@ -288,12 +288,15 @@ class RunFolder:
             _delete([self._tokens_path(steps), *paths])
 
     def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
-        """Write metrics.jsonl.
+        """Write metrics.jsonl; what a longer result has beyond it stays.
 
         Raises:
             SaveError: it cannot be written.
         """
-        lines = "".join(json.dumps(row) + "\n" for row in metrics)
+        rows = list(metrics)
+        last, longest = (rows[-1]["step"] if rows else 0), max(self.result_steps, default=0)
+        rows += [row for row in read_metrics(self.path, longest) if row["step"] > last]
+        lines = "".join(json.dumps(row) + "\n" for row in rows)
         write_whole(self.path / "metrics.jsonl", lines.encode())
 
     @staticmethod

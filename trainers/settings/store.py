@@ -2,7 +2,7 @@
 
 None of this changes what a run learns, so a run is the same run whatever is chosen here; but for
 the state of another run that it begins with, which its facts name by that run's fingerprint (see
-trainers/runs/resumed.py). Imports no torch.
+trainers/runs/kept/resumed.py). Imports no torch.
 """
 
 from __future__ import annotations

@@ -18,8 +18,8 @@ from ....trainers.methods.results import ONE_ENCODER, Embedding
 from ....trainers.runs.fingerprint import tensors_fingerprint
 from ....trainers.runs.folder import Result, RunFolder
 from ....trainers.runs.foreign import read_lora
+from ....trainers.runs.kept.steps import result_at, steps_with_room
 from ....trainers.runs.pictures.grid import Label
-from ....trainers.runs.steps import result_at, steps_with_room
 from ..folders import find_run, runs_folder
 from ..models.adapters.stack import Row as StackRow
 from ..models.adapters.stack import apply_stack

@@ -17,7 +17,7 @@ from ....trainers.objective.timesteps import check_objective
 from ....trainers.optimizers.processes import Processes, joined
 from ....trainers.optimizers.sharded import check_sharding
 from ....trainers.runs.folder import RunFolder, run_facts
-from ....trainers.runs.resumed import Source
+from ....trainers.runs.kept.resumed import Source
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
 from ..folders import find_run, runs_folder

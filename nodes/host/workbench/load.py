@@ -13,8 +13,8 @@ from ....trainers.methods.results import Embedding
 from ....trainers.models.architectures import ARCHITECTURES, DENOISER
 from ....trainers.runs.fingerprint import config_of
 from ....trainers.runs.folder import Result, RunFolder
-from ....trainers.runs.resumed import TOKEN
-from ....trainers.runs.steps import chosen_step, kept_steps, result_at
+from ....trainers.runs.kept.resumed import TOKEN
+from ....trainers.runs.kept.steps import chosen_step, kept_steps, result_at
 from ....trainers.settings.run import RunConfig
 from ..folders import find_run, runs_folder
 from ..models.stored.identity import clip_fingerprint, model_fingerprint
@@ -43,12 +43,14 @@ class Loaded:
 
     Attributes:
         model, clip: None where nothing made of them is asked for.
+        steps: after how many of them it is.
     """
 
     config: RunConfig
     outcome: Outcome
     model: Any
     clip: Any
+    steps: int
 
 
 def run_names() -> list[str]:
@@ -123,21 +125,15 @@ def load_run(run: str, step: str, node: GraphNode, model: Any, clip: Any) -> Loa
         result = _of_base(result, model, clip)
     encoders = tuple(facts["base_model"]["text_encoders"].split())
     tokens = _needed(config, facts, result, clip)
-    return Loaded(config, outcome_of(folder, result, encoders, tokens), model, clip)
+    outcome = outcome_of(folder, result, encoders, tokens)
+    return Loaded(config, outcome, model, clip, result.steps)
 
 
 def described(loaded: Loaded) -> str:
     """A line for the node's body."""
-    folder = loaded.outcome.run
-    steps = kept_steps_text(RunFolder.at(folder))
-    rows = len(loaded.outcome.loss_map["loss"])
-    first = loaded.outcome.loss_map.get("first_step", [1])[0]
-    return f"{folder.name}: step {first + rows - 1:,}; kept: {steps}"
-
-
-def kept_steps_text(folder: RunFolder | None) -> str:
-    """The steps that can be chosen, as people read them."""
-    return ", ".join(f"{step:,}" for step in kept_steps(folder)) if folder else "none"
+    folder = RunFolder.at(loaded.outcome.run)
+    kept = ", ".join(map(str, kept_steps(folder))) if folder else "none"
+    return f"{loaded.outcome.run.name}: step {loaded.steps}; kept: {kept}"
 
 
 def _found(run: str) -> RunFolder:

@@ -13,13 +13,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import RunError
-from ..loop import Training
-from ..optimizers.sharded import Part
-from ..settings.field import raise_problems
-from ..settings.run import RunConfig
-from .fingerprint import config_of
-from .folder import RunFolder
+from ...errors import RunError
+from ...loop import Training
+from ...optimizers.sharded import Part
+from ...settings.field import raise_problems
+from ...settings.run import RunConfig
+from ..fingerprint import config_of
+from ..folder import RunFolder
 
 # What a state's numbers are of, by the group of settings.
 MUST_AGREE: Mapping[str, tuple[str, ...]] = {

@@ -14,11 +14,11 @@ from typing import Any
 
 from torch import Tensor
 
-from ..errors import RunError
-from ..optimizers.average import kept_average
-from .fingerprint import config_of
-from .folder import Result, RunFolder
-from .story import read_metrics
+from ...errors import RunError
+from ...optimizers.average import kept_average
+from ..fingerprint import config_of
+from ..folder import Result, RunFolder
+from ..story import read_metrics
 
 LAST, BEST = "last", "best"
 SMOOTHING_STEPS = 20  # the loss of one step is mostly the luck of its timesteps
