@@ -191,7 +191,7 @@ def test_numbers_are_those_of_transformers(any_host: Host) -> None:
 
 
 def alone(picture: Image.Image) -> Image.Image:
-    """What a mask of this box leaves; grey is 127.5, which the host rounds to 128."""
+    """What a mask of this box leaves."""
     square = Image.new("RGB", (48, 48), (128, 128, 128))
     square.paste(picture.crop((8, 16, 56, 40)), (0, 12))
     return square
