@@ -191,9 +191,9 @@ def test_numbers_are_those_of_transformers(any_host: Host) -> None:
 
 
 def alone(picture: Image.Image) -> Image.Image:
-    """What a mask of this box leaves; grey is 127.5, which the host rounds to 128."""
-    square = Image.new("RGB", (48, 48), (128, 128, 128))
-    square.paste(picture.crop((8, 16, 56, 40)), (0, 12))
+    """What a mask of this box leaves."""
+    square = Image.new("RGB", (CLIP_PX, CLIP_PX), (128, 128, 128))  # needs no resizing
+    square.paste(picture.crop((0, 16, 64, 40)), (0, 20))
     return square
 
 
@@ -203,7 +203,7 @@ def test_masks_leave_the_subject_alone(host: Host) -> None:
     masks = []
     for path in (shown["real"][0], shown["made"][0]):
         mask = Image.new("L", Image.open(path).size)
-        mask.paste(255, (8, 16, 56, 40))
+        mask.paste(255, (0, 16, 64, 40))
         masks.append(path.with_name(f"{path.stem}.mask.png"))
         mask.save(masks[-1])
     of_samples = graph.add("LoadImageMask", image=masks[1].name, channel="red")[0]

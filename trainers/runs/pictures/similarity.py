@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 CLIP_I, CLIP_T, DINO = "CLIP-I", "CLIP-T", "DINO"
-GREY = 0.5  # in the place of what a mask leaves out
+GREY = 128 / 255  # in the place of what a mask leaves out; 8 bits hold it, so it stays one grey
 INSIDE = 0.1  # of a mask's largest value: from there on a pixel belongs to the subject
 REAL = "real pictures among themselves"
 
