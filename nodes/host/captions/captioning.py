@@ -16,7 +16,7 @@ from ....trainers.errors import DatasetError
 from ....trainers.settings.dataset import CaptioningConfig
 from ..folders import dataset_folder
 from ..memory import check_interrupt
-from ..status import counted, running_node, show_text
+from ..status import counted
 from .files import Change, ChangedError, locked, write
 from .models import Captioning, captioning
 
@@ -98,7 +98,6 @@ def show(done: Captioned) -> dict[str, Any]:
     """What the node returns as its `ui`: the summary, and the new captions for its body."""
     for name in done.made:
         log.info("Personalize: %s: %s", name, done.captions[name])
-    show_text(done.summary, running_node())
     made = {name: done.captions[name] for name in done.made}
     return {"text": [done.summary], "made": [json.dumps(made)]}
 
