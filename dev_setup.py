@@ -265,8 +265,12 @@ def name_of(requirement: str) -> str:
 
 
 def own_environment() -> dict[str, str]:
-    """The process's environment without what would lead Python or pip out of ours."""
-    ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    """The process's environment without what would lead Python or pip out of ours.
+
+    What Python compiles is kept: dozens of hosts would compile all of theirs anew.
+    """
+    not_ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    ours = {k: v for k, v in os.environ.items() if k not in not_ours}
     return ours | {"PYTHONNOUSERSITE": "1", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
