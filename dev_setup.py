@@ -60,6 +60,8 @@ LOWEST = (
     'matplotlib==3.8.4; python_version < "3.13"',
     'matplotlib==3.10.5; python_version >= "3.13"',
 )
+# Python compiles what is imported; to compile all of what is not takes pip most of its time.
+INSTALL = ("install", "--progress-bar=off", "--no-compile")
 # Only its module that turns a saved graph into a prompt is used, so without its dependencies.
 CONVERTER = "comfy-cli==1.23.0"
 # Parts of ComfyUI's requirements that are pinned above, or that only a browser misses.
@@ -120,8 +122,8 @@ def set_up_lowest() -> Path:
 
     def install_lowest() -> None:
         shutil.rmtree(folder, ignore_errors=True)  # pip leaves there what it finds
-        options = ["--progress-bar=off", "--no-deps", "--only-binary=:all:", "--target", folder]
-        run([PYTHON, "-m", "pip", "install", *options, *LOWEST])
+        options = [*INSTALL, "--no-deps", "--only-binary=:all:", "--target", folder]
+        run([PYTHON, "-m", "pip", *options, *LOWEST])
 
     inputs = [sys.version, str(folder), *LOWEST]
     step("The oldest packages that this pack takes", folder / ".stamp", inputs, install_lowest)
@@ -197,7 +199,7 @@ def pip(*arguments: str) -> None:
     """Installs into the environment, never moving what is pinned."""
     pins = DEV / "pins.txt"
     pins.write_text("\n".join(pin for pin in (*TORCH, *PINS) if pin not in arguments))
-    run([PYTHON, "-m", "pip", "install", "--progress-bar=off", "-c", pins, *arguments])
+    run([PYTHON, "-m", "pip", *INSTALL, "-c", pins, *arguments])
 
 
 def fetch_comfyui(version: str, folder: Path) -> None:
@@ -264,8 +266,12 @@ def name_of(requirement: str) -> str:
 
 
 def own_environment() -> dict[str, str]:
-    """The process's environment without what would lead Python or pip out of ours."""
-    ours = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    """The process's environment without what would lead Python or pip out of ours.
+
+    What Python compiles is kept: dozens of hosts would compile all of theirs anew.
+    """
+    not_ours = ("PYTHONPATH", "PYTHONHOME", "PYTHONDONTWRITEBYTECODE")
+    ours = {k: v for k, v in os.environ.items() if k not in not_ours}
     return ours | {"PYTHONNOUSERSITE": "1", "PIP_USER": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 

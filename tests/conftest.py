@@ -119,10 +119,12 @@ def opened(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def little_in_memory() -> Iterator[None]:
-    """After a file of tests, the hosts that serve others too hold none of its models."""
+def little_in_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After a file with tests in hosts, those that serve others too hold none of its models."""
     yield
-    forget_models()
+    own = (item for item in request.session.items if item.path == request.node.path)
+    if any(item.get_closest_marker("host") for item in own):  # it takes a host a second or two
+        forget_models()
 
 
 @pytest.fixture
@@ -139,11 +141,12 @@ def forget_models() -> None:
 
 
 @pytest.fixture(autouse=True)
-def little_on_disk() -> Iterator[None]:
+def little_on_disk(request: pytest.FixtureRequest) -> Iterator[None]:
     """Deletes the weights that a test has made, or the suite would leave tens of GB."""
     yield
-    for running in SHARED:
-        running.delete_large_files()
+    if request.node.get_closest_marker("host"):  # to look through thousands of files takes long
+        for running in SHARED:
+            running.delete_large_files()
 
 
 @contextmanager

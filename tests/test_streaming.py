@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -70,6 +71,11 @@ def trained(job: Job) -> Outcome:
     return outcome(Training(job), job)
 
 
+@functools.cache
+def on_the_device(case: str) -> Outcome:
+    return trained(ready(case, "device"))
+
+
 def assert_same(ours: Outcome, expected: Outcome) -> None:
     assert ours[0] == expected[0]
     tiny.assert_equal(ours[1], expected[1])
@@ -91,7 +97,7 @@ def present(modules: list[nn.Module]) -> int:
 
 @each_case
 def test_training_has_the_bits_of_one_on_the_device(case: str) -> None:
-    assert_same(trained(ready(case, "RAM")), trained(ready(case, "device")))
+    assert_same(trained(ready(case, "RAM")), on_the_device(case))
 
 
 @pytest.mark.parametrize("case", ["text", "textual inversion"])
@@ -102,15 +108,13 @@ def test_narrow_weights_that_are_widened_have_the_same_bits(case: str) -> None:
 @pytest.mark.parametrize("case", ["text", "pissa", "teacher"])
 @pytest.mark.parametrize("places", [("RAM", "RAM"), ("device", "RAM"), ("RAM", "device")])
 def test_a_run_goes_on_wherever_its_weights_are(case: str, places: tuple[str, str]) -> None:
-    whole = ready(case, "device")
-    expected = trained(whole)
     first, then = (ready(case, place) for place in places)
     training = Training(first)
     rows = [training.step().as_row() for _ in range(2)]
     going_on = Training(then)
     going_on.load_state(stored(training.state()))
     more, exported = outcome(going_on, then)
-    assert_same(([*rows, *more], exported), expected)
+    assert_same(([*rows, *more], exported), on_the_device(case))
 
 
 def test_frozen_weights_stay_as_they_are() -> None:
@@ -174,7 +178,7 @@ def test_weights_in_ram_are_not_computed_with(monkeypatch: pytest.MonkeyPatch) -
     for module in job.parts.modules.values():
         for block in blocks(module):
             vars(block)[streaming.STREAMED][0].leave()
-    assert_same(trained(job), trained(ready("text", "device")))
+    assert_same(trained(job), on_the_device("text"))
 
 
 def test_a_block_that_fails_leaves_a_training_that_can_go_on() -> None:
@@ -333,7 +337,7 @@ def test_copies_in_another_thread_have_the_same_bits(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(streaming, "_Buffer", buffer)
     ours = trained(ready("text", "RAM"))
     monkeypatch.undo()
-    assert_same(ours, trained(ready("text", "device")))
+    assert_same(ours, on_the_device("text"))
     assert copies.notes == ["waits", "records"] * (len(copies.notes) // 2)
     assert len(copies.notes) > 40
 

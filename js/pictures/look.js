@@ -52,7 +52,7 @@ export const STYLE = `
 }
 .personalize-captions input { flex: 1 1 80px; min-width: 60px; cursor: text; }
 .personalize-captions button { cursor: pointer; flex: none; }
-.personalize-captions button:disabled { opacity: 0.5; cursor: default; }
+.personalize-captions button:is(:disabled, [aria-disabled="true"]) { opacity: 0.5; cursor: default; }
 .personalize-captions button[aria-pressed="true"] { outline: 1px solid var(--input-text, #ddd); }
 .personalize-captions :is(button, input, figcaption):focus-visible {
   outline: 2px solid var(--p-primary-color, #58f);

@@ -126,8 +126,9 @@ class Tools {
     this.element.hidden = !num;
     this.view.textContent = body.large ? "all pictures" : "large view";
     this.back.hidden = this.on.hidden = !body.large;
-    this.back.disabled = body.place === 0;
-    this.on.disabled = body.place >= num - 1;
+    // Not disabled, which would take the focus from them, and the keys with it.
+    this.back.ariaDisabled = String(body.place === 0);
+    this.on.ariaDisabled = String(body.place >= num - 1);
     const name = body.cells[body.place]?.picture?.name;
     this.where.textContent = body.large ? `${body.place + 1} of ${num}: ${name}` : "";
     this.where.title = body.large ? name : "";

@@ -48,18 +48,7 @@ class LoadRun(io.ComfyNode):
                         "lowest mean loss of 20 steps."
                     ),
                 ),
-                io.Model.Input(
-                    "model",
-                    lazy=True,
-                    optional=True,
-                    tooltip="The base that the run was trained on; for the output model alone.",
-                ),
-                io.Clip.Input(
-                    "clip",
-                    lazy=True,
-                    optional=True,
-                    tooltip="The text encoder of the same base; for the output clip alone.",
-                ),
+                *_base(),
             ],
             outputs=[
                 io.Model.Output(
@@ -122,3 +111,20 @@ class LoadRun(io.ComfyNode):
         show_text(described(loaded), running_node())
         own = [outputs.get(name) for name in OUTPUTS]
         return io.NodeOutput(*own, outcome.loss_map, str(outcome.run))
+
+
+def _base() -> list[io.Input]:
+    return [
+        io.Model.Input(
+            "model",
+            lazy=True,
+            optional=True,
+            tooltip="The base that the run was trained on; for the output model alone.",
+        ),
+        io.Clip.Input(
+            "clip",
+            lazy=True,
+            optional=True,
+            tooltip="The text encoder of the same base; for the output clip alone.",
+        ),
+    ]

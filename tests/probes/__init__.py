@@ -394,4 +394,7 @@ class Probes(ComfyExtension):
 
 
 async def comfy_entrypoint() -> Probes:
+    from .garbage import set_aside_what_is_imported
+
+    set_aside_what_is_imported()
     return Probes()
