@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..trainers.runs.catalog.times import rate
 from ..trainers.settings.field import settings_of
 from ..trainers.settings.memory import AUTO, REFUSE, MemoryConfig
 from ..trainers.settings.run import METHOD_DEFAULTS, config_groups
@@ -19,9 +17,6 @@ if TYPE_CHECKING:  # it names the host, which is there by the time that a run is
 
 GB = 1e9
 MOST_PICTURES = 50
-LEAST_STEPS = 20  # of a run that says how long one takes: its time has the start in it too
-# What two runs share of which one takes as long for a step as the other.
-SAME_TIME = ("batch_size", "gradient_accumulation", "precision", "gradient_checkpointing")
 
 
 def plan(run: Run) -> Iterator[str]:
@@ -133,38 +128,9 @@ def _taken(asked: MemoryConfig, found: MemoryConfig) -> Iterator[str]:
 
 
 def _time(run: Run, memory: StepMemory | None) -> str:
-    seconds = [found for found in map(_step_seconds, _alike(run)) if found]
-    if not seconds:
+    found = rate(run.folder.path.parent, run.facts)
+    if found is None:
         work = f"; a step is {memory.flops / 1e12:.3g} TFLOP of arithmetic" if memory else ""
         return f"not known before a run like it was made here{work}"
-    minutes, rest = divmod(round(seconds[-1] * run.asked_steps), 60)
-    return f"about {minutes}:{rest:02} min, at {seconds[-1]:.2f} s a step as in a run like it"
-
-
-def _alike(run: Run) -> Iterator[Path]:
-    """Folders of runs that took as long for a step, the newest last."""
-    files = list(run.folder.path.parent.glob("*/run.json"))
-    for file in sorted(files, key=lambda one: one.stat().st_mtime):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            told = json.loads(file.read_text(encoding="utf-8"))
-            if _shape(told) == _shape(json.loads(json.dumps(run.facts))):
-                yield file.parent
-
-
-def _shape(facts: Mapping[str, Any]) -> list[Any]:
-    training = [facts["training"][name] for name in SAME_TIME]
-    place = facts["base_model"]["computes_in"], facts["dataset"]["resolution_px"]
-    return [facts["method"], facts["architecture"], facts["own"], *place, *training]
-
-
-def _step_seconds(folder: Path) -> float:
-    """As its newest result says; 0 where there is none."""
-    import safetensors
-
-    with contextlib.suppress(OSError, ValueError, KeyError, safetensors.SafetensorError):
-        file = max(folder.glob("result-*[0-9].safetensors"))
-        with safetensors.safe_open(file, "pt") as opened:
-            told = opened.metadata()
-        seconds, steps = float(told["ss_training_time"]), int(told["ss_steps"])
-        return seconds / steps if steps >= LEAST_STEPS else 0.0
-    return 0.0
+    minutes, rest = divmod(round(found.seconds * run.asked_steps), 60)
+    return f"about {minutes}:{rest:02} min, at {found.seconds:.2f} s a step as in {found.run}"

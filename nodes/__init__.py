@@ -64,6 +64,7 @@ class Personalize(ComfyExtension):
         from .host.folders import register_embeddings
         from .host.runs.pages import register_pages
         from .host.workbench.presets import register_presets
+        from .host.workbench.queue import register_queue
         from .host.workbench.runs import register_runs
 
         register_captioners()
@@ -71,6 +72,7 @@ class Personalize(ComfyExtension):
         register_embeddings()
         register_pages()
         register_presets()
+        register_queue()
         register_runs()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:

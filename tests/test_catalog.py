@@ -32,6 +32,7 @@ from trainers.runs.catalog.listing import Catalog
 from trainers.runs.catalog.names import UnknownRunError, run_names, run_path
 from trainers.runs.catalog.rows import Live
 from trainers.runs.catalog.settings import widget_values
+from trainers.runs.catalog.times import Rate, rate, rates_of_graphs, steps_of_graph
 from trainers.runs.folder import RunFolder
 from trainers.runs.pictures.plot import smooth
 from trainers.runs.states import make_room_for_states
@@ -543,3 +544,50 @@ def test_command_lists_and_tidies_runs(
     assert run.name in said("--restore", run.name)
     said("--delete", run.name, "--empty-trash")
     assert list(parent.iterdir()) == []
+
+
+# -- how long it takes --------------------------------------------------------
+
+
+def _dated(folder: Path, at: float, **told: Any) -> Path:
+    file = folder / "run.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | told))
+    os.utime(file, (at, at))
+    return folder
+
+
+def test_time_is_that_of_the_newest_run_like_it(tmp_path: Path) -> None:
+    old = _dated(make_run(tmp_path, "old", 40), 1e9, seconds=20.0)
+    facts = json.loads((old / "run.json").read_text())
+    assert rate(tmp_path, facts) == Rate(old.name, 0.5)
+    new = _dated(make_run(tmp_path, "new", 60, learning_rate=3e-4), 2e9, seconds=90.0)
+    _dated(make_run(tmp_path, "short", 19), 3e9)
+    _dated(make_run(tmp_path, "begun elsewhere", 50), 3e9, resumed={"run": "x", "step": 9})
+    _dated(make_run(tmp_path, "unlike", 40, batch_size=2), 3e9)
+    _dated(make_run(tmp_path, "interrupted", 40, status="interrupted"), 3e9)
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "run.json").write_text("[")
+    assert rate(tmp_path, facts) == Rate(new.name, 1.5)
+    (new / "run.json").unlink()
+    _dated(old, 1e9, seconds=None)  # an earlier version's, which its result alone times
+    assert rate(tmp_path, facts) == Rate(old.name, 90 / 40)
+    assert rate(tmp_path, facts | {"method": "dreambooth"}) is None
+
+
+def test_time_of_what_waits_is_found_by_its_graph(tmp_path: Path) -> None:
+    run = _dated(make_run(tmp_path, "dog", 40), 1e9, seconds=20.0)
+
+    def asked(folder: str = "cat", file: str = "sub/base.sft", **inputs: Any) -> Any:
+        nodes = json.loads(json.dumps(GRAPH["nodes"]))
+        nodes["3"]["inputs"]["folder"] = folder
+        nodes["1"]["inputs"]["ckpt_name"] = file
+        nodes["4"]["inputs"] |= {"steps": 70, **inputs}
+        nodes["5"] = {"class_type": "PersonalizeRun", "inputs": {"epochs": 3}}
+        return nodes, "4"
+
+    trainings = [asked(), asked(file="other.sft"), asked(learning_rate=2e-3), asked(rank=64)]
+    assert rates_of_graphs(tmp_path, trainings) == [
+        Rate(run.name, 0.5), None, Rate(run.name, 0.5), None,
+    ]  # fmt: skip
+    assert [steps_of_graph(*one) for one in (asked(), asked(run_settings=["5", 0]))] == [70, None]
+    assert steps_of_graph(*asked(steps=["5", 0])) is None

@@ -128,6 +128,58 @@ console.log(JSON.stringify({ found: found.map((one) => [trainer, nested].indexOf
 """
 
 
+NOTIFY = """
+import { app } from "./scripts/app.js";
+import { api } from "./scripts/api.js";
+await import("./extensions/personalize/training/notify.js");
+const { queueLine } = await import("./extensions/personalize/training/queue.js");
+const made = [], warned = [];
+let isOn = false;
+globalThis.document = { hidden: true };
+globalThis.Notification = class {
+  static permission = "granted";
+  static requestPermission = async () => "denied";
+  constructor(title, { body }) { made.push([title, body]); }
+};
+globalThis.setTimeout = (react) => (globalThis.later = react);
+app.extensionManager = {
+  setting: { get: () => isOn },
+  toast: { add: ({ summary }) => warned.push(summary) },
+};
+api.answer = { title: "my dog" };
+const { setup, settings: [setting] } = globalThis.extension;
+setup();
+async function train(text, late) {
+  const send = (kind, facts) => api.dispatchEvent(
+    Object.assign(new Event(`personalize.${kind}`), { detail: { graph: "a", node: "3", ...facts } })
+  );
+  send("training", { run: "lora-dog", training: true, text: "" });
+  send("status", { run: "lora-dog", training: true, text: "step 1/2" });
+  send("training", { run: "lora-dog", training: false, text });
+  if (late) send("status", { run: "lora-dog", training: false, text: late });
+  await globalThis.later?.();
+  globalThis.later = undefined;
+}
+await train("off");
+isOn = true;
+await train("done: 2 steps in 0:01, loss 0.1000");
+await train("step 1/2", "ended by an error: no");
+document.hidden = false;
+await train("seen");
+document.hidden = true;
+Notification.permission = "denied";
+await train("forbidden");
+await setting.onChange(true, undefined);
+await setting.onChange(false, true);
+await setting.onChange(true, false);
+const lines = [[0, 0], [1, 754.4], [2, null], [3, 7325]];
+console.log(JSON.stringify({
+  made, warned, usual: setting.defaultValue,
+  lines: lines.map(([trainings, seconds]) => queueLine({ trainings, seconds })),
+}));
+"""
+
+
 UPLOAD = """
 globalThis.document = new EventTarget();
 await import("./extensions/personalize/pictures/upload.js");
@@ -389,3 +441,17 @@ def test_export_tells_in_its_body_where_it_lies_as_plain_text(tmp_path: Path) ->
     assert told["html"] is None
     assert told["size"] == [300, 60 + 3 * 17 + 2 * 10]  # three lines of text and their margins
     assert (told["saved"], told["others"]) == (False, 0)
+
+
+def test_notification_tells_the_end_to_those_who_look_elsewhere(tmp_path: Path) -> None:
+    found = run(tmp_path, NOTIFY)
+    assert found["made"] == [
+        ["my dog", "done: 2 steps in 0:01, loss 0.1000"],
+        ["my dog", "ended by an error: no"],
+    ]
+    assert found["usual"] is False
+    assert found["warned"] == ["The browser shows no notifications"], "asked once, and refused"
+    assert found["lines"] == [
+        "", "1 more in the queue: about 12:34", "2 more in the queue: time unknown",
+        "3 more in the queue: about 2:02:05",
+    ]  # fmt: skip

@@ -169,7 +169,7 @@ def test_graph_has_a_value_for_each_widget(
     info = request.getfixturevalue(which).object_info()
     for node in _load(path)["nodes"]:
         if node["type"] in info:
-            assert len(node["widgets_values"]) == _num_values(info[node["type"]]), node["type"]
+            assert len(node["widgets_values"]) == number_of_values(info[node["type"]]), node["type"]
 
 
 @each_host
@@ -300,7 +300,7 @@ def _small(prompt: Prompt, in_full: bool) -> Prompt:
     return prompt
 
 
-def _num_values(schema: dict[str, Any]) -> int:
+def number_of_values(schema: dict[str, Any]) -> int:
     """How many values the frontend saves for a node: its widgets, and what seeds do after."""
     specs = [spec for part in ("required", "optional") for spec in _specs(schema, part)]
     kinds = [(options.get("widgetType", kind), options) for kind, options in specs]

@@ -7,6 +7,7 @@ import { app } from "../../../scripts/app.js";
 import { LINE_PX, addBody, make, textHeight } from "../body.js";
 import { makeCurve } from "./curve.js";
 import { find } from "./find.js";
+import { onQueue, waiting } from "./queue.js";
 import { makeStrip } from "./strip.js";
 
 const TRAININGS = "/personalize/trainings";
@@ -48,7 +49,8 @@ class View {
   update({ loss, validation, ...facts }) {
     const before = this.facts;
     this.facts = { ...before, ...facts };
-    this.line.textContent = this.facts.text || IDLE;
+    const queue = this.facts.training ? waiting() : "";
+    this.line.textContent = [this.facts.text || IDLE, queue].filter(Boolean).join("\n");
     this.line.style.opacity = this.facts.text ? "1" : "0.6";
     if (before.run !== this.facts.run || before.training !== this.facts.training) {
       this.button.textContent = "stop and keep";
@@ -140,6 +142,7 @@ app.registerExtension({
     api.addEventListener(TRAINING, ({ detail }) => update(detail)?.load());
     api.addEventListener(STATUS, ({ detail }) => update(detail));
     api.addEventListener("reconnected", updateAll);
+    onQueue(() => (app.canvas?.graph?.nodes ?? []).forEach((node) => views.get(node)?.update({})));
     const palette = () => setTimeout(() => showAll(app.canvas?.graph?.nodes), PALETTE_MS);
     app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", palette);
   },

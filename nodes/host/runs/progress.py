@@ -32,7 +32,7 @@ class Reporter:
         self._losses: deque[float] = deque(maxlen=SMOOTHING_STEPS)
         self._times: deque[float] = deque(maxlen=SMOOTHING_STEPS + 1)
         self._last_shown = -SHOWN_SECONDS
-        self._note = ""
+        self._note, self._expected = "", ""
 
     @property
     def base_file(self) -> str:
@@ -52,8 +52,13 @@ class Reporter:
         """Show `text` below all that is shown while the run is at work, from now on."""
         self._note = text
 
+    def expect(self, seconds: float, run: str) -> None:
+        """Show until the first step what the run will take, as the one of this name took."""
+        self._expected = f"about {clock(seconds)} by run {run}"
+
     def _show(self, text: str) -> None:
-        self.say(f"{text}\n{self._note}" if self._note else text)
+        expected = "" if self.has_steps else self._expected  # steps have a time of their own
+        self.say("\n".join(filter(None, (text, expected, self._note))))
 
     def pictures(self, done: int, total: int) -> None:
         self._count("encoding pictures", done, total)

@@ -24,6 +24,7 @@ from ....trainers.loop import Best, Training, make_job, with_teacher
 from ....trainers.methods.results import Embedding
 from ....trainers.models.compiled import compile_blocks, compiling
 from ....trainers.models.deterministic import check_deterministic, deterministic
+from ....trainers.runs.catalog.times import rate
 from ....trainers.runs.folder import Result
 from ....trainers.runs.metadata import (
     embedding_metadata,
@@ -109,6 +110,13 @@ def _held(run: Run) -> Iterator[None]:
         yield
 
 
+def _say_how_long(run: Run) -> None:
+    """Say what the steps that are left will take, where a run like it was made here."""
+    if found := rate(runs_folder(), run.facts):
+        done = max((step for step in run.folder.state_steps if step <= run.asked_steps), default=0)
+        run.reporter.expect(found.seconds * (run.asked_steps - done), found.run)
+
+
 def _say_why(run: Run, error: BaseException) -> None:
     """Leave a line in the node's body that says how it ended, where there is none yet."""
     if not isinstance(error, Interrupt | PersonalizeError):
@@ -139,6 +147,7 @@ def _train(run: Run) -> Outcome:
     folder, config, reporter = run.folder, run.config, run.reporter
     started = time.monotonic()
     stopped = folder.stopped()
+    _say_how_long(run)
     if run.processes.is_first:
         if config.store.if_run_exists == ANEW:
             folder.drop_states()
