@@ -159,8 +159,8 @@ def test_pictures_that_cannot_be_read_do_not_keep_the_others(host: Host, model: 
 
 def test_cancel_keeps_what_is_written(host: Host, model: Path) -> None:
     folder = dog(host)
-    for number in range(60):
-        save(folder / f"d{number:02}.png")
+    for number in range(300):  # so many that a slow machine's Cancel comes in time
+        save(folder / f"d{number:03}.png")
     name = offer(host, model)
 
     def listen(event: Any) -> None:
@@ -171,6 +171,6 @@ def test_cancel_keeps_what_is_written(host: Host, model: Path) -> None:
         host.follow(asked(name, write=True)[0], listen)
     assert caught.value.kind == "interrupted"
     written = set(texts(folder)) - {"c.txt"}
-    assert 2 <= len(written) < 40
+    assert 2 <= len(written) < 200
     rest = host.run(asked(name, write=True)[0])
-    assert len(made(rest)) == 62 - len(written)
+    assert len(made(rest)) == 302 - len(written)
