@@ -30,6 +30,7 @@ class Tab {
     for (const kind of ["keydown", "keyup", "copy", "paste"]) {
       this.element.addEventListener(kind, keep);
     }
+    parent.style.height = "100%"; // of the panel, so that the list scrolls and not all around it
     parent.replaceChildren(this.element);
     this.hears = [[CHANGED, () => this.later()], [TRAINING, () => this.later()],
       [STATUS, ({ detail }) => this.live(detail)], ["reconnected", () => this.later()]];
