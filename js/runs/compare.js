@@ -101,13 +101,16 @@ function select(label, options, onchange) {
 
 function pictures(runs) {
   const prompts = promptsOf(runs);
-  const heading = make("h3", { textContent: "Previews of the same prompt and seed" });
+  const heading = make("h3", { textContent: "Previews of the same prompt" });
   if (!prompts.length) {
     return [heading, make("p", { textContent: "No two of these runs have previews of one prompt." })];
   }
   const sides = ["left", "right"].map((side) => makeSide(runs, side, () => refresh()));
   const [prompt, promptLabel] = select("Prompt", prompts.map((one) => [one, one]), () => refresh());
-  const slider = make("input", { type: "range", min: 0, max: 100, value: 50, ariaLabel: "Edge between the left and the right picture" });
+  const slider = make("input", {
+    type: "range", min: 0, max: 100, value: 50,
+    ariaLabel: "Edge between the left and the right picture",
+  });
   const edge = make("div", { className: "edge" });
   const stack = make("div", { className: "stack" }, ...sides.map(({ picture }) => picture), edge);
   const words = make("div", { className: "stack-names", ariaLive: "polite" },

@@ -4,7 +4,7 @@ import { make } from "../body.js";
 import { previewUrl } from "./store.js";
 import { bytes, count, date, loss, methodName, searched, sizeOf, stateName, steps } from "./words.js";
 
-export const ROW_PX = 104;
+export const ROW_PX = 118;
 const BEYOND = 4; // rows drawn above and below, so that Tab and the wheel find them there
 const SPARK = { width: 76, height: 26 };
 const SVG = "http://www.w3.org/2000/svg";
@@ -113,13 +113,14 @@ function makeRow(row, selected, act) {
     make("div", { className: "line", textContent: text, title });
   const data = row.pictures ? `${row.data} (${count(row.pictures)} pictures)` : row.data;
   const words = make("div", { className: "words" }, head,
-    line(joined(methodName(row.method), row.model || row.architecture_title)),
-    line(joined(data, date(row.began ?? row.changed))),
-    line(joined(stateName(row.state), steps(row), bytes(sizeOf(row)))),
-  );
+    line(joined(methodName(row.method), row.model || row.architecture_title)), line(data));
+  const below = make("div", { className: "below" },
+    line(joined(stateName(row.state), steps(row))),
+    line(joined(date(row.began ?? row.changed), bytes(sizeOf(row)))));
   const side = make("div", { className: "side" }, sparkline(row.loss),
     make("div", { className: "line", textContent: loss(row.last_loss), title: "last loss" }));
-  const item = make("div", { className: "row", role: "listitem" }, box, thumbnail(row), words, side);
+  const item = make("div", { className: "row", role: "listitem" },
+    box, thumbnail(row), words, side, below);
   item.dataset.run = row.run;
   item.dataset.state = row.state;
   item.addEventListener("click", ({ target }) => target.closest("input, button") ?? act.open(row.run));

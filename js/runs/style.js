@@ -34,13 +34,14 @@ export const STYLE = `
 .personalize-runs .undo span { flex: 1; overflow-wrap: anywhere; }
 .personalize-runs .rows { position: relative; }
 .personalize-runs .row {
-  position: absolute; inset: 0 0 auto 0; height: 104px; padding: 8px 10px; overflow: hidden;
-  display: grid; grid-template-columns: 18px 56px minmax(0, 1fr) 76px; gap: 8px; cursor: pointer;
+  position: absolute; inset: 0 0 auto 0; height: 118px; padding: 8px 10px; overflow: hidden;
+  display: grid; grid-template-columns: 16px 56px minmax(0, 1fr) 64px; gap: 4px 8px; cursor: pointer;
   align-items: center; border-bottom: 1px solid var(--border-color, #4e4e4e);
   contain: layout paint style;
 }
 .personalize-runs .row:hover, .personalize-runs .row:focus-within {
   background: var(--comfy-input-bg, #222); }
+.personalize-runs .below { grid-column: 2 / -1; }
 .personalize-runs .pick { width: 16px; height: 16px; margin: 0; }
 .personalize-runs .picture { width: 56px; height: 56px; object-fit: cover; border-radius: 4px; }
 .personalize-runs .picture.none { display: grid; place-items: center; text-align: center;
@@ -52,8 +53,8 @@ export const STYLE = `
   white-space: nowrap; }
 .personalize-runs .badge { font-size: 11px; padding: 0 5px; border-radius: 8px;
   border: 1px solid currentColor; }
-.personalize-runs [data-state=training] .line:last-child { font-weight: 600; opacity: 1; }
-.personalize-runs .side svg { width: 76px; height: 26px; display: block; }
+.personalize-runs [data-state=training] .below .line:first-child { font-weight: 600; opacity: 1; }
+.personalize-runs .side svg { width: 64px; height: 26px; display: block; }
 .personalize-runs .side polyline { fill: none; stroke: currentColor; stroke-width: 1.5; }
 .personalize-runs .side .line { text-align: right; font-size: 12px; }
 .personalize-runs .empty { padding: 16px 10px; margin: 0; }
