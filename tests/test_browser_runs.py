@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -18,10 +17,10 @@ VALUES = """() => Object.fromEntries(app.graph.nodes.flatMap(
 
 
 @pytest.fixture(scope="module")
-def runs(host: Host) -> Iterator[list[Path]]:
+def runs(host: Host) -> list[Path]:
     """Two runs that differ in rank and steps, and one that is unfinished."""
     parent = host.base / "output" / "personalize"
-    yield [
+    return [
         make_run(parent, "tab one", 60, states=[20, 40, 60], previews=[20, 60], validate_every=10,
                  rank=8),
         make_run(parent, "tab other", 40, previews=[40]),
@@ -63,7 +62,9 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         opened.tab.get_by_role("button", name="resume from step 40").click()
         opened.until("() => app.graph.nodes.some((n) => n.type === 'PersonalizeRun')")
         opened.until(
-            f"() => ({VALUES})().resume_from === '{runs[0].name}' && ({VALUES})().resume_step === 40"
+            f"(name) => {{ const set = ({VALUES})();"
+            " return set.resume_from === name && set.resume_step === 40; }",
+            runs[0].name,
         )
 
         opened.tab.click(f"{TAB} .back")
