@@ -179,7 +179,7 @@ def opening(host: Host, rounds: int) -> list[Limit]:
     frames = [frame for one in found for frame in one["took"]]
     print(f"  tab: {statistics.median(opened):.3f} s to open ({min(opened):.3f} to "
           f"{max(opened):.3f}), frames of {statistics.median(frames):.1f} ms while it scrolls (at "
-          f"most {max(frames):.1f}), {found[-1]['rows']} rows drawn at once", flush=True)  # fmt: skip
+          f"most {max(frames):.1f}), {found[-1]['rows']} rows at once", flush=True)  # fmt: skip
     return [
         Limit("s to open the tab", statistics.median(opened), True, MOST_OPENING),
         Limit("ms of a frame of the tab", statistics.median(frames), True, MOST_FRAME),
