@@ -1,7 +1,7 @@
 // The previews of a run as a film strip: a row for each prompt, the newest at its right end.
 
-import { api } from "../../../scripts/api.js";
 import { make } from "../body.js";
+import { previewUrl } from "../runs/store.js";
 
 const FRAME_PX = 96;
 const ROW_PX = FRAME_PX + 44; // with the prompt above and the step below
@@ -45,9 +45,7 @@ function makeRow(prompt) {
 }
 
 function makeFrame(run, { step, prompt, file, changed }) {
-  const place = { filename: file, subfolder: `personalize/${run}/previews`, type: "output" };
-  const whole = api.apiURL(`/view?${new URLSearchParams({ ...place, t: changed })}`);
-  const small = `${whole}&preview=webp;80`;
+  const [whole, small] = [false, true].map((isSmall) => previewUrl(run, { file, changed }, isSmall));
   const style = { height: `${FRAME_PX}px`, display: "block", borderRadius: "3px" };
   const picture = make("img", { src: small, alt: prompt, loading: "lazy", style });
   const link = make("a", { href: whole, target: "_blank", title: `${prompt}, step ${step}` }, picture);

@@ -1,0 +1,267 @@
+// The sidebar tab "Training runs": lists all runs on disk, opens, compares and tidies them.
+// What is shown comes from the server: nodes/host/workbench/runs.py. Nothing of a training depends
+// on it: graphs have Load Run and resume_from, the command line has `runs`.
+
+import { api } from "../../../scripts/api.js";
+import { app } from "../../../scripts/app.js";
+import { make } from "../body.js";
+import { openCompare } from "./compare.js";
+import { button, makeDetail } from "./detail.js";
+import { SORTS, chosen, makeList } from "./list.js";
+import { get, pathOf, trying } from "./store.js";
+import { STYLE } from "./style.js";
+import { emptyTrash, freeSpace, removeRuns, restoreRuns } from "./tidy.js";
+import { count } from "./words.js";
+
+const CHANGED = "personalize.runs";
+const [TRAINING, STATUS] = ["personalize.training", "personalize.status"];
+const WAIT_MS = 400; // events that come together are answered by one question
+const UNDO_MS = 30_000;
+// What stays while the tab is closed and opened again.
+const kept = { filter: "", sort: "newest", open: null, selected: new Set() };
+
+class Tab {
+  constructor(parent) {
+    this.rows = [];
+    this.trash = [];
+    this.parts();
+    const style = make("style", { textContent: STYLE });
+    this.element = make("div", { className: "personalize-runs" }, style, this.listed, this.opened);
+    for (const kind of ["keydown", "keyup", "copy", "paste"]) {
+      this.element.addEventListener(kind, keep);
+    }
+    parent.style.height = "100%"; // of the panel, so that the list scrolls and not all around it
+    parent.replaceChildren(this.element);
+    this.hears = [[CHANGED, () => this.later()], [TRAINING, () => this.later()],
+      [STATUS, ({ detail }) => this.live(detail)], ["reconnected", () => this.later()]];
+    for (const [event, hear] of this.hears) api.addEventListener(event, hear);
+    this.show();
+    this.load();
+  }
+
+  destroy() {
+    for (const [event, hear] of this.hears) api.removeEventListener(event, hear);
+    clearTimeout(this.timer);
+    clearTimeout(this.undoTimer);
+  }
+
+  parts() {
+    this.filter = make("input", {
+      type: "search", value: kept.filter, placeholder: "filter", ariaLabel: "Filter training runs",
+      oninput: () => this.draw((kept.filter = this.filter.value)),
+    });
+    const options = Object.entries(SORTS).map(([value, [textContent]]) =>
+      make("option", { value, textContent, selected: value === kept.sort }));
+    this.sort = make("select", {
+      ariaLabel: "Sort", onchange: () => this.draw((kept.sort = this.sort.value)),
+    }, ...options);
+    this.status = make("small", { role: "status" });
+    const picked = () => this.rows.filter(({ run }) => kept.selected.has(run));
+    this.compare = button("compare", () => this.openCompare(picked()));
+    this.free = button("free disk space …", () =>
+      freeSpace(picked().length ? picked() : this.visible(), document.body));
+    this.remove = button("delete …", () => this.delete(picked()));
+    const buttons = make("div", { className: "buttons" }, this.compare, this.free, this.remove);
+    const bar = make("div", { className: "bar" }, make("h2", { textContent: "Training runs" }),
+      make("div", { className: "filters" }, this.filter, this.sort), buttons, this.status);
+    this.undo = make("div", { className: "undo", role: "status", hidden: true });
+    this.empty = make("p", { className: "empty", hidden: true });
+    [this.list, this.showRows] = makeList(kept.selected, {
+      open: (run) => this.open(run),
+      select: (run, isOn) => this.select(run, isOn),
+    });
+    this.bin = make("details", { className: "trash", hidden: true });
+    this.listed = make("section", {}, bar, this.undo, this.empty, this.list, this.bin);
+    [this.opened, this.showRun] = makeDetail({
+      back: () => this.back(),
+      remove: (row) => this.delete([row]),
+      free: (row) => freeSpace([row], document.body),
+      changed: () => this.later(),
+    });
+  }
+
+  // -- what there is --------------------------------------------------------
+
+  async load() {
+    if (this.asking) return void (this.again = true);
+    this.asking = true;
+    const found = await trying(() => get());
+    this.asking = false;
+    if (found) this.take(found);
+    else if (!this.rows.length) this.say("The runs could not be read.");
+    if (this.again) this.later((this.again = false));
+  }
+
+  take({ runs, trash, problems }) {
+    this.rows = runs;
+    this.trash = trash;
+    this.problems = problems;
+    const names = new Set(runs.map(({ run }) => run));
+    for (const run of kept.selected) if (!names.has(run)) kept.selected.delete(run);
+    if (kept.open && !names.has(kept.open)) kept.open = null;
+    this.draw();
+    this.show();
+    if (kept.open) this.read(kept.open);
+  }
+
+  async read(run) {
+    const found = await trying(() => get(pathOf(run)));
+    if (!found || kept.open !== run) return;
+    this.detail = found;
+    this.showRun(found);
+  }
+
+  later() {
+    clearTimeout(this.timer);
+    this.timer = setTimeout(() => this.load(), WAIT_MS);
+  }
+
+  // New steps of a training at work; the server is not asked for them.
+  live({ run, training, loss, validation }) {
+    const place = this.rows.findIndex((row) => row.run === run);
+    if (!training || !loss?.length || place < 0) return;
+    const [step, value] = loss.at(-1);
+    this.rows[place] = { ...this.rows[place], steps: step, last_loss: value, state: "training" };
+    this.draw();
+    if (kept.open !== run || this.detail?.run !== run) return;
+    const curve = this.detail.curve;
+    const add = (to, points) => {
+      const known = to.at(-1)?.[0] ?? 0;
+      to.push(...(points ?? []).filter(([at]) => at > known));
+    };
+    add(curve.loss, loss);
+    add(curve.validation, validation);
+    this.showRun((this.detail = { ...this.detail, steps: step, last_loss: value, state: "training" }));
+  }
+
+  // -- what is shown --------------------------------------------------------
+
+  visible() {
+    return chosen(this.rows, kept.filter, kept.sort);
+  }
+
+  draw() {
+    const rows = this.visible();
+    this.showRows(rows);
+    const number = kept.selected.size;
+    const all = rows.length === this.rows.length ? count(rows.length)
+      : `${count(rows.length)} of ${count(this.rows.length)}`;
+    const words = [`${all} ${this.rows.length === 1 ? "run" : "runs"}`];
+    if (number) words.push(`${count(number)} selected`);
+    this.say([words.join(", "), ...(this.problems ?? [])].join("\n"));
+    this.compare.disabled = number < 2;
+    this.remove.disabled = !number;
+    this.free.disabled = !rows.length && !number;
+    this.empty.hidden = rows.length > 0;
+    this.empty.textContent = this.rows.length ? "No run has these words."
+      : "There are no runs yet. Each training in a graph makes one.";
+    this.drawTrash();
+  }
+
+  say(text) {
+    if (this.status.textContent !== text) this.status.textContent = text;
+  }
+
+  drawTrash() {
+    this.bin.hidden = !this.trash.length;
+    const wasOpen = this.bin.open;
+    const item = ({ run, title }) => make("li", {}, make("span", { textContent: title, title: run }),
+      button("restore", () => restoreRuns([run]), { ariaLabel: `restore ${title}` }));
+    this.bin.replaceChildren(
+      make("summary", { textContent: `Trash: ${count(this.trash.length)}` }),
+      make("ul", {}, ...this.trash.map(item)),
+      button("empty the trash …", () => emptyTrash(this.trash)));
+    this.bin.open = wasOpen;
+  }
+
+  show() {
+    this.listed.hidden = kept.open !== null;
+    this.opened.hidden = kept.open === null;
+  }
+
+  open(run) {
+    this.from = run;
+    kept.open = run;
+    this.show();
+    this.read(run);
+  }
+
+  back() {
+    kept.open = null;
+    this.show();
+    this.draw();
+    const item = [...this.list.querySelectorAll("[data-run]")].find((r) => r.dataset.run === this.from);
+    (item?.querySelector(".name") ?? this.filter).focus();
+  }
+
+  select(run, isOn) {
+    if (isOn) kept.selected.add(run);
+    else kept.selected.delete(run);
+    this.draw();
+  }
+
+  // -- what is done ---------------------------------------------------------
+
+  async openCompare(rows) {
+    const runs = await trying(() => Promise.all(rows.map(({ run }) => get(pathOf(run)))));
+    if (runs) openCompare(runs);
+  }
+
+  async delete(rows) {
+    const gone = await removeRuns(rows);
+    if (!gone.length) return;
+    if (gone.includes(kept.open)) kept.open = null;
+    for (const run of gone) kept.selected.delete(run);
+    this.rows = this.rows.filter(({ run }) => !gone.includes(run));
+    this.show();
+    this.draw();
+    const title = gone.length === 1 ? rows.find(({ run }) => run === gone[0]).title
+      : `${count(gone.length)} runs`;
+    this.offerUndo(`${title} moved into the trash.`, gone);
+  }
+
+  offerUndo(words, names) {
+    const end = () => {
+      this.undo.hidden = true;
+      this.undo.replaceChildren();
+    };
+    const undo = button("undo", async () => {
+      end();
+      await restoreRuns(names);
+      this.filter.focus();
+    });
+    this.undo.replaceChildren(make("span", { textContent: words }), undo);
+    this.undo.hidden = false;
+    undo.focus();
+    clearTimeout(this.undoTimer);
+    this.undoTimer = setTimeout(end, UNDO_MS);
+  }
+}
+
+// What is typed here is not for the graph; its undo is, where nothing is being written.
+function keep(event) {
+  const isWriting = event.target.matches?.("input:not([type=checkbox], [type=range]), textarea");
+  if (isWriting || !(event.ctrlKey || event.metaKey)) event.stopPropagation();
+}
+
+let tab;
+app.registerExtension({
+  name: "personalize.runs",
+  setup() {
+    app.extensionManager?.registerSidebarTab?.({
+      id: "personalize.runs",
+      icon: "pi pi-chart-line",
+      title: "Training runs",
+      tooltip: "Training runs",
+      type: "custom",
+      render(element) {
+        tab?.destroy();
+        tab = new Tab(element);
+      },
+      destroy() {
+        tab?.destroy();
+        tab = undefined;
+      },
+    });
+  },
+});
