@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+from PIL import Image, PngImagePlugin
 
 from trainers.errors import SettingsError
-from trainers.settings.sweep import MOST_RUNS, grid_of
+from trainers.runs.catalog.sweep import (
+    HELD_OUT,
+    TRAINED,
+    SweptRun,
+    best_of,
+    judged_by,
+    swept_run,
+    table,
+    warning,
+)
+from trainers.runs.pictures.plot import smooth
+from trainers.runs.pictures.sweep import draw_sheet, draw_sweep
+from trainers.settings.sweep import MOST_RUNS, Grid, grid_of
 
 
 def test_grid_makes_each_combination_the_last_line_fastest() -> None:
@@ -78,3 +94,81 @@ def test_a_grid_that_cannot_be_is_refused(text: str, problem: str) -> None:
 def test_a_contradiction_is_told_with_the_runs_that_have_it() -> None:
     with pytest.raises(SettingsError, match=r"precision is 'fp16'.*\(with precision fp16\)"):
         grid_of("weights: bf16\nprecision: fp16, bf16", "dreambooth")
+
+
+# -- what they came to --------------------------------------------------------
+
+
+def swept(*validation: float | None) -> tuple[Grid, list[SweptRun]]:
+    """Two rates and two ranks; the losses of the third fall to the lowest."""
+    grid = grid_of("learning_rate: 1e-4, 5e-5\nrank: 4, 16", "lora")
+    levels = (0.4, 0.3, 0.1, 0.2)
+    runs = []
+    for number, (cell, level) in enumerate(zip(grid.cells, levels, strict=True)):
+        watched = [(2, v) for v in validation[number : number + 1] if v is not None]
+        loss_map = {"loss": [1.0, *[level] * 30], "validation": watched}
+        runs.append(swept_run(cell, f"lora-dog-{number}", 31, loss_map, False))
+    return grid, runs
+
+
+def test_the_best_has_the_lowest_held_out_loss_or_else_the_lowest_smoothed_one() -> None:
+    grid, runs = swept()
+    assert (best_of(runs), judged_by(runs)) == (runs[2], TRAINED)
+    assert runs[2].loss == pytest.approx(smooth(np.array(runs[2].losses))[-1])
+    _, runs = swept(0.5, 0.2, 0.3, 0.4)
+    assert (best_of(runs), judged_by(runs)) == (runs[1], HELD_OUT)
+    _, runs = swept(0.5, 0.2, None, 0.4)
+    assert (best_of(runs), judged_by(runs)) == (runs[2], TRAINED)
+    failed = [SweptRun(cell, problem="The loss is nan") for cell in grid.cells]
+    assert best_of(failed) is None
+    assert "The loss is nan" in table(failed, grid.axes)
+
+
+def test_what_is_handed_out_is_judged() -> None:
+    cell = grid_of("seed: 1", "lora").cells[0]
+    told = {"loss": [1.0], "validation": [(1, 0.2), (2, 0.3)]}
+    assert swept_run(cell, "a", 1, told, False).validation == 0.3
+    assert swept_run(cell, "a", 1, told, True).validation == 0.2
+
+
+def test_table_has_a_line_for_each_run_and_marks_the_best() -> None:
+    grid, runs = swept(0.5, 0.25, 0.75, 0.4)
+    lines = table(runs, grid.axes).splitlines()
+    cells = [[text.strip() for text in line.strip("|").split("|")] for line in lines]
+    assert cells[0] == ["", "learning_rate", "rank", "steps", "loss", "held-out loss", "run"]
+    assert cells[3][:4] == ["2 best", "0.0001", "16", "31"]
+    assert cells[3][5:] == ["0.25", "lora-dog-1"]
+    assert len(cells) == 6
+    assert len({len(line) for line in lines}) == 1
+
+
+def test_losses_that_do_not_compare_are_told() -> None:
+    assert warning({"rank": (4, 8)}) == ""
+    assert "min_snr_gamma changes what is measured" in warning({"min_snr_gamma": (0.0, 5.0)})
+
+
+def test_sheet_has_the_last_previews_where_their_settings_are(tmp_path: Path) -> None:
+    grid, runs = swept()
+    for number, run in enumerate(runs):
+        folder = tmp_path / run.run / "previews"
+        folder.mkdir(parents=True)
+        for step, shade in ((10, 250), (30, 60 * number), (99, 255)):  # a longer run made the last
+            facts = PngImagePlugin.PngInfo()
+            facts.add_itxt("prompt", "a dog")
+            colour = (shade, 0, 200)
+            file = folder / f"step_{step:08}_0.png"
+            Image.new("RGB", (64, 64), colour).save(file, pnginfo=facts)
+    sheet = draw_sheet(runs, grid.axes, tmp_path)
+    colours = {colour for _, colour in sheet.getcolors(1 << 20)}
+    assert {(60 * number, 0, 200) for number in range(4)} <= colours
+    assert not {(250, 0, 200), (255, 0, 200)} & colours
+    at = {c: (x, y) for x in range(0, sheet.width, 8) for y in range(0, sheet.height, 8)
+          for c in [sheet.getpixel((x, y))] if c[2] == 200}  # fmt: skip
+    assert at[0, 0, 200][0] < at[60, 0, 200][0]  # ranks from left to right
+    assert at[0, 0, 200][1] == at[60, 0, 200][1] < at[120, 0, 200][1]
+
+
+def test_a_sweep_without_previews_shows_its_losses(tmp_path: Path) -> None:
+    grid, runs = swept()
+    assert draw_sheet(runs, grid.axes, tmp_path).width > 2 * 480
+    assert draw_sweep(runs).size == (960, 540)
