@@ -29,6 +29,7 @@ COLOURS = (  # each with a contrast of 4.5 to the panel (WCAG)
     "#8ab4f8", "#fdd663", "#81c995", "#f28b82", "#c58af9", "#78d9ec", "#fcad70", "#ff8bcb",
 )  # fmt: skip
 LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)), (0, (3, 1)))
+BETWEEN = " · "
 LEGEND, ROWS = 0.36, 20  # the legend's share of the width; of runs that it has room for
 CURVE_PX = (480, 270)  # of a run without pictures
 
@@ -48,10 +49,10 @@ def draw_sweep(runs: Sequence[SweptRun], theme: str = "dark") -> Image.Image:
     for number, run in enumerate(runs):
         if not run.losses:
             continue
-        values = smooth(np.array(run.losses))
+        values, own = smooth(np.array(run.losses)), run.cell.varied.values()
         first = run.steps - len(values) + 1
         colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-        name = f"{number + 1}  {run.cell.label}{'  (best)' if run is best else ''}"
+        name = f"{number + 1}{' best' * (run is best)}  {BETWEEN.join(map(shown, own))}"
         axes.plot(
             np.arange(first, first + len(values)), values, color=colour, linestyle=line,
             linewidth=SMOOTH_PX * (1.5 if run is best else 0.8), label=_short(name),
@@ -59,8 +60,9 @@ def draw_sweep(runs: Sequence[SweptRun], theme: str = "dark") -> Image.Image:
         )  # fmt: skip
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False, labelcolor=look.text,
-        fontsize=0.85 * FONT_PX,
-    )  # fmt: skip
+        fontsize=0.85 * FONT_PX, title=_short(BETWEEN.join(best.cell.varied if best else ())),
+        alignment="left", title_fontproperties={"size": 0.85 * FONT_PX},
+    ).get_title().set_color(look.faint)  # fmt: skip
     return picture_of(figure)
 
 
