@@ -24,6 +24,7 @@ from .training.settings import (
     PreviewSettings,
     RunSettings,
 )
+from .training.sweep import Sweep
 from .training.train import TrainDreamBooth, TrainLora, TrainTextualInversion
 
 NODES: list[type[io.ComfyNode]] = [
@@ -34,6 +35,7 @@ NODES: list[type[io.ComfyNode]] = [
     TrainLora,
     TrainDreamBooth,
     TrainTextualInversion,
+    Sweep,
     OptimizerSettings,
     LossSettings,
     RunSettings,

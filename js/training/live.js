@@ -147,7 +147,8 @@ app.registerExtension({
     app.ui?.settings?.addEventListener?.("Comfy.ColorPalette.change", palette);
   },
   nodeCreated(node) {
-    if (node.comfyClass?.startsWith("PersonalizeTrain")) views.set(node, new View(node));
+    const shown = /^Personalize(Train|Sweep$)/.test(node.comfyClass);
+    if (shown) views.set(node, new View(node));
   },
   // A page that is loaded, or a graph that is opened, while a node trains or after it has.
   afterConfigureGraph: updateAll,

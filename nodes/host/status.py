@@ -80,7 +80,7 @@ def _telling(own: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return own(cls, *args, **inputs)
         except PersonalizeError as error:
-            if hasattr(cls, "METHOD"):  # a training node, which has a line of its own
+            if hasattr(cls, "SHOWS_TRAINING"):  # in a line of its own
                 PAGES.say(GraphNode.of(cls.hidden), str(error))
             else:
                 show_text(str(error), running_node())

@@ -32,10 +32,12 @@ class TrainingNode(io.ComfyNode):
 
     Attributes:
         METHOD: its name in trainers.methods.METHODS.
+        SHOWS_TRAINING: it has a body that shows how its training goes (js/training/live.js).
         MADE_OF_BASE: places of the outputs that are made of the base, so that it must be there.
     """
 
     METHOD: ClassVar[str]
+    SHOWS_TRAINING: ClassVar[bool] = True
     MADE_OF_BASE: ClassVar[tuple[int, ...]] = (0, 1)
 
     @classmethod
@@ -45,7 +47,7 @@ class TrainingNode(io.ComfyNode):
             category="personalize/train",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
-            inputs=[*_sockets_in(), *inputs, *_others_in(cls.METHOD)],
+            inputs=[*sockets_in(), *inputs, *others_in(cls.METHOD)],
             outputs=[
                 *outputs,
                 io.LossMap.Output(
@@ -75,7 +77,7 @@ class TrainingNode(io.ComfyNode):
         from ..host.runs.training import run_training
 
         config = run_config(cls.METHOD, together(cls.METHOD, given))
-        outcome = run_training(_sockets(given), config, GraphNode.of(cls.hidden))
+        outcome = run_training(sockets_of(given), config, GraphNode.of(cls.hidden))
         clip = given["clip"]
         if getattr(config.own, "train_token", False):
             clip = with_embeddings(clip, outcome.learned.needs)
@@ -93,7 +95,7 @@ class TrainingNode(io.ComfyNode):
             return []
         config = run_config(cls.METHOD, together(cls.METHOD, given))
         node = GraphNode.of(cls.hidden)
-        return missing if needs_base(_sockets(given), config, node, cls.MADE_OF_BASE) else []
+        return missing if needs_base(sockets_of(given), config, node, cls.MADE_OF_BASE) else []
 
     @classmethod
     def validate_inputs(cls, **given: Any) -> bool:
@@ -108,7 +110,8 @@ class TrainingNode(io.ComfyNode):
         return must_run_again(cls.hidden.unique_id, cls.MADE_OF_BASE)
 
 
-def _sockets_in() -> list[io.Input]:
+def sockets_in() -> list[io.Input]:
+    """What must be wired in."""
     # Lazy: a run that is on disk may do without them; see host/runs/base.py.
     return [
         io.Model.Input(
@@ -120,7 +123,7 @@ def _sockets_in() -> list[io.Input]:
     ]
 
 
-def _others_in(method: str) -> list[io.Input]:
+def others_in(method: str) -> list[io.Input]:
     """What may be wired in beside."""
     class_dataset = PersonalizeDataset.Input(
         "class_dataset",
@@ -156,7 +159,8 @@ def _others_in(method: str) -> list[io.Input]:
     return [*classes, validation_dataset, preview, *settings]
 
 
-def _sockets(given: Mapping[str, Any]) -> Sockets:
+def sockets_of(given: Mapping[str, Any]) -> Sockets:
+    """What is wired in, of all that a node was given."""
     from ..host.runs.inputs import Sockets
 
     names = [field.name for field in dataclasses.fields(Sockets)]

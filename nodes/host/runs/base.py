@@ -53,11 +53,13 @@ class GraphNode:
     Attributes:
         prompt: the graph in API form; empty where the host did not say.
         graph_id: of the saved graph, as the front end gives it; None for prompts without one.
+        heading: a line above all that its body says, such as which run of several this is.
     """
 
     node_id: str | None
     prompt: Mapping[str, Any]
     graph_id: str | None = None
+    heading: str = ""
 
     @classmethod
     def of(cls, hidden: Any) -> GraphNode:

@@ -87,6 +87,8 @@ class Pages:
 
     def say(self, node: GraphNode, text: str) -> None:
         """Show a line in the node's body."""
+        if node.heading:
+            text = f"{node.heading}\n{text}"
         training = self._training(node) | {"text": text}
         self._remember(training)
         _send(STATUS, training | self._news())

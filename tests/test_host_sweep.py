@@ -1,0 +1,118 @@
+"""A sweep in a real ComfyUI: killed in the middle, gone on with, and each run as the node's own."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests import tiny
+from tests.events import Event
+from tests.graphs import SMALL_LORA, Graph, Link
+from tests.host import Host, HostError
+from tests.test_host_store import facts, pictures, run_folders
+
+STEPS = 3
+SHARED = {**SMALL_LORA, "steps": STEPS}
+GRID = {"learning_rate": (1e-3, 5e-4), "rank": (2, 4)}
+RESULT = f"result-{STEPS:08}.safetensors"
+
+
+def sweep(host: Host) -> tuple[Graph, Link]:
+    """Four trainings; the node's first output."""
+    graph = Graph()
+    model, clip, vae = graph.load()
+    lines = {**SHARED, **{name: ", ".join(map(str, values)) for name, values in GRID.items()}}
+    preview = graph.add(
+        "PersonalizePreview", prompts="a photo of sks dog", every_steps=STEPS, width=64, height=64,
+        steps=1, cfg=1.0, seed=1, sampler_name="euler", scheduler="normal",
+    )[0]  # fmt: skip
+    outputs = graph.add(
+        "PersonalizeSweep", 5, model=model, clip=clip, vae=vae,
+        dataset=graph.dataset(pictures(host, "sweep")), method="lora", preview=preview,
+        settings="\n".join(f"{name}: {value}" for name, value in lines.items()),
+        run_settings=graph.add("PersonalizeRun", state_every=1)[0],
+    )  # fmt: skip
+    for name, output in (("sheet", outputs[3]), ("plot", outputs[4])):
+        graph.add("SaveImage", images=output, filename_prefix=name)
+    graph.add("ProbeOutputs", 1, best=outputs[0])
+    return graph, outputs[0]
+
+
+def told(host: Host, graph: Graph, kill_at: str = "nothing") -> tuple[list[str], dict[str, Any]]:
+    """What the node's body said, and what the prompt came to; killed when that is said."""
+    texts: list[str] = []
+    entry: dict[str, Any] = {}
+
+    def see(event: Event) -> None:
+        if event.kind == "personalize.status":
+            texts.append(event.data["text"])
+            if re.search(kill_at, texts[-1]):
+                host.kill()
+                raise EOFError
+
+    try:
+        entry = host.follow(graph, see)
+    except EOFError:
+        host.start()
+    return texts, entry
+
+
+def test_a_killed_sweep_goes_on_and_its_runs_are_the_training_nodes_own(new_host: Host) -> None:
+    host = new_host
+    graph, (node, _) = sweep(host)
+    texts, _ = told(host, graph, kill_at=r"run 3 of 4: .*\nstep [23]/3")
+    assert texts[-1].startswith("run 3 of 4: learning_rate 0.0005, rank 2\nstep ")
+    before = {run / RESULT: (run / RESULT).read_bytes() for run in run_folders(host)
+              if (run / RESULT).exists()}  # fmt: skip
+    assert len(before) == 2
+    texts, entry = told(host, graph)
+    said = "\n".join(texts)
+    for number in (1, 2):
+        assert re.search(rf"run {number} of 4: .*\ntrained before, 3 steps: taken from disk", said)
+    assert re.search(r"run 3 of 4: .*\ngoing on from step [12]", said)
+    assert re.search(r"run 4 of 4: .*\nstep 3/3", said)
+    assert not re.search(r"run [12] of 4: .*\nstep ", said)
+    assert all(path.read_bytes() == content for path, content in before.items())
+    runs = {(f["training"]["learning_rate"], f["own"]["rank"]): run
+            for run in run_folders(host) for f in [facts(run)]}  # fmt: skip
+    assert set(runs) == {(rate, rank) for rate in GRID["learning_rate"] for rank in GRID["rank"]}
+    (table,) = entry["outputs"][node]["text"]
+    assert texts[-1].startswith("4 runs done\nbest by smoothed training loss: learning_rate")
+    assert all(run.name in table for run in runs.values())
+    assert texts[-1].rpartition(" ")[2] in table.partition("Best by")[2]
+    for name in ("sheet", "plot"):
+        (file,) = (host.base / "output").glob(f"{name}_*.png")
+        assert min(Image.open(file).size) > 64
+    _check_own_runs(host, runs)
+
+
+def _check_own_runs(host: Host, runs: dict[tuple[float, int], Path]) -> None:
+    """A training node with the settings of a run of the sweep takes it from disk, and makes it."""
+    learned = {key: load_file(run / RESULT) for key, run in runs.items()}
+    for (rate, rank), anew in (((5e-4, 4), False), ((5e-4, 2), True)):
+        alone = Graph()
+        store = {"if_run_exists": "start anew"} if anew else {"state_every": 1}
+        own = {**SHARED, "learning_rate": rate, "rank": rank, **store}
+        trainer = alone.train(*alone.load(), alone.dataset(pictures(host, "sweep")), **own)[0][0]
+        recorded = facts(runs[rate, rank])["graph"]
+        inputs = recorded["nodes"][recorded["node"]]
+        assert inputs["class_type"] == "PersonalizeTrainLora"
+        assert (inputs["inputs"]["rank"], inputs["inputs"]["seed"]) == (rank, SHARED["seed"])
+        texts, _ = told(host, alone)
+        assert ("taken from disk" in texts[-1]) is not anew, (trainer, texts)
+        assert set(run_folders(host)) == set(runs.values())
+        tiny.assert_equal(learned[rate, rank], load_file(runs[rate, rank] / RESULT))
+
+
+def test_a_grid_that_is_not_allowed_is_refused_when_queued(host: Host) -> None:
+    graph, _ = sweep(host)
+    node = next(n for n in graph.values() if n["class_type"] == "PersonalizeSweep")
+    node["inputs"]["settings"] = "rank: 0, 4\nlerning_rate: 1"
+    with pytest.raises(HostError, match="rank is 0; allowed: 1 to 1024") as error:
+        host.run(graph)
+    assert "'lerning_rate' is no setting" in str(error.value.details)
