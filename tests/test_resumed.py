@@ -94,6 +94,28 @@ def test_state_is_the_result_of_its_step(
     assert not torch.equal(*(next(iter(tensors_at(folder, s).values())) for s in (4, STEPS)))
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora", "bf16 adapter", "textual inversion"])
+def test_state_holds_nothing_twice(tmp_path: Path, kind: str) -> None:
+    method, settings = RUNS[kind]
+    folder = trained(tmp_path, config_of(method, **settings))
+    state = torch.load(folder.path / "state" / "00000006.pt", weights_only=True)["state"]
+    kept = state["learned"]["tensors"].values()
+    again = [t for t in kept if isinstance(t, torch.Tensor)]
+    for parameter in state["parameters"]:
+        wide = parameter.float()
+        assert not any(t.shape == wide.shape and torch.equal(t, wide) for t in again)
+    assert len(again) < len(kept)
+
+
+def test_state_with_what_it_learned_as_tensors_is_read(tmp_path: Path) -> None:
+    folder = trained(tmp_path, config_of("lora"))
+    before = tensors_at(folder, 4)
+    state = torch.load(folder.path / "state" / "00000004.pt", weights_only=True)["state"]
+    state["learned"]["tensors"] = before
+    folder.write_state(state, [], keep=9)
+    tiny.assert_equal(tensors_at(folder, 4), before)
+
+
 def test_schedule_free_state_is_the_average_that_is_handed_out(tmp_path: Path) -> None:
     pytest.importorskip("schedulefree")
     config = config_of("dreambooth", optimizer="adamw_schedule_free", learning_rate=1e-2)
@@ -114,6 +136,30 @@ def test_state_of_an_earlier_version_says_that_it_is_no_result(tmp_path: Path) -
     (folder.path / "state" / "00000002.pt").write_bytes(b"PK")
     with pytest.raises(RunError, match="step 2 in .* cannot be read"):
         result_at(folder, 2)
+    (folder.path / "state" / "00000002.pt").unlink()
+    with pytest.raises(RunError, match="step 2 of .* is gone"):
+        result_at(folder, 2)
+
+
+def test_old_states_in_use_stay_and_end_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained(tmp_path, config_of("lora"))
+    state = torch.load(folder.path / "state" / "00000006.pt", weights_only=True)["state"]
+
+    unlink = Path.unlink
+
+    def in_use(self: Path, missing_ok: bool = False) -> None:
+        if self.suffix == ".pt":
+            raise PermissionError(13, "in use", str(self))
+        unlink(self, missing_ok)
+
+    with monkeypatch.context() as patched:  # as Windows does with a file that is mapped
+        patched.setattr(Path, "unlink", in_use)
+        folder.write_state(state, [], keep=1)
+    assert folder.state_steps == [2, 4, 6]
+    folder.write_state(state, [], keep=1)
+    assert folder.state_steps == [6]
 
 
 def test_states_are_shown_as_far_as_there_is_room(tmp_path: Path) -> None:
@@ -174,6 +220,32 @@ def test_run_that_begins_with_a_state_is_the_same_run_where_nothing_else_differs
         result = result_at(resumed, STEPS)
         tiny.assert_equal(dict(result.tensors), tensors_at(whole, STEPS))
         assert list(result.metrics) == list(rows[step:])
+
+
+def test_best_step_so_far_counts_where_the_same_pictures_are_watched(tmp_path: Path) -> None:
+    _, settings = RUNS["best step"]
+    source = Source.of(trained(tmp_path, config_of("lora", **settings)), 4)
+
+    def begun(**more: Any) -> Any:
+        config = config_of("lora", **settings | more)
+        training = Training(tiny.job(config))
+        source.begin(training, config, facts_of(config))
+        return training.best
+
+    state, _ = source.folder.state_of(4) or ({}, [])
+    assert begun().loss == begun(learning_rate=1e-2).loss == state["best"]["loss"]
+    assert begun(seed=7) is None  # chooses other pictures, and their noise
+    assert begun(validate_every=2) is None
+
+
+def test_runs_of_other_formats_are_not_begun_with(tmp_path: Path) -> None:
+    config = config_of("dreambooth", weights="bf16", precision="bf16")
+    facts = facts_of(config)
+    for older in ({"format": facts["format"] - 1}, {"mended": []}):
+        folder = RunFolder.of(tmp_path, "dog", {**facts, **older})
+        folder.describe({**facts, **older}, status="done")
+        with pytest.raises(SettingsError, match="earlier version"):
+            Source(folder, 2, folder.facts).check_agrees(facts, 6)
 
 
 @pytest.mark.parametrize(

@@ -323,6 +323,8 @@ class RunFolder:
     ) -> None:
         """Store what `Training.state` gave, with the record up to it; then drop old states.
 
+        Those that are in use, which Windows keeps, go with the next one.
+
         Raises:
             SaveError: it cannot be written; the states before stay.
         """
@@ -334,8 +336,7 @@ class RunFolder:
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
-        for old in self._states()[keep:]:
-            old.unlink(missing_ok=True)
+        _delete(self._states()[keep:])
 
     def state(self, at_most: int) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """The last state of at most so many steps that can be read, and the record up to it."""

@@ -18,6 +18,7 @@ from ..loop import Training
 from ..optimizers.processes import ALONE, Processes
 from ..settings.store import StoreConfig
 from .folder import RunFolder
+from .kept.steps import told_once
 
 log = logging.getLogger(__name__)
 
@@ -90,7 +91,7 @@ class StateSaver:
             return
         started, step = time.monotonic(), self._training.done
         state = self._training.state()  # no copies, but of what is shared out
-        learned = self._training.learned()
+        learned = told_once(self._training.learned(), state["parameters"])
         told = dict(self._describe(learned["tokens"])) if learned else {}
         state["learned"] = {**learned, "metadata": told}
         self._written_step = step

@@ -9,6 +9,7 @@ it makes the very run that the other one was, to the bit on a CPU.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -30,8 +31,10 @@ MUST_AGREE: Mapping[str, tuple[str, ...]] = {
         "token", "vectors",
     ),
 }  # fmt: skip
-# What decides the loss of held-out pictures.
-OF_VALIDATION = ("validation", "dataset", "validation_dataset", "objective")
+# What decides the loss of held-out pictures, beside the seed.
+OF_VALIDATION = ("validation", "objective")
+WATCHED = ("dataset", "validation_dataset")
+IN_OTHER_PARTS = "rounding by pieces"  # of what was mended: states are of other parts since
 # Of an optimizer's groups: what settings say. All else in them was found on the way.
 OF_SETTINGS = (
     "lr", "initial_lr", "weight_decay", "warmup_steps", "relative_step", "scale_parameter",
@@ -85,6 +88,11 @@ class Source:
                 [f"resume_from '{name}' is a run of {self.facts.get('method')}; allowed on this "
                  f"node: runs of {facts['method']}"]
             )  # fmt: skip
+        if self._is_earlier(facts):
+            raise_problems(
+                [f"resume_from '{name}' is a run of an earlier version, whose states are in other "
+                 "parts; allowed: runs of this version"]
+            )  # fmt: skip
         found = [
             f"{setting} is {now!r}, but the run in resume_from, '{name}', has {was!r}; allowed: "
             f"{was!r}, or another run"
@@ -101,6 +109,23 @@ class Source:
                 f"'{name}'; allowed: {self.step + 1} steps and more, or an earlier resume_step"
             )
         raise_problems(found)
+
+    def _is_earlier(self, facts: Mapping[str, Any]) -> bool:
+        was, now = self.facts, facts
+        return was.get("format") != now["format"] or (
+            IN_OTHER_PARTS in now.get("mended", ()) and IN_OTHER_PARTS not in was.get("mended", ())
+        )
+
+    def _watches_the_same(self, config: RunConfig, facts: Mapping[str, Any]) -> bool:
+        """Whether the loss of the best step so far can be compared with those to come."""
+        before = config_of(self.facts)
+        return before.training.seed == config.training.seed and all(
+            (
+                *(getattr(before, name) == getattr(config, name) for name in OF_VALIDATION),
+                # As run.json has them: lists, where there are tuples before.
+                *(self.facts[name] == json.loads(json.dumps(facts[name])) for name in WATCHED),
+            )
+        )
 
     def _differences(self, facts: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
         before = config_of(self.facts)
@@ -143,7 +168,6 @@ class Source:
             )
         before = config_of(self.facts)
         same_batches = before.training.batch_size == config.training.batch_size
-        same_watched = all(self.facts.get(name) == facts.get(name) for name in OF_VALIDATION)
         rates = training.rates(self.step)
         both_scale = state["scaler"] and start["scaler"]
         training.load_state({
@@ -155,7 +179,7 @@ class Source:
                 "last_epoch": self.step, "_step_count": self.step + 1, "_last_lr": rates,
             },
             "scaler": (state if both_scale else start)["scaler"],
-            "best": state["best"] if same_watched else None,
+            "best": state["best"] if self._watches_the_same(config, facts) else None,
         })  # fmt: skip
 
     def missing(self) -> RunError:

@@ -3,7 +3,8 @@
 A state has the numbers that were trained. What of them a result would hold is in it too, under
 "learned":
 
-    tensors, tokens, metadata     as in Result, where other tensors are trained than handed out
+    tensors, tokens, metadata     as in Result; in the place of a tensor that is one of the
+                                  parameters, in fp32, that one's number
     names, tokens, metadata       of DreamBooth: keys of the first parameters, or of their average
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ...errors import RunError
@@ -21,7 +23,31 @@ from ..folder import Result, RunFolder
 from ..story import read_metrics
 
 LAST, BEST = "last", "best"
+LOOKED_AT = 16
 SMOOTHING_STEPS = 20  # the loss of one step is mostly the luck of its timesteps
+
+
+def told_once(learned: Mapping[str, Any], parameters: Sequence[Tensor]) -> dict[str, Any]:
+    """What `Training.learned` gave, with numbers for those tensors that are parameters in fp32."""
+    if "tensors" not in learned:
+        return dict(learned)
+    alike: dict[Any, list[int]] = {}
+    for number, parameter in enumerate(parameters):
+        alike.setdefault(_look(parameter), []).append(number)
+
+    def told(tensor: Tensor) -> Tensor | int:
+        for number in alike.get(_look(tensor), ()):
+            if torch.equal(parameters[number].detach().to("cpu", torch.float32), tensor):
+                return number
+        return tensor
+
+    return {**learned, "tensors": {key: told(value) for key, value in learned["tensors"].items()}}
+
+
+def _look(tensor: Tensor) -> tuple[Any, ...]:
+    """What tells most tensors apart: the shape and a few of the numbers."""
+    first = tensor.detach().flatten()[:LOOKED_AT]
+    return (*tensor.shape, *first.float().tolist())
 
 
 def kept_steps(folder: RunFolder) -> list[int]:
@@ -90,6 +116,11 @@ def result_at(folder: RunFolder, step: int) -> Result:
     if folder.has_result(step) and (result := folder.result(step)):
         return result
     found = folder.state_of(step, mapped=True)
+    if found is None and step not in kept_steps(folder):
+        raise RunError(
+            f"run: what was kept of step {step} of '{folder.path.name}' is gone: a run at work "
+            "deletes its older states.\nQueue again, or raise keep_states of Run Settings."
+        )
     if found is None:
         raise RunError(
             f"run: what is kept of step {step} in '{folder.path.name}' cannot be read; allowed: "
@@ -136,8 +167,11 @@ def _tensors(
     folder: RunFolder, state: Mapping[str, Any], learned: Mapping[str, Any]
 ) -> Mapping[str, Tensor]:
     if "tensors" in learned:
-        found: Mapping[str, Tensor] = learned["tensors"]
-        return found
+        parameters = state["parameters"]
+        return {
+            key: parameters[value].float() if isinstance(value, int) else value
+            for key, value in learned["tensors"].items()
+        }
     names = learned["names"]
     values = state["parameters"][: len(names)]
     if (average := state["method"].get("average")) is not None:
