@@ -159,18 +159,18 @@ def test_pictures_that_cannot_be_read_do_not_keep_the_others(host: Host, model: 
 
 def test_cancel_keeps_what_is_written(host: Host, model: Path) -> None:
     folder = dog(host)
-    for number in range(300):  # so many that a slow machine's Cancel comes in time
-        save(folder / f"d{number:03}.png")
+    for number in range(20):
+        save(folder / f"d{number:02}.png")
     name = offer(host, model)
 
     def listen(event: Any) -> None:
-        if event.kind == "progress" and event.data["value"] == 2:
+        if event.kind == "progress" and event.data["value"] >= 1:
             host.interrupt()
 
     with pytest.raises(HostError) as caught:
-        host.follow(asked(name, write=True)[0], listen)
+        host.follow(asked(name, write=True, instruction="a photo", max_length=200)[0], listen)
     assert caught.value.kind == "interrupted"
     written = set(texts(folder)) - {"c.txt"}
-    assert 2 <= len(written) < 200
+    assert 1 <= len(written) < 20
     rest = host.run(asked(name, write=True)[0])
-    assert len(made(rest)) == 302 - len(written)
+    assert len(made(rest)) == 22 - len(written)

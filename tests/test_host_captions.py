@@ -266,7 +266,38 @@ def test_pages_of_other_sites_cannot_write(running: Host) -> None:
     form = ask(running, ROUTE, body, Content_Type="application/x-www-form-urlencoded")
     other = {"Content_Type": "application/json", "Origin": "http://evil.example"}
     assert [plain[0], form[0], ask(running, ROUTE, body, **other)[0]] == [415, 415, 403]
+    assert ask(running, f"{ROUTE}/all", body, Content_Type="text/plain")[0] == 415
     assert (folder / "c.txt").read_text() == "a dog\non a beach"
+
+
+def write_all(host: Host, changes: Any) -> tuple[int, dict[str, Any]]:
+    body = json.dumps({"folder": "routes/dog", "changes": changes}).encode()
+    status, _, content = ask(host, f"{ROUTE}/all", body, Content_Type="application/json")
+    found: dict[str, Any] = json.loads(content)
+    return status, found
+
+
+def test_several_captions_are_written_together_or_not_at_all(running: Host) -> None:
+    folder = dog(running)
+    first = {"picture": "a b#%?.png", "caption": "new", "was": None}
+    second = {"picture": "c.png", "caption": "", "was": "a dog\non a beach"}
+    for wrong, status, told in (
+        ({**second, "was": "other"}, 409, "changed elsewhere"),
+        ({**second, "picture": "../c.png"}, 400, "There is no picture"),
+        ({**second, "caption": "x" * 20_001}, 400, "20,001 characters"),
+        ({"picture": "c.png"}, 400, "caption is missing"),
+        ("c.png", 400, "A change is none"),
+    ):
+        refused, answer = write_all(running, [first, wrong])
+        assert (refused, told in answer["error"]) == (status, True), answer
+        assert [path.name for path in folder.glob("*.txt")] == ["c.txt"]
+    assert write_all(running, [{**second, "was": "other"}])[1]["captions"] == {
+        "c.png": "a dog\non a beach"
+    }
+    assert [write_all(running, wrong)[0] for wrong in ([], None, "x", {})] == [400] * 4
+    status, answer = write_all(running, [first, second])
+    assert (status, captions(answer)["a b#%?.png"], captions(answer)["c.png"]) == (200, "new", None)
+    assert [path.name for path in folder.glob("*.txt")] == ["a b#%?.txt"]
 
 
 # Thumbnails
@@ -286,6 +317,10 @@ def test_thumbnail_is_small_and_cut_as_trained(running: Host) -> None:
     assert len(content) < 30_000
     with Image.open(io.BytesIO(content)) as image:
         assert image.size == (208, 95)  # 704x320
+    asked = {"folder": "routes/dog", "picture": "a b#%?.png", "large": "1"}
+    large = ask(running, f"/personalize/thumbnail?{urllib.parse.urlencode(asked)}")[2]
+    with Image.open(io.BytesIO(large)) as image:
+        assert image.size == (704, 320), "as large as it trains"
     square = thumbnail(running, "a b#%?.png", buckets=False)[2]
     with Image.open(io.BytesIO(square)) as image:
         assert image.size == (208, 208)
