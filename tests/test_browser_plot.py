@@ -29,9 +29,9 @@ def test_plot_is_as_dark_as_the_page(host: Host, renderer: str) -> None:
         for palette in ("dark", "light", "solarized", "dark"):
             shown.set({"Comfy.ColorPalette": palette})
             theme = "light" if palette == "light" else "dark"
-            assert shown.run(THEMES) == [theme, ["auto"]], palette
+            assert shown.run(THEMES) == [theme, ["auto", ""]], palette
         shown.run("() => void (app.graph.nodes[0].widgets[0].value = 'light')")
-        assert shown.run(THEMES) == ["light", ["light"]]
+        assert shown.run(THEMES) == ["light", ["light", ""]]
         shown.load(SAVED_BEFORE)  # when the node had no such widget
         assert shown.run(THEMES)[0] == "dark"
         assert shown.complaints == []

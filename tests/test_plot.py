@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from trainers.errors import PersonalizeError
+from trainers.runs.pictures.lines import COLOURS, DASHES, MOST_LINES, Line, draw_lines
 from trainers.runs.pictures.plot import (
     LOOKS,
     Marks,
@@ -241,3 +242,39 @@ def test_a_run_that_began_with_a_state_is_drawn_from_its_own_first_step() -> Non
     for colour in (DARK.smooth, DARK.raw, DARK.validation):  # all but the numbers of the steps
         assert spread(drawn, colour) == spread(alike, colour)
         assert num_pixels(drawn, colour) > 30
+
+
+# -- several runs -------------------------------------------------------------
+
+
+@each_look
+def test_several_runs_have_a_line_each_that_spans_its_own_steps(theme: str) -> None:
+    short, long = ([0.1] * 100, [0.2] * 400)
+    lines = [Line("short", short, Marks()), Line("long", long, Marks(first_step=101))]
+    plot = np.asarray(draw_lines(lines, theme))[150:, :]  # below the legend
+    plain, dashed = (Image.fromarray(plot) for _ in range(2))
+    one, other = COLOURS[theme][:2]
+    assert spread(plain, one)[1] == pytest.approx(776 * 100 / 500, abs=6)
+    assert spread(dashed, other)[1] == pytest.approx(776 * 400 / 500, abs=12)
+    drawn = num_pixels(dashed, other) / num_pixels(plain, one)
+    assert 2 < drawn < 3.4, "four times as long, three tenths of it gaps"
+
+
+def test_lines_differ_by_more_than_colour_and_can_be_read() -> None:
+    assert len(set(DASHES)) == len(DASHES) == MOST_LINES
+    for theme, colours in COLOURS.items():
+        assert len(set(colours)) == MOST_LINES
+        look = LOOKS[theme]
+        for colour in colours:
+            assert min(contrast(colour, look.background), contrast(colour, look.panel)) >= 4.5
+
+
+def test_any_name_of_a_run_is_drawn() -> None:
+    names = ["a $b$ c", "_under", "x" * 200, "<b>", "$", "", "日本"][:MOST_LINES]
+    picture = draw_lines([Line(name, noisy(30), Marks()) for name in names])
+    assert picture.size == (960, 540)
+
+
+def test_several_runs_one_without_losses_is_an_error() -> None:
+    with pytest.raises(PersonalizeError, match="holds no losses"):
+        draw_lines([Line("a", [0.1], Marks()), Line("b", [], Marks())])

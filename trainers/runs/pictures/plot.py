@@ -75,7 +75,7 @@ def draw_losses(
     Raises:
         PersonalizeError: there are no losses, or some are not finite.
     """
-    values, look, marks = _checked(losses), LOOKS[theme], marks or Marks()
+    values, look, marks = checked(losses), LOOKS[theme], marks or Marks()
     unit = min(width_px / DESIGN_PX[0], height_px / DESIGN_PX[1])
     figure = blank_figure(width_px, height_px, look)
     room = np.array(ROOM_PX) * unit / np.array([width_px, height_px, width_px, height_px])
@@ -182,7 +182,12 @@ def marks_of(loss_map: Mapping[str, Any]) -> Marks:
     return Marks(validation, best, loss_map.get("previews", ()), loss_map.get("states", ()), first)
 
 
-def _checked(losses: Sequence[float]) -> Array:
+def checked(losses: Sequence[float]) -> Array:
+    """The losses as an array.
+
+    Raises:
+        PersonalizeError: there are none, or some are not finite.
+    """
     values = np.asarray(losses, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(values) and not len(bad):
@@ -200,17 +205,24 @@ def _set_scales(axes: Any, losses: Array, first: int, look: Look) -> None:
     """Limits, ticks and grid; above the plot, how many losses lie beyond its edges."""
     low, high = loss_range(losses)
     # The only step of a run lies in the middle.
-    axes.set_xlim(first - 1, first - 1 + max(2, len(losses)))
-    axes.set_ylim(low, high)
+    set_scales(axes, (first - 1, first - 1 + max(2, len(losses))), (low, high), look)
+    if beyond := int(np.count_nonzero((losses < low) | (losses > high))):
+        text = f"{beyond:,} of {len(losses):,} off the scale"
+        axes.set_title(text, loc="left", color=look.faint, fontsize=FONT_PX)
+
+
+def set_scales(
+    axes: Any, steps: tuple[float, float], losses: tuple[float, float], look: Look
+) -> None:
+    """Limits, ticks, grid and names of both axes."""
+    axes.set_xlim(*steps)
+    axes.set_ylim(*losses)
     axes.locator_params("x", nbins=MOST_X_TICKS, integer=True)
     axes.locator_params("y", nbins=MOST_Y_TICKS)
     axes.xaxis.set_major_formatter("{x:,.0f}")
     style_axes(axes, look)
     axes.set_xlabel("step", color=look.text, fontsize=FONT_PX)
     axes.set_ylabel("loss", color=look.text, fontsize=FONT_PX)
-    if beyond := int(np.count_nonzero((losses < low) | (losses > high))):
-        text = f"{beyond:,} of {len(losses):,} off the scale"
-        axes.set_title(text, loc="left", color=look.faint, fontsize=FONT_PX)
 
 
 def _draw_lines(axes: Any, losses: Array, first: int, width_px: int, look: Look) -> None:
