@@ -184,7 +184,7 @@ def _shown(node: Json) -> Json:
     inputs = [one for one in node["inputs"] if one["name"] == "images"]
     properties = node["properties"] | {"Node name for S&R": "PreviewImage"}
     return node | {
-        "type": "PreviewImage", "inputs": inputs, "outputs": [], "widgets_values": [],
+        "type": "PreviewImage", "inputs": inputs, "widgets_values": [],
         "properties": properties,
     }  # fmt: skip
 

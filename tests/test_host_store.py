@@ -351,3 +351,36 @@ def test_cancel_before_the_first_step_is_said(host: Host) -> None:
     with pytest.raises(HostError, match="interrupted"):
         host.follow(graph, see)
     assert said[-1] == "cancelled before the first step"
+
+
+# -- how long it takes --------------------------------------------------------
+
+
+def test_time_is_said_before_the_first_step_and_of_what_waits(host: Host) -> None:
+    def asked(**settings: Any) -> Graph:
+        return training(host, rank=3, seed=901, **settings)[0]  # a rank of no other run here
+
+    before = run_folders(host)
+    host.run(asked(steps=20))
+    (known,) = run_folders(host) - before
+    assert host.get("/personalize/queue") == {"trainings": 0, "seconds": 0}
+    told: list[str] = []
+    waiting: list[str] = []
+    seen: dict[str, Any] = {}
+
+    def see(event: Event) -> None:
+        if event.kind != "personalize.status" or not event.data["text"]:
+            return
+        told.append(event.data["text"])
+        if not waiting:  # it runs, so others wait
+            waiting.extend(host.queue(asked(steps=30, learning_rate=r)) for r in (1e-4, 2e-4))
+            seen.update(host.get("/personalize/queue"))
+
+    host.follow(asked(steps=25, learning_rate=5e-4), see)
+    expected = re.compile(rf"\nabout 0:\d\d by run {known.name}(\n|$)")
+    assert any(expected.search(text) for text in told), told
+    assert not any(" by run " in text for text in told if text.startswith("step"))
+    step_seconds = facts(known)["seconds"] / 20
+    assert seen == {"trainings": 2, "seconds": pytest.approx(60 * step_seconds)}
+    for prompt_id in waiting:
+        host.wait(prompt_id)

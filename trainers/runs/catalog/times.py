@@ -114,8 +114,8 @@ def _work(nodes: Mapping[str, Any], node_id: str) -> dict[str, Any]:
 
 def _step_seconds(folder: Path, told: Mapping[str, Any]) -> float:
     """As the run says; 0 where it does not, or is too short to tell."""
-    results = [(steps, file) for file in folder.glob("result-*.safetensors")
-               if (steps := result_steps(file.name))]  # fmt: skip
+    ended = {file: result_steps(file.name) for file in folder.glob("result-*.safetensors")}
+    results = [(steps, file) for file, steps in ended.items() if steps]
     if not results or told.get("resumed"):  # another run made its first steps
         return 0.0
     (steps, _), file = max(results)
