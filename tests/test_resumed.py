@@ -10,14 +10,16 @@ import torch
 
 from tests import tiny
 from tests.dataset_files import batch
+from trainers.data.validation import held_out_places, split
 from trainers.errors import RunError, SettingsError
-from trainers.loop import Training
+from trainers.loop import Training, make_job
 from trainers.runs.folder import Result, RunFolder, run_facts
 from trainers.runs.kept.resumed import Source
 from trainers.runs.kept.steps import best_step, chosen_step, kept_steps, result_at, steps_with_room
 from trainers.runs.states import StateSaver
 from trainers.runs.story import read_metrics
 from trainers.settings.run import RunConfig
+from trainers.step import Job
 
 STEPS = 6
 TEXT = {"train_text_encoder": True}
@@ -45,12 +47,24 @@ def facts_of(config: RunConfig, source: Source | None = None) -> dict[str, Any]:
     return facts | ({"resumed": source.fact} if source else {})
 
 
+def job_of(config: RunConfig) -> Job:
+    """As a node makes it: with the pictures that are held out."""
+    share, pictures = config.validation.held_out, tiny.examples()
+    away = held_out_places(len(pictures.latents), share, config.training.seed)
+    pictures, watched = split(pictures, away)
+    if watched is None:
+        return tiny.job(config)
+    base = tiny.parts()
+    encoded = tiny.encode_captions(base, [*tiny.examples().captions, ""])
+    return make_job(base, pictures, encoded, config, watched)
+
+
 def trained(parent: Path, config: RunConfig, source: Source | None = None) -> RunFolder:
     """A run to its end, with states of every second step and its result."""
     facts = facts_of(config, source)
     folder = RunFolder.of(parent, "dog", facts)
     folder.describe(facts, status="done")
-    job = tiny.job(config)
+    job = job_of(config)
     training = Training(job)
     if source:
         source.begin(training, config, facts)
@@ -228,7 +242,7 @@ def test_best_step_so_far_counts_where_the_same_pictures_are_watched(tmp_path: P
 
     def begun(**more: Any) -> Any:
         config = config_of("lora", **settings | more)
-        training = Training(tiny.job(config))
+        training = Training(job_of(config))
         source.begin(training, config, facts_of(config))
         return training.best
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -133,6 +133,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         return {key: tensor if maps else tensor.clone() for key, tensor in tensors}
 
 
+def flat(tokens: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Rows of learned tokens, by token and text encoder, as a file of tensors holds them."""
+    return {
+        f"{encoder} {token}": rows for token, by in tokens.items() for encoder, rows in by.items()
+    }
+
+
+def nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The rows that `flat` put in one dict."""
+    tokens: dict[str, dict[str, Tensor]] = {}
+    for key, rows in tensors.items():
+        encoder, _, token = key.partition(" ")
+        tokens.setdefault(token, {})[encoder] = rows
+    return tokens
+
+
 def sha256(path: Path) -> str:
     """The SHA-256 of a whole file."""
     digest = hashlib.sha256()
@@ -222,7 +238,7 @@ def write_whole(path: Path, content: bytes) -> None:
         file.write(content)
 
 
-@contextmanager
+@contextlib.contextmanager
 def whole_file(path: Path, num_bytes: int = 0, instead: Path | None = None) -> Iterator[IO[bytes]]:
     """A temporary file beside `path` to write into, renamed into its place at the end.
 
@@ -253,6 +269,13 @@ def whole_file(path: Path, num_bytes: int = 0, instead: Path | None = None) -> I
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)  # after the rename there is none
+
+
+def delete(paths: Iterable[Path]) -> None:
+    """Delete files; those that are in use stay."""
+    for path in paths:
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
 
 
 def save_error(path: Path, num_bytes: int, error: OSError) -> SaveError:

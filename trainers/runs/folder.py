@@ -39,7 +39,16 @@ from ..data.captions import one_line
 from ..data.dataset import Dataset, Picture
 from ..settings.run import RunConfig
 from ..settings.store import ANEW
-from .files import read_tensors, save_error, save_tensors, whole_file, write_whole
+from .files import (
+    delete,
+    flat,
+    nested,
+    read_tensors,
+    save_error,
+    save_tensors,
+    whole_file,
+    write_whole,
+)
 from .fingerprint import fingerprint_of, mended
 from .story import read_metrics, times_of
 
@@ -242,7 +251,7 @@ class RunFolder:
             tokens_path = self._tokens_path(steps)
             tokens = read_tensors(tokens_path) if tokens_path.exists() else {}
             metrics = read_metrics(self.path, steps)
-            return Result(steps, read_tensors(path), metadata, _nested(tokens), metrics)
+            return Result(steps, read_tensors(path), metadata, nested(tokens), metrics)
         except FileNotFoundError:
             return None
         except (OSError, safetensors.SafetensorError) as error:
@@ -272,20 +281,20 @@ class RunFolder:
         """
         self.write_metrics(result.metrics)
         if result.tokens:
-            save_tensors(self._tokens_path(result.steps), _flat(result.tokens), {}, dtype=None)
+            save_tensors(self._tokens_path(result.steps), flat(result.tokens), {}, dtype=None)
         metadata = {**result.metadata, MEANT_BY: self.fingerprint}
         *older, newest = self._result_numbers(result.steps)
         path, following = (self._result_path(result.steps, n) for n in (newest, newest + 1))
         save_tensors(path, result.tensors, metadata, dtype=None, instead=following)
         if following.exists():
             older.append(newest)
-        _delete(self._result_path(result.steps, number) for number in older)
+        delete(self._result_path(result.steps, number) for number in older)
 
     def drop_results(self, *lengths: int) -> None:
         """Delete what was learned in so many steps; files that are in use stay."""
         for steps in lengths:
             paths = [self._result_path(steps, number) for number in self._result_numbers(steps)]
-            _delete([self._tokens_path(steps), *paths])
+            delete([self._tokens_path(steps), *paths])
 
     def write_metrics(self, metrics: Iterable[Mapping[str, Any]]) -> None:
         """Write metrics.jsonl; what a longer result has beyond it stays.
@@ -336,7 +345,7 @@ class RunFolder:
                 if isinstance(error.__context__, OSError):
                     raise error.__context__ from None
                 raise
-        _delete(self._states()[keep:])
+        delete(self._states()[keep:])
 
     def state(self, at_most: int) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
         """The last state of at most so many steps that can be read, and the record up to it."""
@@ -389,23 +398,3 @@ class RunFolder:
 
 
 _SHAPE = (KeyError, TypeError, ValueError)  # of a file that is whole, but none of ours
-
-
-def _delete(paths: Iterable[Path]) -> None:
-    for path in paths:
-        with contextlib.suppress(OSError):  # in use
-            path.unlink(missing_ok=True)
-
-
-def _flat(tokens: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    return {
-        f"{encoder} {token}": rows for token, by in tokens.items() for encoder, rows in by.items()
-    }
-
-
-def _nested(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    tokens: dict[str, dict[str, Tensor]] = {}
-    for key, rows in tensors.items():
-        encoder, _, token = key.partition(" ")
-        tokens.setdefault(token, {})[encoder] = rows
-    return tokens
