@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -26,7 +27,7 @@ def main(own: Sequence[str], of_host: Sequence[str]) -> int:
     Raises:
         PersonalizeError: there is no such run, or it must stay as it is.
     """
-    asked = _parser().parse_args(own)
+    asked = _asked(own)
     folder = host.output_folder(host.find_comfyui(asked.comfyui), of_host) / "personalize"
     from ..trainers.runs.catalog import tidy
     from ..trainers.runs.catalog.listing import Catalog
@@ -45,6 +46,8 @@ def main(own: Sequence[str], of_host: Sequence[str]) -> int:
     catalog = Catalog(folder)
     if asked.json:
         print(json.dumps(json.loads(catalog.listing()), indent=1))
+        for sentence in problems:
+            print(sentence, file=sys.stderr)
         return int(bool(problems))
     rows, left_out = catalog.rows()
     for line in table(rows):
@@ -77,6 +80,14 @@ def _cells(row: Mapping[str, Any]) -> tuple[str, ...]:
         f"{sum(row['bytes'].values()) / 1e6:,.1f} MB",
         title,
     )
+
+
+def _asked(own: Sequence[str]) -> argparse.Namespace:
+    parser = _parser()
+    asked = parser.parse_args(own)
+    if bool(asked.free) != bool(asked.of):
+        parser.error("--free and --of belong together: what is freed, and of which runs")
+    return asked
 
 
 def _parser() -> argparse.ArgumentParser:

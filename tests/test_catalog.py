@@ -16,7 +16,7 @@ import pytest
 
 from tests.packed import module
 from tests.run_folders import GRAPH, make_run, rows, save_preview
-from trainers.errors import RunError, SettingsError
+from trainers.errors import RunError, SaveError, SettingsError
 from trainers.runs.catalog import names, reading, tidy
 from trainers.runs.catalog.curve import (
     SPARKS,
@@ -306,6 +306,16 @@ def hand_made_graph(run: Path) -> None:
     (run / "run.json").write_text(json.dumps(told))
 
 
+def graph_of_no_node(run: Path) -> None:
+    told = json.loads((run / "run.json").read_text())
+    (run / "run.json").write_text(json.dumps({**told, "graph": {**GRAPH, "node": ["4"]}}))
+
+
+def endless_step(run: Path) -> None:
+    line = b'{"step": %b, "num_steps": 40, "loss": 0.5}\n' % (b"1" * 5000)
+    (run / "metrics.jsonl").write_bytes(line)
+
+
 # What was done to a run's folder: the state it has then, and a piece of each problem that is told.
 FUZZED: list[tuple[Callable[[Path], None], str, list[str]]] = [
     (broken_json, "damaged", ["run.json is not JSON"]),
@@ -326,6 +336,8 @@ FUZZED: list[tuple[Callable[[Path], None], str, list[str]]] = [
     (odd_files, "damaged", ["label.json is no plain file", "run.json is no plain file"]),
     (markup, "done", []),
     (hand_made_graph, "done", []),
+    (graph_of_no_node, "done", []),
+    (endless_step, "done", ["1 of 1 lines of metrics.jsonl"]),
 ]  # fmt: skip
 
 
@@ -448,6 +460,28 @@ def test_label_changes_nothing_of_the_run(tmp_path: Path) -> None:
     assert len(refused.value.problems) == 4
 
 
+def test_label_that_is_a_folder_is_told_and_stays(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    (run / "label.json").mkdir()
+    for title in ("Rex", ""):
+        with pytest.raises(SaveError, match="label.json' was not saved"):
+            write_label(run, {"title": title})
+
+
+def test_lock_that_leads_elsewhere_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = make_run(tmp_path / "runs", states=[40])
+    (tmp_path / "mine").write_text("mine")
+    (run / ".lock").symlink_to(tmp_path / "mine")
+    opened: list[Path] = []  # which empties what the link leads to, before filelock 3.20.1
+    monkeypatch.setattr(filelock, "FileLock", lambda path, **_: opened.append(path))
+    with pytest.raises(RunError, match=r"'\.lock' of run .* is a link"):
+        tidy.delete(run.parent, run.name)
+    freed, problems = tidy.free(run.parent, [run.name], ["states"])
+    assert (freed, "is a link" in problems[0], opened) == (0, True, [])
+
+
 def test_deleted_run_is_kept_until_the_trash_is_emptied(tmp_path: Path) -> None:
     run = make_run(tmp_path, states=[40])
     write_label(run, {"title": "Rex"})
@@ -544,6 +578,14 @@ def test_command_lists_and_tidies_runs(
     assert run.name in said("--restore", run.name)
     said("--delete", run.name, "--empty-trash")
     assert list(parent.iterdir()) == []
+    write_label(make_run(parent, states=[40]), {"pinned": True})
+    freed = ["--free", "states", "--of", run.name, "--comfyui", str(tmp_path / "host"), "--json"]
+    assert headless.main(freed, [str(parent.parent)]) == 1
+    assert "is pinned" in capsys.readouterr().err, "beside JSON"
+    for half in (["--free", "states"], ["--of", run.name]):
+        with pytest.raises(SystemExit):
+            headless.main(half, [str(parent.parent)])
+        assert "--free and --of belong together" in capsys.readouterr().err
 
 
 # -- how long it takes --------------------------------------------------------

@@ -111,6 +111,11 @@ def test_problems_are_told_and_the_rest_is_read(host: Host) -> None:
     answer = read(host)
     assert captions(answer)["c.png"] == "a dog\non a beach"
     assert answer["problems"] == ["Not UTF-8 text: a b#%?.txt.\nSave them again as UTF-8."]
+    unread = answer["pictures"][0]
+    assert (unread["editable"], "not UTF-8" in unread["why"]) == (False, True)
+    for was in ({"was": None}, {}):
+        assert write(host, picture="a b#%?.png", caption="over it", **was)[0] == 400
+    assert (folder / "a b#%?.txt").read_bytes() == b"\xff\xfe", "nobody has seen what it says"
 
 
 @pytest.mark.parametrize(
@@ -118,7 +123,7 @@ def test_problems_are_told_and_the_rest_is_read(host: Host) -> None:
     [
         ("../secret", "is not inside"), ("link", "is not inside"), ("/etc", "is not inside"),
         ("a\0b", "is not inside"), ("gone", "does not exist"), ("", "No folder is chosen"),
-        ("..\\secret", "does not exist"),
+        ("..\\secret", "does not exist"), ("a" * 5000, "does not exist"),
     ],
 )  # fmt: skip
 def test_folders_outside_the_input_folder_are_refused(
@@ -211,6 +216,8 @@ def test_length_of_a_caption_is_limited(host: Host) -> None:
     assert (status, "20,001 characters" in answer["error"]) == (400, True)
     assert write(host, caption="x" * 300_000)[0] == 413
     assert (folder / "c.txt").read_text(encoding="utf-8") == "\u05db" * 20_000 + "\n"
+    deep = ask(host, ROUTE, b"[" * 100_000, Content_Type="application/json")
+    assert (deep[0], b"is not JSON" in deep[2]) == (400, True)
 
 
 @pytest.mark.parametrize(

@@ -108,7 +108,7 @@ def dataset_folder(name: str) -> Path:
             f"Folder {name!r} is not inside {root}.\nMove or copy the pictures into a folder there "
             "and choose that one."
         )
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # no error for a name that is too long
         raise DatasetError(
             f"Folder {name!r} does not exist in {root}.\nMake it and put pictures into it, or "
             f"choose one of: {', '.join(dataset_folders()) or '(none has pictures yet)'}."

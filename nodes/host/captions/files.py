@@ -23,7 +23,7 @@ from ..folders import dataset_folder, folder_names
 from ..words import count_tokens
 
 MOST_CHARACTERS = 20_000
-TXT_COUNTS = ("auto", "txt")
+TXT_COUNTS, TXT_SOURCE = ("auto", "txt"), ".txt files"
 WRITING = threading.Lock()
 Seen = str | None
 
@@ -177,7 +177,19 @@ def locked(picture: PictureFile, source: str, choice: str) -> str:
     target = target_of(picture)
     if any(root not in path.parents for path in (target, Path(os.path.realpath(picture.path)))):
         return f"It lies outside {root}."
-    return "" if os.access(target.parent, os.W_OK) else "Its folder cannot be written to."
+    if not os.access(target.parent, os.W_OK):
+        return "Its folder cannot be written to."
+    if source != TXT_SOURCE and ".txt" in picture.beside and not _is_text(target):
+        return f"{target.name} is not UTF-8 text: save it again as UTF-8, or delete it."
+    return ""
+
+
+def _is_text(file: Path) -> bool:
+    try:
+        file.read_bytes().decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def target_of(picture: PictureFile) -> Path:

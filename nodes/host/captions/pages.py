@@ -143,7 +143,7 @@ def _choice(asked: Any) -> str:
 def _parsed(text: str | bytes) -> dict[str, Any]:
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         found = None
     if not isinstance(found, dict):
         raise DatasetError("What was sent is not JSON.\nReload the page.")

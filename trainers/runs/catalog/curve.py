@@ -16,7 +16,7 @@ from .reading import METRICS_JSONL, MOST_METRICS_BYTES, UnreadableError, read_by
 
 # A line as trainings write it: nothing but numbers.
 LINE = re.compile(
-    rb'^\{"step": (\d+), "num_steps": (\d+), "loss": (-?\d+\.?\d*(?:e[-+]?\d+)?)'
+    rb'^\{"step": (\d{1,15}), "num_steps": (\d{1,15}), "loss": (-?\d+\.?\d*(?:e[-+]?\d+)?)'
     rb'(?:, "[a-z_]+": [-+.\deE]+)*\}$',
     re.MULTILINE,
 )

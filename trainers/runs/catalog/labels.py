@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ...errors import SettingsError
-from ..files import write_whole
+from ..files import save_error, write_whole
 from .reading import LABEL_JSON, UnreadableError, read_json
 
+WRITING = threading.Lock()  # two pages may change two things of one label at once
 MOST_CHARACTERS = {"title": 200, "note": 10_000}
 
 
@@ -59,12 +61,20 @@ def write_label(folder: Path, asked: Mapping[str, Any]) -> Label:
     told = dict(asked)
     if "title" in told:
         told["title"] = " ".join(told["title"].split())
-    label = Label(**{**asdict(read_label(folder)[0]), **told})
-    if label == Label():
-        (folder / LABEL_JSON).unlink(missing_ok=True)
-    else:
-        write_whole(folder / LABEL_JSON, json.dumps(asdict(label), indent=1).encode())
+    with WRITING:
+        label = Label(**{**asdict(read_label(folder)[0]), **told})
+        _write(folder / LABEL_JSON, label)
     return label
+
+
+def _write(path: Path, label: Label) -> None:
+    if label != Label():
+        write_whole(path, json.dumps(asdict(label), indent=1).encode())
+        return
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        raise save_error(path, 0, error) from error
 
 
 def _wrong(name: str, value: Any) -> str | None:

@@ -44,7 +44,7 @@ class Catalog:
     def listing(self, live: Live | None = None) -> bytes:
         """All runs as JSON, the last that changed first.
 
-        {"runs": [rows], "trash": [{"run", "title", "deleted", "bytes"}], "problems": [sentences]}
+        {"runs": [rows], "trash": [{"run", "title", "deleted"}], "problems": [sentences]}
         """
         with self._lock:
             key = live.run if live else None

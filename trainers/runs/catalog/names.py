@@ -69,9 +69,13 @@ def run_names(parent: Path) -> tuple[list[str], list[str]]:
     for entry in _entries(parent):
         if entry.name.startswith(".") or entry.name.casefold() in NO_RUNS:
             continue
-        if _leads_away(parent / entry.name):
+        try:
+            facts = entry.stat(follow_symlinks=False)
+        except OSError:  # gone since
+            continue
+        if is_link(facts):
             problems.append(f"{entry.name!r} is a link, which is not followed.")
-        elif not _is_run(parent / entry.name):
+        elif not _holds_run(entry.path, entry.name, facts):
             continue
         elif is_name(entry.name):
             names.append(entry.name)
@@ -88,18 +92,14 @@ def _entries(folder: Path) -> Iterator[os.DirEntry[str]]:
         return  # nothing was trained yet
 
 
-def _leads_away(path: Path) -> bool:
-    try:
-        return is_link(os.lstat(path))
-    except OSError:  # gone since
-        return False
-
-
 def _is_run(folder: Path) -> bool:
     try:
-        facts = os.lstat(folder)
-        if is_link(facts) or not stat.S_ISDIR(facts.st_mode):
-            return False
-        return bool(NAME.fullmatch(folder.name)) or os.path.lexists(folder / RUN_JSON)
+        return _holds_run(str(folder), folder.name, os.lstat(folder))
     except (OSError, ValueError):
         return False
+
+
+def _holds_run(folder: str, name: str, facts: os.stat_result) -> bool:
+    if is_link(facts) or not stat.S_ISDIR(facts.st_mode):
+        return False
+    return bool(NAME.fullmatch(name)) or os.path.lexists(f"{folder}/{RUN_JSON}")

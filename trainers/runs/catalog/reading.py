@@ -132,9 +132,10 @@ def kind_of(name: str) -> str:
 
 def is_unchanged(folder: Path, stamps: Mapping[str, Stamp]) -> bool:
     """Whether folders and files have the stamps that they had."""
+    place = str(folder)
     try:
         return all(
-            _stamp(os.stat(f"{folder}/{name}" if name else folder)) == stamp
+            _stamp(os.stat(f"{place}/{name}" if name else place)) == stamp
             for name, stamp in stamps.items()
         )
     except OSError:

@@ -211,7 +211,8 @@ def title_of(architecture: str) -> str:
 def has_graph(facts: Mapping[str, Any]) -> bool:
     """Whether run.json says what graph the run came from."""
     nodes = inside(facts, "graph", "nodes")
-    return isinstance(nodes, dict) and inside(facts, "graph", "node") in nodes
+    node = inside(facts, "graph", "node")
+    return isinstance(nodes, dict) and isinstance(node, str) and node in nodes
 
 
 def base_model(facts: Mapping[str, Any]) -> str:

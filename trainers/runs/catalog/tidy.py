@@ -174,6 +174,11 @@ def _at_work(folder: Path) -> RunError:
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
     """Hold a run, so that no process begins to train it meanwhile."""
+    if (folder / LOCK).is_symlink():  # some versions of filelock empty what it leads to
+        raise RunError(
+            f"'{LOCK}' of run '{folder.name}' is a link; allowed: a file of its own.\n"
+            "Remove the link."
+        )
     if not (folder / LOCK).is_file():  # nobody has ever trained it here
         yield
         return
