@@ -92,11 +92,11 @@ console.log(JSON.stringify({
 
 
 CURVE = """
-import { inColumns, makeCurve, smooth, valuesAt } from "./extensions/personalize/training/curve.js";
+import { inColumns, makeCurve, smooth } from "./extensions/personalize/training/curve.js";
 const points = Array.from({ length: 40 }, (_, i) => [i + 1, (i * 7919) % 13]);
 const thinned = points.filter(([step]) => step % 4 === 0);
 const columns = inColumns(points, 40, 10);
-const smoothed = [points, thinned].map((part) => smooth(part, 40));
+const smoothed = [points, thinned].map((part) => smooth(part));
 // Of a long run a page draws no more than it has pixels for.
 let lines = 0;
 const canvas = { clientWidth: 300, clientHeight: 100, style: {}, dataset: {}, append() {} };
@@ -111,13 +111,8 @@ globalThis.document = { createElement: () => canvas };
 globalThis.getComputedStyle = () => ({ getPropertyValue: () => "" });
 const long = Array.from({ length: 100000 }, (_, i) => [i + 1, (i * 7919) % 13]);
 makeCurve()[1]({ loss: long, validation: [] });
-// A run of 40 steps under the pointer, beside one that ends at step 20.
-const curve = (name, loss, validation) => ({ name, loss, validation, smoothed: loss });
-const drawn = [curve("one", points, [[20, 0.5]]), curve("two", points.slice(0, 20), [])];
-const at = (curves, step) => valuesAt({ drawn: curves, last: 40, width: 300 }, step);
-const told = [at(drawn.slice(0, 1), 21), at(drawn, 2), at(drawn, 30)];
-const late = smooth(points.map(([step, value]) => [step + 400, value]), 440, 401);
-console.log(JSON.stringify({ points, smoothed, columns, lines, told, late }));
+const late = smooth(points.map(([step, value]) => [step + 400, value]));
+console.log(JSON.stringify({ points, smoothed, columns, lines, late }));
 """
 
 
@@ -395,15 +390,6 @@ def test_curve_is_that_of_plot_loss(tmp_path: Path) -> None:
     ]
     assert 300 < found["lines"] < 3 * 300
     assert [value for _, value in found["late"]] == [value for _, value in whole], "from a state"
-
-
-def test_curve_tells_the_values_at_a_step(tmp_path: Path) -> None:
-    found = run(tmp_path, CURVE)
-    points, (one, both, longer) = dict(found["points"]), found["told"]
-    loss = [f"{word} {points[step]:.3f}" for step in (21, 2) for word in ("loss", "smoothed")]
-    assert one == [*loss[:2], "held out 0.5000"], "held-out pictures were looked at a step before"
-    assert both == [f"{name}: {', '.join(loss[2:])}" for name in ("one", "two")]
-    assert [line[:4] for line in longer] == ["one:"], "the other has no such step"
 
 
 def test_curve_has_the_colours_of_plot_loss() -> None:

@@ -78,7 +78,7 @@ export class Plot {
     const wasLast = Number(this.at.value) >= Number(this.at.max);
     this.runs = runs.map((run) => ({ marks: [], ...run }));
     this.last = Math.max(1, ...runs.map((run) => run.loss.at(-1)?.[0] ?? 0));
-    for (const run of this.runs) run.smoothed = smooth(run.loss, this.last);
+    for (const run of this.runs) run.smoothed = smooth(run.loss);
     this.at.max = this.last;
     if (wasLast || !this.drawn) this.at.value = this.last;
     this.redraw();

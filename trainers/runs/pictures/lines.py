@@ -27,7 +27,7 @@ from .plot import (
     smooth,
 )
 
-# By place; those of js/training/curve.js.
+# By place.
 COLOURS = {
     "dark": ("#8ab4f8", "#fdd663", "#81c995", "#f28b82", "#c58af9", "#78d9ec"),
     "light": ("#083d8f", "#7d4e00", "#1c7434", "#b3261e", "#7a2bc8", "#006a78"),
