@@ -278,6 +278,12 @@ def test_models_on_the_cpu_beside_a_gpu_make_room_too(any_host: Host) -> None:
     assert measured["after"] == 0
 
 
+def test_a_model_given_up_in_a_circle_is_in_nobodys_way(any_host: Host) -> None:
+    graph = Graph()
+    graph.add("ProbeGivenUp")
+    assert found(any_host.run(graph)) == {"after": 0}
+
+
 def one_step_losses(host: Host) -> list[float]:
     """The first losses of the two newest runs."""
     runs = sorted((host.base / "output" / "personalize").glob("*/metrics.jsonl"), key=_age)[-2:]

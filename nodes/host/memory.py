@@ -39,6 +39,9 @@ def make_room() -> None:
 
     Beside a GPU the host runs some models on the CPU, with patches worked into their weights.
     """
+    # One that was given up but not collected would leave the host's list while it walks through it
+    # ("list index out of range").
+    gc.collect()
     # As the host moves weights itself: quantized ones that were moved in another mode cannot be
     # moved in this one ("Cannot set version_counter for inference tensor").
     with torch.inference_mode():

@@ -383,13 +383,13 @@ class Probes(ComfyExtension):
         from .stacks import Lora, Stack
         from .talking import Talker
         from .tiny_models import Tiny
-        from .weights import Alive, Room, Saved, Sharing, Streamed
+        from .weights import Alive, GivenUp, Room, Saved, Sharing, Streamed
 
         return [
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
-            *(Sharing, Streamed, Room, Same, Previewed, Disk, Free, Lora, Stack, Tamper, Tiny),
-            *(Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive, Outputs),
-            *(NoKitchen, Judges, Talker),
+            *(Sharing, Streamed, Room, GivenUp, Same, Previewed, Disk, Free, Lora, Stack, Tamper),
+            *(Tiny, Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive),
+            *(Outputs, NoKitchen, Judges, Talker),
         ]
 
 

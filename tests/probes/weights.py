@@ -7,6 +7,8 @@ import threading
 from typing import Any
 
 import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
 import torch
 from comfy_api.latest import io
 
@@ -90,6 +92,37 @@ class Room(io.ComfyNode):
         finally:
             management.unload_all_models = unload_all
         return shown({"before": before, "after": len(management.current_loaded_models)})
+
+
+class GivenUp(io.ComfyNode):
+    """How many models stay loaded where one that was given up is found while room is made."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return probe("ProbeGivenUp")
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        management, make_room = comfy.model_management, pack("nodes.host.memory").make_room
+        make_room()
+        gc.disable()
+        try:
+            lost, kept = _patcher(2), _patcher(1)  # the smaller one leaves first
+            management.load_models_gpu([lost])
+            management.load_models_gpu([kept])
+            event = comfy.patcher_extension.CallbacksMP.ON_DETACH
+            kept.add_callback(event, lambda *_: gc.collect())
+            lost.model.circle = lost
+            del lost
+            make_room()
+        finally:
+            gc.enable()
+        return shown({"after": len(management.current_loaded_models)})
+
+
+def _patcher(width: int) -> Any:
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(torch.nn.Linear(width, width), cpu, cpu)
 
 
 class Saved(io.ComfyNode):
