@@ -4,6 +4,7 @@
 
 import { app } from "../../scripts/app.js";
 import { after } from "./body.js";
+import { tr } from "./locale.js";
 
 const COMPARE = "PersonalizeCompare"; // has room below for its sheet, which stays, and no limits
 const WITH_ROWS = ["PersonalizeAdapterStack", COMPARE];
@@ -48,7 +49,8 @@ function showRows(node) {
     changed ||= hidden !== !!widget.hidden;
     widget.hidden = hidden; // the classic renderer
     if (widget.options) widget.options.hidden = hidden; // Nodes 2.0
-    if (widget.name === BUTTON) widget.label = `${node.properties[SHOWN] ? "hide" : "show"} limits`;
+    if (widget.name !== BUTTON) continue;
+    widget.label = node.properties[SHOWN] ? tr("hide limits") : tr("show limits");
   }
   if (changed) {
     const needed = node.computeSize()[1];

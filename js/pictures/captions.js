@@ -5,6 +5,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { addBody, after, make } from "../body.js";
+import { tr } from "../locale.js";
 import { ask, CAPTIONS, Cell, LISTED, SHAPE } from "./cell.js";
 import { STYLE } from "./look.js";
 import { makeTools } from "./tools.js";
@@ -59,7 +60,7 @@ class Body {
     const wired = place >= 0 && this.node.inputs[place].link != null;
     if (!wired) return this.values(["prompt"]).prompt?.trim();
     const text = this.node.getInputNode?.(place)?.widgets?.find(({ name }) => name === "value");
-    return typeof text?.value === "string" ? text.value.trim() : "what is wired in";
+    return typeof text?.value === "string" ? text.value.trim() : tr("what is wired in");
   }
 
   // Reads the list anew, once the hand rests.

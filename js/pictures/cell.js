@@ -2,11 +2,11 @@
 
 import { api } from "../../../scripts/api.js";
 import { make } from "../body.js";
+import { count, tr } from "../locale.js";
 
 export const CAPTIONS = "/personalize/captions";
 const THUMBNAIL = "/personalize/thumbnail";
 const WINDOW_TOKENS = 75; // what CLIP reads at a time
-const TO_LOOK_OVER = "Not written: click to look it over and save it";
 // What a thumbnail is drawn by.
 export const SHAPE = ["resolution", "masks", "buckets", "max_aspect_ratio", "upscale"];
 export const LISTED = ["folder", "captions", "control_folder"]; // what the server is asked for
@@ -14,16 +14,19 @@ export const LISTED = ["folder", "captions", "control_folder"]; // what the serv
 // What the server answers; an Error with its words, and with `theirs` where it has another caption.
 export async function ask(route, options) {
   const reply = await api.fetchApi(route, options);
-  const answer = await reply.json().catch(() => ({ error: `ComfyUI answers ${reply.status}.` }));
+  const answer = await reply.json().catch(() => ({
+    error: tr("ComfyUI answers {status}.", { status: reply.status }),
+  }));
   if (reply.status === 200) return answer;
   throw Object.assign(new Error(answer.error), { theirs: answer.caption });
 }
 
 function badge(tokens) {
   const parts = Math.ceil(tokens / WINDOW_TOKENS);
-  const windows = `CLIP reads ${WINDOW_TOKENS} tokens at a time`;
-  const title = `${windows}: this caption in ${parts} parts, whole.`;
-  return make("mark", { textContent: `${tokens} tokens`, title });
+  const title = tr("CLIP reads {window} tokens at a time: this caption in {parts} parts, whole.", {
+    window: WINDOW_TOKENS, parts,
+  });
+  return make("mark", { textContent: tr("{count} tokens", { count: count(tokens) }), title });
 }
 
 // One picture with its caption.
@@ -49,14 +52,16 @@ export class Cell {
     this.drawLarge();
     this.showControls(picture);
     const instead = this.body.prompt();
-    const others = words ? `the folder: ${words}` : "no caption";
-    const spare = instead ? `the prompt: ${instead}` : others;
+    const others = words ? tr("the folder: {words}", { words }) : tr("no caption");
+    const spare = instead ? tr("the prompt: {words}", { words: instead }) : others;
     const proposed = this.proposal !== undefined;
     this.caption.textContent = this.proposal ?? caption ?? spare;
-    this.caption.title = proposed ? TO_LOOK_OVER : why || "Click to edit";
+    this.caption.title = proposed ? tr("Not written: click to look it over and save it")
+      : why || tr("Click to edit");
     this.caption.tabIndex = editable ? 0 : -1;
     this.caption.role = editable ? "button" : null;
-    this.caption.ariaLabel = `caption of ${name}: ${this.caption.textContent}`;
+    const said = { name, caption: this.caption.textContent };
+    this.caption.ariaLabel = tr("caption of {name}: {caption}", said);
     this.caption.classList.toggle("faint", proposed || !caption);
     this.caption.classList.toggle("proposed", proposed);
     this.caption.classList.toggle("editable", editable);
@@ -92,7 +97,7 @@ export class Cell {
     }
     const folders = this.body.values(["control_folder"]);
     controls.forEach((name, control) => {
-      this.draw(this.controls.children[control], `control image: ${name}`, { control, ...folders });
+      this.draw(this.controls.children[control], tr("control image: {name}", { name }), { control, ...folders });
     });
   }
 
@@ -104,8 +109,8 @@ export class Cell {
     this.editor = make("textarea", {
       value: this.start,
       placeholder: this.caption.textContent,
-      title: "Ctrl+Enter or leaving saves, Esc takes back",
-      ariaLabel: `caption of ${this.picture.name}`,
+      title: tr("Ctrl+Enter or leaving saves, Esc takes back"),
+      ariaLabel: tr("caption of {name}", this.picture),
       spellcheck: false,
       onblur: () => this.leave(),
       onkeydown: (event) => this.press(event),
@@ -173,8 +178,8 @@ export class Cell {
     this.element.append(this.problem);
     this.contested = theirs !== undefined;
     if (this.contested) {
-      this.problem.textContent = `Changed elsewhere to:\n${theirs || "(none)"}\n`;
-      this.problem.textContent += "Ctrl+Enter keeps yours, Esc takes that one.";
+      this.problem.textContent = [tr("Changed elsewhere to:"), theirs || tr("(none)"),
+        tr("Ctrl+Enter keeps yours, Esc takes that one.")].join("\n");
       this.was = theirs;
       this.body.stale = true;
     }

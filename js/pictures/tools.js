@@ -2,6 +2,7 @@
 // to all captions at once. Every change of all can be taken back, until the next one.
 
 import { make } from "../body.js";
+import { count, tr } from "../locale.js";
 import { ask, CAPTIONS, LISTED } from "./cell.js";
 
 const ALL = `${CAPTIONS}/all`;
@@ -39,7 +40,17 @@ function withEnd(line, bare) {
   return `${line.replace(/[\s,]+$/, "")}, ${bare}`;
 }
 
-const plural = (count, noun) => `${count} ${noun}${count === 1 ? "" : "s"}`;
+// What has been done, by the number of captions.
+const DONE = {
+  replaced: (number) => number === 1 ? tr("replaced in 1 caption")
+    : tr("replaced in {count} captions", { count: count(number) }),
+  put: (number) => number === 1 ? tr("put in 1 caption")
+    : tr("put in {count} captions", { count: count(number) }),
+  written: (number) => number === 1 ? tr("1 caption written")
+    : tr("{count} captions written", { count: count(number) }),
+  takenBack: (number) => number === 1 ? tr("taken back in 1 caption")
+    : tr("taken back in {count} captions", { count: count(number) }),
+};
 
 class Tools {
   constructor(body) {
@@ -55,19 +66,19 @@ class Tools {
       type: "button",
       onclick: () => body.enlarge(body.large ? undefined : body.cells[body.place]),
     });
-    this.back = this.step("‹", "Previous picture", -1);
-    this.on = this.step("›", "Next picture", 1);
+    this.back = this.step("‹", tr("Previous picture"), -1);
+    this.on = this.step("›", tr("Next picture"), 1);
     this.where = make("output", { ariaLive: "polite" });
     this.keep = make("button", { type: "button", onclick: () => this.writeProposed() });
     this.more = make("button", {
       type: "button",
-      textContent: "edit all",
-      title: "Find and replace, and trigger words, in all captions at once",
+      textContent: tr("edit all"),
+      title: tr("Find and replace, and trigger words, in all captions at once"),
       ariaExpanded: "false",
       onclick: () => this.toggle(),
     });
     const inside = [this.view, this.back, this.on, this.where, this.keep, this.more];
-    this.way = make("nav", { ariaLabel: "Captions" }, ...inside);
+    this.way = make("nav", { ariaLabel: tr("Captions") }, ...inside);
   }
 
   step(textContent, title, by) {
@@ -83,25 +94,27 @@ class Tools {
       make("input", { type: "text", placeholder, ariaLabel, spellcheck: false, oninput: react });
     const button = (textContent, title, onclick) =>
       make("button", { type: "button", textContent, title, onclick });
-    const count = () => this.count();
-    this.find = field("find", "Find in all captions", count);
-    this.replacement = field("replace with", "Replace with", count);
-    this.matchCase = button("Aa", "Capitals and small letters differ", () => {
+    const update = () => this.count();
+    this.find = field(tr("find"), tr("Find in all captions"), update);
+    this.replacement = field(tr("replace with"), tr("Replace with"), update);
+    this.matchCase = button("Aa", tr("Capitals and small letters differ"), () => {
       const pressed = this.matchCase.ariaPressed !== "true";
       this.matchCase.ariaPressed = String(pressed);
       this.count();
     });
     this.matchCase.ariaPressed = "true";
-    this.replace = button("replace all", "Replace it in all captions", () => this.replaceAll());
-    this.words = field("trigger word", "Trigger word", count);
-    this.before = button("put before all", "Before every caption that does not begin with it", () =>
-      this.join(true),
+    this.replace = button(tr("replace all"), tr("Replace it in all captions"), () =>
+      this.replaceAll(),
     );
-    this.after = button("put after all", "After every caption that does not end with it", () =>
-      this.join(false),
-    );
+    this.words = field(tr("trigger word"), tr("Trigger word"), update);
+    this.before = button(tr("put before all"),
+      tr("Before every caption that does not begin with it"), () => this.join(true));
+    this.after = button(tr("put after all"),
+      tr("After every caption that does not end with it"), () => this.join(false));
     this.told = make("output", { ariaLive: "polite" });
-    this.undo = button("undo", "Take the last change of all captions back", () => this.takeBack());
+    this.undo = button(tr("undo"), tr("Take the last change of all captions back"), () =>
+      this.takeBack(),
+    );
     const gap = () => make("span", { style: { flexBasis: "100%" } });
     this.form = make(
       "form",
@@ -124,17 +137,19 @@ class Tools {
     const { body } = this;
     const num = body.cells.length;
     this.element.hidden = !num;
-    this.view.textContent = body.large ? "all pictures" : "large view";
+    this.view.textContent = body.large ? tr("all pictures") : tr("large view");
     this.back.hidden = this.on.hidden = !body.large;
     // Not disabled, which would take the focus from them, and the keys with it.
     this.back.ariaDisabled = String(body.place === 0);
     this.on.ariaDisabled = String(body.place >= num - 1);
     const name = body.cells[body.place]?.picture?.name;
-    this.where.textContent = body.large ? `${body.place + 1} of ${num}: ${name}` : "";
+    this.where.textContent = body.large
+      ? tr("{place} of {count}: {name}", { place: count(body.place + 1), count: count(num), name }) : "";
     this.where.title = body.large ? name : "";
     const proposed = this.proposed().length;
     this.keep.hidden = !proposed;
-    this.keep.textContent = `write ${plural(proposed, "new caption")}`;
+    this.keep.textContent = proposed === 1 ? tr("write 1 new caption")
+      : tr("write {count} new captions", { count: count(proposed) });
     this.count();
   }
 
@@ -157,49 +172,53 @@ class Tools {
     const counts = cells.map(({ picture }) => this.found(picture.caption)[0]);
     const total = counts.reduce((sum, one) => sum + one, 0);
     const having = counts.filter(Boolean).length;
-    const where = `${having} of ${plural(cells.length, "caption")}`;
-    if (this.find.value) this.say(`found ${plural(total, "time")} in ${where}`);
-    else if (this.told.textContent.startsWith("found ")) this.say("");
+    const where = { times: count(total), having: count(having), all: count(cells.length) };
+    if (this.find.value) {
+      this.say(total === 1 ? tr("found 1 time in {having} of {all} captions", where)
+        : tr("found {times} times in {having} of {all} captions", where));
+      this.tellsFound = true;
+    } else if (this.tellsFound) this.say("");
     this.replace.disabled = !total;
     this.before.disabled = this.after.disabled = !this.words.value.trim() || !cells.length;
     this.undo.hidden = this.past?.folder !== this.body.values(["folder"]).folder;
   }
 
   say(text, isError = false) {
+    this.tellsFound = false;
     this.told.textContent = text;
     this.told.className = isError ? "error" : "";
   }
 
   replaceAll() {
-    this.change(this.editable(), (caption) => this.found(caption)[1], "replaced");
+    this.change(this.editable(), (caption) => this.found(caption)[1], DONE.replaced);
   }
 
   join(before) {
     const words = this.words.value;
-    this.change(this.editable(), (caption) => joined(caption, words, before), "put");
+    this.change(this.editable(), (caption) => joined(caption, words, before), DONE.put);
   }
 
   writeProposed() {
-    this.change(this.proposed(), (caption, cell) => cell.proposal, "written");
+    this.change(this.proposed(), (caption, cell) => cell.proposal, DONE.written);
   }
 
-  change(cells, made, what) {
+  change(cells, made, done) {
     const changes = cells
       .map((cell) => [cell.picture, made(cell.picture.caption, cell)])
       .filter(([picture, caption]) => caption !== picture.caption)
       .map(([picture, caption]) => ({ picture: picture.name, caption, was: picture.caption }));
-    if (!changes.length) return this.say("All captions have it already.");
-    return this.send(changes, what);
+    if (!changes.length) return this.say(tr("All captions have it already."));
+    return this.send(changes, done);
   }
 
   async takeBack() {
     const { changes } = this.past;
     this.past = undefined;
-    await this.send(changes, "taken back", false);
+    await this.send(changes, DONE.takenBack, false);
   }
 
   // All of the changes, or none where the server refuses one.
-  async send(changes, what, remember = true) {
+  async send(changes, done, remember = true) {
     const asked = this.body.values(LISTED);
     const headers = { "Content-Type": "application/json" };
     const body = JSON.stringify({ ...asked, changes });
@@ -214,7 +233,7 @@ class Tools {
       if (remember) this.past = { folder: asked.folder, changes: before };
       const names = changes.map(({ picture }) => picture);
       this.body.written(asked.folder, answer, names);
-      this.say(`${what} in ${plural(changes.length, "caption")}`);
+      this.say(done(changes.length));
     } catch (error) {
       this.say(error.message, true);
       this.body.refresh();

@@ -3,6 +3,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { count, tr } from "../locale.js";
 
 const NODE = "PersonalizeFolderDataset";
 const ROUTE = "/upload/image"; // takes any file
@@ -15,8 +16,8 @@ function isFolder(name) {
 
 async function askForFolder(chosen) {
   const question = {
-    title: "Upload pictures",
-    message: "Folder inside ComfyUI's input; a new name makes a new one:",
+    title: tr("Upload pictures"),
+    message: tr("Folder inside ComfyUI's input; a new name makes a new one:"),
     defaultValue: isFolder(chosen) ? chosen : "subject",
   };
   const dialog = app.extensionManager?.dialog;
@@ -36,7 +37,7 @@ async function send(file, folder) {
 }
 
 function tell(detail) {
-  const words = { severity: "error", summary: "Not uploaded", detail, life: 20_000 };
+  const words = { severity: "error", summary: tr("Not uploaded"), detail, life: 20_000 };
   app.extensionManager?.toast?.add(words);
 }
 
@@ -51,17 +52,18 @@ async function choose(node, folder) {
 
 async function upload(node, files, button) {
   const wanted = files.filter((file) => ENDINGS.test(file.name));
-  if (!wanted.length) return tell("None of these files is a picture or a caption.");
+  if (!wanted.length) return tell(tr("None of these files is a picture or a caption."));
   const chosen = node.widgets.find((one) => one.name === "folder").value;
   const folder = await askForFolder(chosen);
   if (!folder) return;
   const failed = [];
   for (const [place, file] of wanted.entries()) {
-    button.label = `uploading ${place + 1}/${wanted.length}`;
+    const where = { place: count(place + 1), count: count(wanted.length) };
+    button.label = tr("uploading {place}/{count}", where);
     node.setDirtyCanvas(true, true);
     await send(file, folder).catch((error) => failed.push(error.message));
   }
-  button.label = BUTTON;
+  button.label = tr("upload pictures");
   if (failed.length) tell(failed.join("\n"));
   if (failed.length < wanted.length) await choose(node, folder);
   node.setDirtyCanvas(true, true);
@@ -77,6 +79,7 @@ function pick(react) {
 function connect(node) {
   const take = (files) => upload(node, files, button);
   const button = node.addWidget("button", BUTTON, null, () => pick(take), { serialize: false });
+  button.label = tr("upload pictures");
   button.serialize = false; // a saved graph has a value for each widget but this one
   node.personalizeTake = take;
 }

@@ -2,6 +2,7 @@
 // changing itself. Where a needed settings node is missing, it is made, wired, and put beside.
 
 import { app } from "../../../scripts/app.js";
+import { tr } from "../locale.js";
 
 const TITLE_PX = 30; // of a node, above its position
 const GAP_PX = 40;
@@ -14,20 +15,21 @@ const MUTED = new Set([2, 4]); // never, bypassed
 function placeOf(trainer, input, nodes) {
   if (input === null) return { node: trainer };
   const slot = trainer.inputs?.findIndex((one) => one.name === input) ?? -1;
-  if (slot < 0) return { why: `this node has no ${input}` };
+  if (slot < 0) return { why: tr("this node has no {input}", { input }) };
   if (trainer.inputs[slot].link == null) return {};
   let node = trainer.getInputNode(slot);
   while (node && PASSES.has(node.type)) node = node.getInputNode(0);
-  if (!node) return { why: `${input} comes from outside of this subgraph` };
-  if (node.type !== nodes[input]) return { why: `${input} comes from ${node.title}` };
-  if (MUTED.has(node.mode)) return { why: `${node.title} is muted or bypassed` };
+  if (!node) return { why: tr("{input} comes from outside of this subgraph", { input }) };
+  const from = { input, node: node.title };
+  if (node.type !== nodes[input]) return { why: tr("{input} comes from {node}", from) };
+  if (MUTED.has(node.mode)) return { why: tr("{node} is muted or bypassed", from) };
   return { node };
 }
 
 function whyKept(node, widget) {
-  if (!widget) return "this node has no such widget";
+  if (!widget) return tr("this node has no such widget");
   const input = node.inputs?.find((one) => one.widget?.name === widget.name);
-  return input?.link == null ? undefined : "a wire sets it";
+  return input?.link == null ? undefined : tr("a wire sets it");
 }
 
 function widgetOf(node, name) {

@@ -1,10 +1,11 @@
 // A button on each training node opens its method's presets: what each is for and would change.
-// The files, and what of them cannot be used, come from the server: nodes/host/workbench/presets.py. What is
-// written in them only ever becomes text.
+// The files, and what of them cannot be used, come from the server: nodes/host/workbench/presets.py.
+// What is written in them only ever becomes text.
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { make } from "../body.js";
+import { count, tr } from "../locale.js";
 import { apply, changesOf, isChange } from "./changes.js";
 
 const METHODS = {
@@ -71,9 +72,9 @@ const STYLE = `
 `;
 
 function written(value) {
-  if (typeof value === "boolean") return value ? "on" : "off";
+  if (typeof value === "boolean") return value ? tr("on") : tr("off");
   if (typeof value === "number" && value && Math.abs(value) < 1e-3) return value.toExponential();
-  return String(value ?? "") || "(empty)";
+  return String(value ?? "") || tr("(empty)");
 }
 
 function wordsOf(row) {
@@ -93,17 +94,18 @@ function titleOf(trainer, { input, node }, nodes) {
   if (input === null) return trainer.title;
   if (node) {
     const others = (node.outputs?.[0]?.links?.length ?? 1) - 1;
-    return others > 0 ? `${node.title}, which serves other nodes too` : node.title;
+    const shared = { node: node.title };
+    return others > 0 ? tr("{node}, which serves other nodes too", shared) : node.title;
   }
   const type = globalThis.LiteGraph.registered_node_types?.[nodes[input]];
-  return `${type?.title ?? nodes[input]}, a new node beside this one`;
+  return tr("{node}, a new node beside this one", { node: type?.title ?? nodes[input] });
 }
 
 function details(trainer, preset, rows, nodes) {
   const changes = rows.filter(isChange);
   const parts = [
     make("p", { textContent: preset.about }),
-    make("p", {}, make("small", { textContent: `Source: ${preset.source}` })),
+    make("p", {}, make("small", { textContent: tr("Source: {source}", preset) })),
   ];
   for (const input of new Set(changes.map((row) => row.input))) {
     const some = changes.filter((row) => row.input === input);
@@ -111,13 +113,15 @@ function details(trainer, preset, rows, nodes) {
   }
   const same = rows.filter((row) => row.now === row.then);
   const words = same.map((row) => `${row.name} ${written(row.then)}`).join(", ");
-  const textContent = `${changes.length ? "Set" : "All is set"} like this already: ${words}.`;
+  const textContent = changes.length ? tr("Set like this already: {settings}.", { settings: words })
+    : tr("All is set like this already: {settings}.", { settings: words });
   if (same.length) parts.push(make("p", { className: "same" }, make("small", { textContent })));
   const kept = rows.filter((row) => row.why && row.now !== row.then);
   if (kept.length) {
-    const reason = (row) => `${row.name}, here ${written(row.then)}: ${row.why}`;
+    const reason = (row) => 
+      tr("{name}, here {value}: {why}", { ...row, value: written(row.then) });
     const lines = kept.map((row) => make("li", { textContent: reason(row) }));
-    parts.push(make("h3", { textContent: "Left as it is" }), make("ul", {}, ...lines));
+    parts.push(make("h3", { textContent: tr("Left as it is") }), make("ul", {}, ...lines));
   }
   return parts;
 }
@@ -132,14 +136,14 @@ function choice(preset, onChoice) {
 
 function problemList(problems) {
   const lines = problems.map((textContent) => make("li", { textContent }));
-  const count = problems.length === 1 ? "One file" : `${problems.length} files`;
-  const summary = make("summary", { textContent: `${count} in presets/ cannot be used` });
-  return make("details", {}, summary, make("ul", {}, ...lines));
+  const textContent = problems.length === 1 ? tr("One file in presets/ cannot be used")
+    : tr("{count} files in presets/ cannot be used", { count: count(problems.length) });
+  return make("details", {}, make("summary", { textContent }), make("ul", {}, ...lines));
 }
 
 function build(trainer, { presets, nodes, problems }) {
   const shown = make("section", { className: "details", ariaLive: "polite" });
-  const use = make("button", { type: "submit", textContent: "apply", disabled: true });
+  const use = make("button", { type: "submit", textContent: tr("apply"), disabled: true });
   let chosen, rows;
   const choose = (preset) => {
     chosen = preset;
@@ -149,13 +153,14 @@ function build(trainer, { presets, nodes, problems }) {
     use.disabled = !rows.some(isChange);
   };
   const choices = presets.map((preset) => choice(preset, () => choose(preset)));
-  const close = make("button", { type: "button", textContent: "close" });
+  const close = make("button", { type: "button", textContent: tr("close") });
   const folder = `presets/${METHODS[trainer.comfyClass]}/`;
-  const hint = make("small", { textContent: `Yours go into ${folder} of this node pack.` });
+  const yours = tr("Yours go into {folder} of this node pack.", { folder });
+  const hint = make("small", { textContent: yours });
   const form = make(
     "form",
     { method: "dialog" },
-    make("h2", { textContent: `Presets: ${trainer.title}` }),
+    make("h2", { textContent: tr("Presets: {node}", { node: trainer.title }) }),
     make("div", { className: "columns" }, make("fieldset", {}, ...choices), shown),
     ...(problems.length ? [problemList(problems)] : []),
     make("footer", {}, hint, close, use),
@@ -169,14 +174,14 @@ function build(trainer, { presets, nodes, problems }) {
   for (const kind of ["keydown", "keyup", "copy", "paste"]) {
     dialog.addEventListener(kind, (event) => event.stopPropagation());
   }
-  if (!presets.length) shown.textContent = "There are no presets for this node yet.";
+  if (!presets.length) shown.textContent = tr("There are no presets for this node yet.");
   return dialog;
 }
 
 async function finish(trainer, preset, rows, nodes) {
   const detail = rows.filter(isChange).map(wordsOf).join(", ");
   await apply(trainer, rows, nodes);
-  tell({ severity: "success", summary: `Preset ${preset.name}`, detail });
+  tell({ severity: "success", summary: tr("Preset {name}", preset), detail });
 }
 
 function tell(words) {
@@ -186,7 +191,8 @@ function tell(words) {
 async function open(trainer) {
   const reply = await api.fetchApi(`${ROUTE}?method=${METHODS[trainer.comfyClass]}`);
   if (reply.status !== 200) {
-    tell({ severity: "error", summary: "No presets", detail: `The server says ${reply.status}.` });
+    const detail = tr("The server says {status}.", { status: reply.status });
+    tell({ severity: "error", summary: tr("No presets"), detail });
     return;
   }
   const dialog = build(trainer, await reply.json());
@@ -200,6 +206,7 @@ async function open(trainer) {
 // Below the widgets that are saved with a graph, above the node's body if that was there first.
 function addButton(node) {
   const button = node.addWidget("button", BUTTON, null, () => open(node), { serialize: false });
+  button.label = tr("presets");
   button.serialize = false; // a saved graph has a value for each widget but this one
   node.widgets.pop();
   const place = node.widgets.findIndex((widget) => widget.serialize === false);

@@ -1,6 +1,7 @@
 // Two runs or more beside each other: curves, settings, and previews of one prompt with a slider.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { button, curveOf } from "./detail.js";
 import { Plot, letter } from "./plot.js";
 import { previewUrl } from "./store.js";
@@ -8,20 +9,21 @@ import { STYLE } from "./style.js";
 import { bytes, count, duration, loss, methodName, sizeOf, steps, written } from "./words.js";
 
 const FACTS = [
-  ["method", (run) => methodName(run.method)],
-  ["model", (run) => run.model || "unknown"],
-  ["data", (run) => run.data || "unknown"],
-  ["length", steps],
-  ["last loss", (run) => loss(run.last_loss)],
-  ["best step", (run) => (run.best ? `${count(run.best.step)} (${loss(run.best.loss)})` : "unknown")],
-  ["took", (run) => duration(run.seconds)],
-  ["size", (run) => bytes(sizeOf(run))],
+  [() => tr("method"), (run) => methodName(run.method)],
+  [() => tr("model"), (run) => run.model || tr("unknown")],
+  [() => tr("data"), (run) => run.data || tr("unknown")],
+  [() => tr("length"), steps],
+  [() => tr("last loss"), (run) => loss(run.last_loss)],
+  [() => tr("best step"), (run) =>
+    (run.best ? `${count(run.best.step)} (${loss(run.best.loss)})` : tr("unknown"))],
+  [() => tr("took"), (run) => duration(run.seconds)],
+  [() => tr("size"), (run) => bytes(sizeOf(run))],
 ];
 
 export function openCompare(runs) {
   const plot = new Plot();
-  const close = button("close", () => dialog.close());
-  const title = `Compare ${count(runs.length)} training runs`;
+  const close = button(tr("close"), () => dialog.close());
+  const title = tr("Compare {count} training runs", { count: count(runs.length) });
   const dialog = make("dialog", { className: "personalize-runs-dialog compare", ariaLabel: title },
     make("style", { textContent: STYLE }),
     make("div", { className: "top" }, make("h2", { textContent: title }), close),
@@ -50,17 +52,19 @@ export function rowsOf(runs) {
 }
 
 function settings(runs) {
-  const facts = FACTS.map(([name, of]) => line(name, runs.map(of)));
+  const facts = FACTS.map(([name, of]) => line(name(), runs.map(of)));
   const rows = rowsOf(runs);
-  const words = (value) => (value === undefined ? "has none" : written(value));
+  const words = (value) => (value === undefined ? tr("has none") : written(value));
   const lines = (some) => some.map(([name, values]) => line(name, values.map(words)));
   const [different, same] = [rows.filter((row) => row[2]), rows.filter((row) => !row[2])];
   return [
-    make("h3", { textContent: "What they came to" }), table(runs, facts),
-    make("h3", { textContent: `Settings that differ: ${count(different.length)}` }),
-    different.length ? table(runs, lines(different)) : make("p", { textContent: "None does." }),
+    make("h3", { textContent: tr("What they came to") }), table(runs, facts),
+    make("h3", { textContent: tr("Settings that differ: {count}", { count: count(different.length) }) }),
+    different.length ? table(runs, lines(different)) : make("p", { textContent: tr("None does.") }),
     make("details", {},
-      make("summary", { textContent: `Settings that are the same: ${count(same.length)}` }),
+      make("summary", {
+        textContent: tr("Settings that are the same: {count}", { count: count(same.length) }),
+      }),
       table(runs, lines(same))),
   ];
 }
@@ -69,7 +73,7 @@ function line(name, texts) {
   const differs = texts.some((text) => text !== texts[0]);
   const cells = texts.map((textContent) => make("td", { textContent }));
   const mark = make("td", { className: "mark", textContent: differs ? "≠" : "" });
-  if (differs) mark.ariaLabel = "differs";
+  if (differs) mark.ariaLabel = tr("differs");
   return make("tr", { className: differs ? "differs" : "" }, make("td", { textContent: name }),
     mark, ...cells);
 }
@@ -101,15 +105,19 @@ function select(label, options, onchange) {
 
 function pictures(runs) {
   const prompts = promptsOf(runs);
-  const heading = make("h3", { textContent: "Previews of the same prompt" });
+  const heading = make("h3", { textContent: tr("Previews of the same prompt") });
   if (!prompts.length) {
-    return [heading, make("p", { textContent: "No two of these runs have previews of one prompt." })];
+    const textContent = tr("No two of these runs have previews of one prompt.");
+    return [heading, make("p", { textContent })];
   }
-  const sides = ["left", "right"].map((side) => makeSide(runs, side, () => refresh()));
-  const [prompt, promptLabel] = select("Prompt", prompts.map((one) => [one, one]), () => refresh());
+  const sides = [
+    makeSide(runs, [tr("Run on the left"), tr("Step on the left")], () => refresh()),
+    makeSide(runs, [tr("Run on the right"), tr("Step on the right")], () => refresh()),
+  ];
+  const [prompt, promptLabel] = select(tr("Prompt"), prompts.map((one) => [one, one]), () => refresh());
   const slider = make("input", {
     type: "range", min: 0, max: 100, value: 50,
-    ariaLabel: "Edge between the left and the right picture",
+    ariaLabel: tr("Edge between the left and the right picture"),
   });
   const edge = make("div", { className: "edge" });
   const stack = make("div", { className: "stack" }, ...sides.map(({ picture }) => picture), edge);
@@ -118,7 +126,7 @@ function pictures(runs) {
   const cut = () => {
     sides[1].picture.style.clipPath = `inset(0 0 0 ${slider.value}%)`;
     edge.style.left = `calc(${slider.value}% - 1px)`;
-    slider.ariaValueText = `${slider.value} % of the left picture`;
+    slider.ariaValueText = tr("{percent} % of the left picture", { percent: slider.value });
   };
   slider.oninput = cut;
   function refresh() {
@@ -134,10 +142,12 @@ function pictures(runs) {
     make("div", {}, stack, slider, words), choices)];
 }
 
+const stepName = ({ step }) => tr("step {step}", { step: count(step) });
+
 // One of the two pictures: of which run and which step.
-function makeSide(runs, side, onchange) {
-  const [run, runLabel] = select(`Run on the ${side}`, [], onchange);
-  const [step, stepLabel] = select(`Step on the ${side}`, [], onchange);
+function makeSide(runs, [runWords, stepWords], onchange) {
+  const [run, runLabel] = select(runWords, [], onchange);
+  const [step, stepLabel] = select(stepWords, [], onchange);
   const picture = make("img", { decoding: "async" });
   const words = make("small");
   const fill = (element, options, value) => {
@@ -151,12 +161,12 @@ function makeSide(runs, side, onchange) {
       able.some(([, number]) => String(number) === run.value) ? run.value : first);
     const chosen = runs[Number(run.value)];
     const found = chosen.curve.previews.filter((one) => one.prompt === prompt);
-    fill(step, found.map((one) => [one.step, `step ${count(one.step)}`]), step.value);
+    fill(step, found.map((one) => [one.step, stepName(one)]), step.value);
     const preview = found.find((one) => String(one.step) === step.value);
     const address = previewUrl(chosen.run, preview);
     if (picture.getAttribute("src") !== address) picture.src = address;
-    picture.alt = `${chosen.title}, step ${count(preview.step)}: ${prompt}`;
-    words.textContent = `${letter(Number(run.value))}, step ${count(preview.step)}`;
+    picture.alt = `${chosen.title}, ${stepName(preview)}: ${prompt}`;
+    words.textContent = `${letter(Number(run.value))}, ${stepName(preview)}`;
   }
   return { picture, words, labels: [runLabel, stepLabel], offer };
 }

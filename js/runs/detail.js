@@ -1,6 +1,7 @@
 // One run: its curve, previews, settings, states and files, and what can be done with it.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { makeStrip } from "../training/strip.js";
 import { loadGraph, putSettings, resume } from "./graph.js";
 import { Plot } from "./plot.js";
@@ -17,7 +18,7 @@ export function makeDetail(act) {
   const plot = new Plot();
   const [strip, showPreviews, stripHeight] = makeStrip();
   const body = make("div", { className: "scrolled details" });
-  const element = make("section", { className: "detail", ariaLabel: "Training run" }, body);
+  const element = make("section", { className: "detail", ariaLabel: tr("Training run") }, body);
   let shown = null;
   function show(run) {
     const isNew = shown?.run !== run.run;
@@ -51,24 +52,25 @@ export function curveOf(run) {
 
 function parts(run, plot, strip, act) {
   return [
-    button("← all runs", () => act.back(), { className: "back" }),
+    button(tr("← all runs"), () => act.back(), { className: "back" }),
     ...heading(run, act),
     facts(run),
     ...(run.problems.length ? [list("problems", run.problems)] : []),
-    make("h3", { textContent: "Loss" }),
+    make("h3", { textContent: tr("Loss") }),
     plot.element,
-    ...(run.curve.previews.length ? [make("h3", { textContent: "Previews" }), strip] : []),
-    make("h3", { textContent: "In the graph" }),
+    ...(run.curve.previews.length ? [make("h3", { textContent: tr("Previews") }), strip] : []),
+    make("h3", { textContent: tr("In the graph") }),
     inGraph(run),
     ...kept(run),
-    make("h3", { textContent: "Settings" }),
+    make("h3", { textContent: tr("Settings") }),
     ...settings(run),
     files(run),
-    make("h3", { textContent: "Disk space" }),
+    make("h3", { textContent: tr("Disk space") }),
     make("div", { className: "buttons" },
-      button("free disk space …", () => act.free(run), { disabled: run.pinned }),
-      button("delete …", () => act.remove(run), { disabled: run.pinned || run.state === "training" }),
-      ...(run.pinned ? [make("small", { textContent: "Pinned: nothing of it is deleted." })] : [])),
+      button(tr("free disk space …"), () => act.free(run), { disabled: run.pinned }),
+      button(tr("delete …"), () => act.remove(run),
+        { disabled: run.pinned || run.state === "training" }),
+      ...(run.pinned ? [make("small", { textContent: tr("Pinned: nothing of it is deleted.") })] : [])),
   ];
 }
 
@@ -80,56 +82,60 @@ function heading(run, act) {
     onkeydown: ({ key }) => key === "Enter" && title.blur(),
   });
   const note = make("textarea", {
-    value: run.note, rows: 2, maxLength: 10_000, placeholder: "What was tried, what came of it",
+    value: run.note, rows: 2, maxLength: 10_000,
+    placeholder: tr("What was tried, what came of it"),
     onchange: () => change({ note: note.value }),
   });
-  const pin = button(run.pinned ? "pinned" : "pin", () => change({ pinned: !run.pinned }), {
-    ariaPressed: String(run.pinned), title: "A pinned run is neither deleted nor made smaller.",
+  const pin = button(run.pinned ? tr("pinned") : tr("pin"), () => change({ pinned: !run.pinned }), {
+    ariaPressed: String(run.pinned), title: tr("A pinned run is neither deleted nor made smaller."),
   });
   return [
-    make("label", { className: "field" }, "Name", title),
-    make("label", { className: "field" }, "Note", note),
+    make("label", { className: "field" }, tr("Name"), title),
+    make("label", { className: "field" }, tr("Note"), note),
     make("div", { className: "buttons" }, pin),
   ];
 }
 
 function facts(run) {
+  const pictures = { data: run.data, count: count(run.pictures ?? 0) };
   const rows = [
-    ["State", stateName(run.state)],
-    ["Method", methodName(run.method)],
-    ["Model", run.model || "unknown"],
-    ["Architecture", run.architecture_title || "unknown"],
-    ["Data", run.pictures ? `${run.data}, ${count(run.pictures)} pictures` : run.data || "unknown"],
-    ["Length", steps(run)],
-    ["Last loss", loss(run.last_loss)],
-    ["Best", best(run.best)],
-    ["Began", date(run.began, true)],
-    ["Took", duration(run.seconds)],
-    ["Size", bytes(sizeOf(run))],
-    ["Folder", run.run],
+    [tr("State"), stateName(run.state)],
+    [tr("Method"), methodName(run.method)],
+    [tr("Model"), run.model || tr("unknown")],
+    [tr("Architecture"), run.architecture_title || tr("unknown")],
+    [tr("Data"), run.pictures ? tr("{data}, {count} pictures", pictures) : run.data || tr("unknown")],
+    [tr("Length"), steps(run)],
+    [tr("Last loss"), loss(run.last_loss)],
+    [tr("Best"), best(run.best)],
+    [tr("Began"), date(run.began, true)],
+    [tr("Took"), duration(run.seconds)],
+    [tr("Size"), bytes(sizeOf(run))],
+    [tr("Folder"), run.run],
   ];
   return make("dl", {}, ...rows.flatMap(([term, textContent]) =>
     [make("dt", { textContent: term }), make("dd", { textContent })]));
 }
 
 function best(found) {
-  if (!found) return "unknown";
-  const of = found.of === "validation" ? "held out" : "smoothed loss";
-  const near = found.kept != null && found.kept !== found.step
-    ? `; kept nearest to it: step ${count(found.kept)}` : "";
-  return `step ${count(found.step)}, ${of} ${loss(found.loss)}${near}`;
+  if (!found) return tr("unknown");
+  const told = { step: count(found.step), loss: loss(found.loss), kept: count(found.kept ?? 0) };
+  const text = found.of === "validation" ? tr("step {step}, held out {loss}", told)
+    : tr("step {step}, smoothed loss {loss}", told);
+  if (found.kept == null || found.kept === found.step) return text;
+  return text + tr("; kept nearest to it: step {kept}", told);
 }
 
 const list = (className, texts) => make("ul", { className },
   ...texts.map((textContent) => make("li", { textContent })));
 
 function inGraph(run) {
-  const whole = button("open its whole graph", () => trying(() => loadGraph(run)), {
+  const whole = button(tr("open its whole graph"), () => trying(() => loadGraph(run)), {
     disabled: !run.graph,
-    title: run.graph ? "As a workflow of its own" : "This run does not say what its graph was.",
+    title: run.graph ? tr("As a workflow of its own")
+      : tr("This run does not say what its graph was."),
   });
-  const put = button("put settings into the graph", () => trying(() => putSettings(run)), {
-    title: "Onto the selected or only training node of this method, else onto a new one",
+  const put = button(tr("put settings into the graph"), () => trying(() => putSettings(run)), {
+    title: tr("Onto the selected or only training node of this method, else onto a new one"),
   });
   return make("div", { className: "buttons" }, put, whole);
 }
@@ -137,12 +143,12 @@ function inGraph(run) {
 function kept(run) {
   if (!run.states.length) return [];
   const item = ({ step, bytes: size }) => make("li", {},
-    make("span", { textContent: `step ${count(step)}, ${bytes(size)}` }),
-    button("resume", () => trying(() => resume(run, step)), {
-      ariaLabel: `resume from step ${count(step)}`,
-      title: "Sets resume_from and resume_step of Run Settings: a new run begins there",
+    make("span", { textContent: tr("step {step}, {size}", { step: count(step), size: bytes(size) }) }),
+    button(tr("resume"), () => trying(() => resume(run, step)), {
+      ariaLabel: tr("resume from step {step}", { step: count(step) }),
+      title: tr("Sets resume_from and resume_step of Run Settings: a new run begins there"),
     }));
-  return [make("h3", { textContent: "Kept states" }),
+  return [make("h3", { textContent: tr("Kept states") }),
     make("ul", { className: "states" }, ...run.states.map(item))];
 }
 
@@ -150,16 +156,20 @@ function kept(run) {
 export const differs = ({ value, default: usual }) => usual !== null && value !== usual;
 
 function settings(run) {
-  if (!run.settings.length) return [make("p", { textContent: "They are not known." })];
+  if (!run.settings.length) return [make("p", { textContent: tr("They are not known.") })];
   const changed = run.settings.filter(differs);
   const others = run.settings.filter((one) => !differs(one));
   return [
-    changed.length ? table(changed, "changed") : make("p", { textContent: "All as by default." }),
+    changed.length ? table(changed, "changed") : make("p", { textContent: tr("All as by default.") }),
     make("details", { className: "usual" },
-      make("summary", { textContent: `${count(others.length)} settings at their defaults` }),
+      make("summary", {
+        textContent: tr("Settings at their defaults: {count}", { count: count(others.length) }),
+      }),
       table(others, "same")),
   ];
 }
+
+const usually = (one) => tr("default {value}", { value: written(one.default) });
 
 function table(rows, className) {
   const groups = Map.groupBy?.(rows, ({ group }) => group) ?? new Map([["", rows]]);
@@ -168,7 +178,7 @@ function table(rows, className) {
     ...some.map((one) => make("tr", { title: one.help ?? "" },
       make("td", { textContent: one.label }),
       make("td", {}, written(one.value), ...(className === "changed"
-        ? [make("small", { textContent: ` default ${written(one.default)}` })] : [])))),
+        ? [make("small", { textContent: ` ${usually(one)}` })] : [])))),
   ]);
   return make("table", { className }, make("tbody", {}, ...lines));
 }
@@ -176,7 +186,9 @@ function table(rows, className) {
 function files(run) {
   const lines = run.files.map((file) => make("tr", {},
     make("td", { textContent: file.file }), make("td", { textContent: bytes(file.bytes) })));
-  const summary = `${count(run.files.length)} files, ${bytes(sizeOf(run))}`;
+  const what = { count: count(run.files.length), size: bytes(sizeOf(run)) };
+  const summary = run.files.length === 1 ? tr("1 file, {size}", what)
+    : tr("{count} files, {size}", what);
   return make("details", { className: "files" }, make("summary", { textContent: summary }),
     make("table", {}, make("tbody", {}, ...lines)));
 }

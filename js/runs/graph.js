@@ -2,6 +2,7 @@
 // wired to it. Or its whole graph is opened, in a workflow of its own.
 
 import { app } from "../../../scripts/app.js";
+import { tr } from "../locale.js";
 import { apply, changesOf, isChange } from "../presets/changes.js";
 import { RefusedError, get, pathOf, tell } from "./store.js";
 import { count, written } from "./words.js";
@@ -55,8 +56,8 @@ export function trainerOf(type, nodes, selected) {
   const among = all.filter((node) => selected.includes(node));
   if (among.length === 1) return { node: among[0] };
   if (all.length < 2) return { node: all[0] };
-  const title = all[0].title;
-  return { why: `The graph has ${all.length} nodes like ${title}: select the one that is meant.` };
+  const what = { count: count(all.length), node: all[0].title };
+  return { why: tr("The graph has {count} nodes like {node}: select the one that is meant.", what) };
 }
 
 function target(type) {
@@ -77,7 +78,7 @@ function newTrainer(type) {
 
 async function putBack(run, settings, resume) {
   const type = TRAINERS[run.method];
-  if (!type) return tell("error", `There is no training node for ${run.method || "this run"}.`);
+  if (!type) return tell("error", tr("There is no training node for {run}.", { run: run.method || run.run }));
   const { node, why } = target(type);
   if (why) return tell("warn", why);
   app.canvas.emitBeforeChange?.(); // with the new node, one step of undo
@@ -94,12 +95,13 @@ async function putBack(run, settings, resume) {
 function said(run, changes, kept, isNew) {
   const words = ({ name, now, then }) => `${name} ${written(now)} → ${written(then)}`;
   const parts = [
-    isNew ? "A new node has them; wire its model and pictures." : "",
-    changes.length ? changes.map(words).join(", ") : "All was set like this already.",
-    ...kept.map((row) => `Left as it is: ${row.name}, here ${written(row.then)}: ${row.why}.`),
+    isNew ? tr("A new node has them; wire its model and pictures.") : "",
+    changes.length ? changes.map(words).join(", ") : tr("All was set like this already."),
+    ...kept.map((row) => tr("Left as it is: {name}, here {value}: {why}.",
+      { ...row, value: written(row.then) })),
   ];
   const detail = parts.filter(Boolean).join("\n");
-  tell(kept.length ? "warn" : "success", `Settings of ${run.title}`, detail);
+  tell(kept.length ? "warn" : "success", tr("Settings of {title}", run), detail);
 }
 
 export async function putSettings(run) {
@@ -111,14 +113,14 @@ export async function putSettings(run) {
 async function openGraph(run, found) {
   if (found.workflow) await app.loadGraphData(found.workflow, true, true, run.title);
   else await app.loadApiJson(found.prompt, run.title);
-  if (found.problems.length) tell("warn", `Graph of ${run.title}`, found.problems.join("\n"));
+  if (found.problems.length) tell("warn", tr("Graph of {title}", run), found.problems.join("\n"));
 }
 
 export async function loadGraph(run) {
   const found = await graphOf(run.run);
   if (!found.prompt && !found.workflow) return tell("error", ...halves(found.why));
   await openGraph(run, found);
-  tell("success", `Graph of ${run.title}`, "It is open as a workflow of its own.");
+  tell("success", tr("Graph of {title}", run), tr("It is open as a workflow of its own."));
 }
 
 // A graph that begins with a state of this run: the one that is open if it can, else the run's own.
@@ -129,8 +131,9 @@ export async function resume(run, step) {
   await putBack(run, found.settings, [run.run, step]);
   const planned = run.settings.find(({ name }) => name === "steps")?.value;
   if (step >= Math.max(planned ?? 0, run.planned_steps)) {
-    const detail = `The state is of step ${count(step)}: set more steps than that.`;
-    tell("info", "Nothing is left to train yet", detail);
+    const at = { step: count(step) };
+    const detail = tr("The state is of step {step}: set more steps than that.", at);
+    tell("info", tr("Nothing is left to train yet"), detail);
   }
 }
 

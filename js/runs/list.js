@@ -1,6 +1,7 @@
 // The list of runs: as many rows as fit are drawn, however many runs there are.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { previewUrl } from "./store.js";
 import { bytes, count, date, loss, methodName, searched, sizeOf, stateName, steps } from "./words.js";
 
@@ -11,11 +12,11 @@ const SVG = "http://www.w3.org/2000/svg";
 
 const last = (value) => value ?? Infinity;
 export const SORTS = {
-  newest: ["newest first", (a, b) => b.changed - a.changed],
-  name: ["name", (a, b) => a.title.localeCompare(b.title, undefined, { numeric: true })],
-  loss: ["lowest loss", (a, b) => last(a.last_loss) - last(b.last_loss) || 0],
-  size: ["largest", (a, b) => sizeOf(b) - sizeOf(a)],
-  method: ["method", (a, b) => methodName(a.method).localeCompare(methodName(b.method))],
+  newest: [() => tr("newest first"), (a, b) => b.changed - a.changed],
+  name: [() => tr("name"), (a, b) => a.title.localeCompare(b.title, undefined, { numeric: true })],
+  loss: [() => tr("lowest loss"), (a, b) => last(a.last_loss) - last(b.last_loss) || 0],
+  size: [() => tr("largest"), (a, b) => sizeOf(b) - sizeOf(a)],
+  method: [() => tr("method"), (a, b) => methodName(a.method).localeCompare(methodName(b.method))],
 };
 
 // The rows that have all words of the filter, sorted.
@@ -31,7 +32,7 @@ export function chosen(rows, filter, sort) {
 // The element of a scrolled list and a function that shows rows in it. `selected` is a Set of
 // names; `act` has what rows do: open(run), select(run, isOn).
 export function makeList(selected, act) {
-  const rows = make("div", { className: "rows", role: "list", ariaLabel: "Training runs" });
+  const rows = make("div", { className: "rows", role: "list", ariaLabel: tr("Training runs") });
   const element = make("div", { className: "scrolled" }, rows);
   const drawn = new Map(); // elements by run, with the row that each shows
   let shown = [];
@@ -101,24 +102,25 @@ function walk(event, element, draw) {
 function makeRow(row, selected, act) {
   const box = make("input", {
     type: "checkbox", className: "pick", checked: selected.has(row.run),
-    ariaLabel: `Select ${row.title}`, onchange: () => act.select(row.run, box.checked),
+    ariaLabel: tr("Select {title}", row), onchange: () => act.select(row.run, box.checked),
   });
   const name = make("button", {
     type: "button", className: "name", textContent: row.title, title: row.run,
     onclick: () => act.open(row.run),
   });
   const head = make("div", { className: "head" }, name);
-  if (row.pinned) head.append(make("span", { className: "badge", textContent: "pinned" }));
+  if (row.pinned) head.append(make("span", { className: "badge", textContent: tr("pinned") }));
   const line = (text, title = text) =>
     make("div", { className: "line", textContent: text, title });
-  const data = row.pictures ? `${row.data} (${count(row.pictures)} pictures)` : row.data;
+  const what = { data: row.data, count: count(row.pictures ?? 0) };
+  const data = row.pictures ? tr("{data} ({count} pictures)", what) : row.data;
   const words = make("div", { className: "words" }, head,
     line(joined(methodName(row.method), row.model || row.architecture_title)), line(data));
   const below = make("div", { className: "below" },
     line(joined(stateName(row.state), steps(row))),
     line(joined(date(row.began ?? row.changed), bytes(sizeOf(row)))));
   const side = make("div", { className: "side" }, sparkline(row.loss),
-    make("div", { className: "line", textContent: loss(row.last_loss), title: "last loss" }));
+    make("div", { className: "line", textContent: loss(row.last_loss), title: tr("last loss") }));
   const item = make("div", { className: "row", role: "listitem" },
     box, thumbnail(row), words, side, below);
   item.dataset.run = row.run;
@@ -130,7 +132,7 @@ function makeRow(row, selected, act) {
 export const joined = (...words) => words.filter(Boolean).join(" · ");
 
 function thumbnail(row) {
-  if (!row.preview) return make("div", { className: "picture none", textContent: "no preview" });
+  if (!row.preview) return make("div", { className: "picture none", textContent: tr("no preview") });
   const src = previewUrl(row.run, row.preview, true);
   return make("img", { className: "picture", loading: "lazy", decoding: "async", alt: "", src });
 }

@@ -3,6 +3,7 @@
 // by their dashes and labels too, not by colour alone.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { inColumns, isLight, smooth } from "../training/curve.js";
 import { count, loss as lossWords } from "./words.js";
 
@@ -12,7 +13,9 @@ const HEIGHT = 220;
 export const DASHES = ["", "7 4", "2 3", "10 3 2 3", "14 4", "5 2 1 2 1 2"];
 const DARK = ["#8ab4f8", "#fdd663", "#81c995", "#f28b82", "#c58af9", "#78d9ec"];
 const LIGHT = ["#083d8f", "#7d4e00", "#0d652d", "#a50e0e", "#681da8", "#0b5f73"];
-const MARKS = { states: "▲ state kept", previews: "■ preview", best: "★ best step" };
+const MARKS = {
+  states: () => tr("▲ state kept"), previews: () => tr("■ preview"), best: () => tr("★ best step"),
+};
 
 export const letter = (place) => String.fromCharCode(65 + (place % 26));
 export const lookOf = (place) => ({
@@ -63,11 +66,11 @@ export class Plot {
     this.svg = draw("svg", { role: "img", height: HEIGHT, class: "plot" });
     this.log = make("input", { type: "checkbox", onchange: () => this.redraw() });
     this.at = make("input", {
-      type: "range", min: 1, step: 1, ariaLabel: "step", oninput: () => this.point(),
+      type: "range", min: 1, step: 1, ariaLabel: tr("Step"), oninput: () => this.point(),
     });
     this.said = make("output", { className: "values" });
     this.legend = make("div", { className: "legend" });
-    const log = make("label", { className: "check" }, this.log, "logarithmic loss");
+    const log = make("label", { className: "check" }, this.log, tr("logarithmic loss"));
     this.element = make("div", { className: "plotted" },
       this.svg, this.at, this.said, this.legend, log);
     this.svg.addEventListener("pointermove", (event) => this.hover(event));
@@ -90,12 +93,13 @@ export class Plot {
     const hasAny = width > ROOM.left + ROOM.right + 20 && this.range;
     this.svg.replaceChildren();
     for (const one of [this.at, this.svg]) one.style.display = this.range ? "" : "none";
-    if (!this.range) this.said.textContent = "There is no loss to show yet.";
+    if (!this.range) this.said.textContent = tr("There is no loss to show yet.");
     if (!hasAny) return;
     this.drawn = true;
     this.width = width;
     this.svg.setAttribute("width", width);
-    this.svg.setAttribute("aria-label", `Loss by step: ${this.runs.map((r) => r.title).join(", ")}`);
+    const runs = this.runs.map(({ title }) => title).join(", ");
+    this.svg.setAttribute("aria-label", tr("Loss by step: {runs}", { runs }));
     this.at.style.marginLeft = `${ROOM.left - 8}px`;
     this.at.style.width = `${width - ROOM.left - ROOM.right + 16}px`;
     this.axes();
@@ -132,7 +136,8 @@ export class Plot {
     }
     for (const part of [0, 0.5, 1]) {
       const anchor = ["start", "middle", "end"][part * 2];
-      const text = `${part === 1 ? "step " : ""}${count(Math.round(this.last * part))}`;
+      const step = count(Math.round(this.last * part));
+      const text = part === 1 ? tr("step {step}", { step }) : step;
       const place = { x: this.x(this.last * part), y: HEIGHT - 4, "text-anchor": anchor };
       this.svg.append(draw("text", place, text));
     }
@@ -176,32 +181,33 @@ export class Plot {
     const put = (step, sign, row, words) => this.svg.append(draw("text", {
       x: this.x(step), y: HEIGHT - ROOM.bottom + row, "text-anchor": "middle", class: "mark",
     }, sign, draw("title", {}, words)));
-    for (const step of states) put(step, "▲", 11, `state of step ${count(step)}`);
-    for (const step of previews) put(step, "■", 22, `preview of step ${count(step)}`);
+    for (const step of states) put(step, "▲", 11, tr("state of step {step}", { step: count(step) }));
+    for (const step of previews) put(step, "■", 22, tr("preview of step {step}", { step: count(step) }));
     if (!best) return;
     const run = this.runs[0];
     const [, value] = nearest(best.of === "validation" ? run.validation : run.smoothed, best.step)
       ?? [0, best.loss];
     this.svg.append(draw("text", {
       x: this.x(best.step), y: this.y(value) + 5, "text-anchor": "middle", class: "star",
-    }, "★", draw("title", {}, `best step ${count(best.step)}: ${lossWords(best.loss)}`)));
+    }, "★", draw("title", {}, 
+      tr("best step {step}: {loss}", { step: count(best.step), loss: lossWords(best.loss) }))));
   }
 
   explain() {
     const parts = [];
     const isOne = this.runs.length === 1;
     this.runs.forEach((run, place) => {
-      const words = isOne ? "loss, smoothed" : `${letter(place)}: ${run.title}`;
+      const words = isOne ? tr("loss, smoothed") : `${letter(place)}: ${run.title}`;
       parts.push(swatch(lookOf(place), words));
     });
     if (this.runs.some((run) => run.validation.length)) {
       parts.push(swatch({ ...lookOf(1), colour: isOne ? lookOf(1).colour : "currentColor",
-        dash: "1 3" }, "held out"));
+        dash: "1 3" }, tr("held out")));
     }
     for (const [name, words] of Object.entries(MARKS)) {
       const found = this.runs[0]?.[name];
       if (isOne && (Array.isArray(found) ? found.length : found)) {
-        parts.push(make("span", { textContent: words }));
+        parts.push(make("span", { textContent: words() }));
       }
     }
     this.legend.replaceChildren(...parts);
@@ -225,9 +231,10 @@ export class Plot {
       const [at, value] = nearest(run.loss, step) ?? [step];
       const [, mean] = nearest(run.smoothed, step) ?? [];
       const held = nearest(run.validation, step);
-      const texts = [`loss ${lossWords(value)}`, `smoothed ${lossWords(mean)}`];
-      if (held) texts.push(heldWords(...held));
-      return `${isOne ? "" : `${letter(place)}: `}step ${count(at)}: ${texts.join(", ")}`;
+      const found = { step: count(at), loss: lossWords(value), smoothed: lossWords(mean) };
+      const text = tr("step {step}: loss {loss}, smoothed {smoothed}", found);
+      const all = held ? `${text}, ${heldWords(...held)}` : text;
+      return isOne ? all : `${letter(place)}: ${all}`;
     });
     this.said.textContent = words.join("\n");
     this.at.ariaValueText = words.join("; ");
@@ -239,7 +246,8 @@ function tick(value, span) {
   return digits > 6 ? value.toExponential(1) : value.toFixed(Math.min(digits, 6));
 }
 
-const heldWords = (step, value) => `held out ${lossWords(value)} (step ${count(step)})`;
+const heldWords = (step, value) =>
+  tr("held out {loss} (step {step})", { loss: lossWords(value), step: count(step) });
 
 function swatch({ colour, dash }, words) {
   const line = draw("line", {

@@ -3,6 +3,7 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { tr } from "../locale.js";
 
 const ROUTE = "/personalize/runs";
 const SHOWN_MS = 10_000;
@@ -10,7 +11,7 @@ const SHOWN_MS = 10_000;
 // The server says no, and why.
 export class RefusedError extends Error {
   constructor(status, said) {
-    super(said?.error ?? `The server says ${status}.`);
+    super(said?.error ?? tr("The server says {status}.", { status }));
     this.settings = said?.settings; // of a run whose graph is not known
   }
 }

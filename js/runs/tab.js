@@ -5,6 +5,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { openCompare } from "./compare.js";
 import { button, makeDetail } from "./detail.js";
 import { SORTS, chosen, makeList } from "./list.js";
@@ -47,22 +48,23 @@ class Tab {
 
   parts() {
     this.filter = make("input", {
-      type: "search", value: kept.filter, placeholder: "filter", ariaLabel: "Filter training runs",
+      type: "search", value: kept.filter, placeholder: tr("filter"),
+      ariaLabel: tr("Filter training runs"),
       oninput: () => this.draw((kept.filter = this.filter.value)),
     });
-    const options = Object.entries(SORTS).map(([value, [textContent]]) =>
-      make("option", { value, textContent, selected: value === kept.sort }));
+    const options = Object.entries(SORTS).map(([value, [name]]) =>
+      make("option", { value, textContent: name(), selected: value === kept.sort }));
     this.sort = make("select", {
-      ariaLabel: "Sort", onchange: () => this.draw((kept.sort = this.sort.value)),
+      ariaLabel: tr("Sort"), onchange: () => this.draw((kept.sort = this.sort.value)),
     }, ...options);
     this.status = make("small", { role: "status" });
     const picked = () => this.rows.filter(({ run }) => kept.selected.has(run));
-    this.compare = button("compare", () => this.openCompare(picked()));
-    this.free = button("free disk space …", () =>
+    this.compare = button(tr("compare"), () => this.openCompare(picked()));
+    this.free = button(tr("free disk space …"), () =>
       freeSpace(picked().length ? picked() : this.visible(), document.body));
-    this.remove = button("delete …", () => this.delete(picked()));
+    this.remove = button(tr("delete …"), () => this.delete(picked()));
     const buttons = make("div", { className: "buttons" }, this.compare, this.free, this.remove);
-    const bar = make("div", { className: "bar" }, make("h2", { textContent: "Training runs" }),
+    const bar = make("div", { className: "bar" }, make("h2", { textContent: tr("Training runs") }),
       make("div", { className: "filters" }, this.filter, this.sort), buttons, this.status);
     this.undo = make("div", { className: "undo", role: "status", hidden: true });
     this.empty = make("p", { className: "empty", hidden: true });
@@ -88,7 +90,7 @@ class Tab {
     const found = await trying(() => get());
     this.asking = false;
     if (found) this.take(found);
-    else if (!this.rows.length) this.say("The runs could not be read.");
+    else if (!this.rows.length) this.say(tr("The runs could not be read."));
     if (this.again) this.later((this.again = false));
   }
 
@@ -144,17 +146,17 @@ class Tab {
     const rows = this.visible();
     this.showRows(rows);
     const number = kept.selected.size;
-    const all = rows.length === this.rows.length ? count(rows.length)
-      : `${count(rows.length)} of ${count(this.rows.length)}`;
-    const words = [`${all} ${this.rows.length === 1 ? "run" : "runs"}`];
-    if (number) words.push(`${count(number)} selected`);
+    const numbers = { shown: count(rows.length), all: count(this.rows.length) };
+    const all = this.rows.length === 1 ? tr("1 run") : tr("{all} runs", numbers);
+    const words = [rows.length === this.rows.length ? all : tr("{shown} of {all} runs", numbers)];
+    if (number) words.push(tr("{count} selected", { count: count(number) }));
     this.say([words.join(", "), ...(this.problems ?? [])].join("\n"));
     this.compare.disabled = number < 2;
     this.remove.disabled = !number;
     this.free.disabled = !rows.length && !number;
     this.empty.hidden = rows.length > 0;
-    this.empty.textContent = this.rows.length ? "No run has these words."
-      : "There are no runs yet. Each training in a graph makes one.";
+    this.empty.textContent = this.rows.length ? tr("No run has these words.")
+      : tr("There are no runs yet. Each training in a graph makes one.");
     this.drawTrash();
   }
 
@@ -166,11 +168,11 @@ class Tab {
     this.bin.hidden = !this.trash.length;
     const wasOpen = this.bin.open;
     const item = ({ run, title }) => make("li", {}, make("span", { textContent: title, title: run }),
-      button("restore", () => restoreRuns([run]), { ariaLabel: `restore ${title}` }));
+      button(tr("restore"), () => restoreRuns([run]), { ariaLabel: tr("restore {title}", { title }) }));
     this.bin.replaceChildren(
-      make("summary", { textContent: `Trash: ${count(this.trash.length)}` }),
+      make("summary", { textContent: tr("Trash: {count}", { count: count(this.trash.length) }) }),
       make("ul", {}, ...this.trash.map(item)),
-      button("empty the trash …", () => emptyTrash(this.trash)));
+      button(tr("empty the trash …"), () => emptyTrash(this.trash)));
     this.bin.open = wasOpen;
   }
 
@@ -215,9 +217,9 @@ class Tab {
     this.rows = this.rows.filter(({ run }) => !gone.includes(run));
     this.show();
     this.draw();
-    const title = gone.length === 1 ? rows.find(({ run }) => run === gone[0]).title
-      : `${count(gone.length)} runs`;
-    this.offerUndo(`${title} moved into the trash.`, gone);
+    const what = { count: count(gone.length), title: rows.find(({ run }) => run === gone[0]).title };
+    this.offerUndo(gone.length === 1 ? tr("{title} moved into the trash.", what)
+      : tr("{count} runs moved into the trash.", what), gone);
   }
 
   offerUndo(words, names) {
@@ -225,7 +227,7 @@ class Tab {
       this.undo.hidden = true;
       this.undo.replaceChildren();
     };
-    const undo = button("undo", async () => {
+    const undo = button(tr("undo"), async () => {
       end();
       await restoreRuns(names);
       this.filter.focus();
@@ -251,8 +253,8 @@ app.registerExtension({
     app.extensionManager?.registerSidebarTab?.({
       id: "personalize.runs",
       icon: "pi pi-chart-line",
-      title: "Training runs",
-      tooltip: "Training runs",
+      title: tr("Training runs"),
+      tooltip: tr("Training runs"),
       type: "custom",
       render(element) {
         tab?.destroy();

@@ -2,13 +2,15 @@
 
 import { app } from "../../../scripts/app.js";
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { button } from "./detail.js";
 import { pathOf, post, tell, trying } from "./store.js";
 import { bytes, count, sizeOf } from "./words.js";
 
 const KINDS = {
-  states: "states: a run without them can be neither resumed nor continued",
-  previews: "previews: the pictures made on the way",
+  states: (size) =>
+    tr("{size} of states: a run without them can be neither resumed nor continued", { size }),
+  previews: (size) => tr("{size} of previews: the pictures made on the way", { size }),
 };
 
 // Whether it is so; asked in the front end's own dialog.
@@ -18,11 +20,13 @@ function isSure(title, message, itemList = []) {
 
 // Moves runs into the trash; gives the names of those that are there now.
 export async function removeRuns(rows) {
-  const what = rows.length === 1 ? `the run ${rows[0].title}` : `${count(rows.length)} runs`;
   const size = bytes(rows.reduce((sum, row) => sum + sizeOf(row), 0));
-  const message = `Move ${what} (${size}) into the trash? Until that is emptied, it can be undone.`;
+  const what = { name: rows[0].title, count: count(rows.length), size };
+  const message = rows.length === 1
+    ? tr("Move the run {name} ({size}) into the trash? Until that is emptied, it can be undone.", what)
+    : tr("Move {count} runs ({size}) into the trash? Until that is emptied, it can be undone.", what);
   const shown = rows.slice(0, 20).map(({ title }) => title);
-  if (!await isSure("Delete training runs", message, shown)) return [];
+  if (!await isSure(tr("Delete training runs"), message, shown)) return [];
   const gone = [];
   for (const { run } of rows) {
     if (await trying(() => post(`${pathOf(run)}/delete`))) gone.push(run);
@@ -35,11 +39,15 @@ export async function restoreRuns(names) {
 }
 
 export async function emptyTrash(trash) {
-  const message = `Delete ${count(trash.length)} runs for good? This cannot be undone.`;
-  if (!await isSure("Empty the trash", message, trash.slice(0, 20).map(({ title }) => title))) return;
+  const message = trash.length === 1 ? tr("Delete 1 run for good? This cannot be undone.")
+    : tr("Delete {count} runs for good? This cannot be undone.", { count: count(trash.length) });
+  const shown = trash.slice(0, 20).map(({ title }) => title);
+  if (!await isSure(tr("Empty the trash"), message, shown)) return;
   const found = await trying(() => post("/trash/empty"));
-  if (found) tell("success", `${bytes(found.bytes)} freed`, found.problems.join("\n"));
+  if (found) tell("success", freed(found.bytes), found.problems.join("\n"));
 }
+
+const freed = (number) => tr("{size} freed", { size: bytes(number) });
 
 // A dialog that says beforehand how much each kind would free.
 export async function freeSpace(rows, parent) {
@@ -58,26 +66,29 @@ export async function freeSpace(rows, parent) {
 function ask(rows, runs, sizes, problems) {
   const boxes = Object.entries(KINDS).map(([kind, about]) => {
     const box = make("input", { type: "checkbox", value: kind, disabled: !sizes[kind] });
-    return [box, make("label", { className: "check" }, box, `${bytes(sizes[kind])} of ${about}`)];
+    return [box, make("label", { className: "check" }, box, about(bytes(sizes[kind])))];
   });
   const chosen = () => boxes.filter(([box]) => box.checked).map(([box]) => box.value);
-  const free = button("free", async () => {
+  const free = button("", async () => {
     dialog.close();
     const done = await trying(() => post("/free", { runs, kinds: chosen() }));
-    if (done) tell("success", `${bytes(done.bytes)} freed`, done.problems.join("\n"));
+    if (done) tell("success", freed(done.bytes), done.problems.join("\n"));
   }, { disabled: true, ariaLive: "polite" });
   const sum = () => {
-    free.textContent = `free ${bytes(chosen().reduce((all, kind) => all + sizes[kind], 0))}`;
+    const size = bytes(chosen().reduce((all, kind) => all + sizes[kind], 0));
+    free.textContent = tr("free {size}", { size });
     free.disabled = !chosen().length;
   };
   for (const [box] of boxes) box.onchange = sum;
-  const cancel = button("cancel", () => dialog.close());
+  const cancel = button(tr("cancel"), () => dialog.close());
   const pinned = rows.length - runs.length;
-  const words = `Of ${count(runs.length)} ${runs.length === 1 ? "run" : "runs"}`
-    + `${pinned ? `; ${count(pinned)} pinned stay as they are` : ""}. Results, curves and settings `
-    + "stay. This cannot be undone.";
+  const words = [
+    runs.length === 1 ? tr("Of 1 run.") : tr("Of {count} runs.", { count: count(runs.length) }),
+    pinned ? tr("Pinned ones stay as they are: {count}.", { count: count(pinned) }) : "",
+    tr("Results, curves and settings stay. This cannot be undone."),
+  ].filter(Boolean).join(" ");
   const dialog = make("dialog", { className: "personalize-runs-dialog small" },
-    make("h2", { textContent: "Free disk space" }), make("p", { textContent: words }),
+    make("h2", { textContent: tr("Free disk space") }), make("p", { textContent: words }),
     ...boxes.map(([, label]) => label),
     ...problems.map((textContent) => make("p", { className: "problems", textContent })),
     make("footer", {}, cancel, free));

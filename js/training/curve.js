@@ -2,6 +2,7 @@
 // held-out pictures were looked at.
 
 import { make } from "../body.js";
+import { count, tr } from "../locale.js";
 
 const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
 const FONT = "11px sans-serif";
@@ -107,12 +108,12 @@ function drawAxes(pen, canvas, { width, height, low, high, last, x, y }) {
     pen.stroke();
     pen.fillText(value.toFixed(Math.min(digits, 6)), ROOM.left - 5, y(value) + 4);
   }
-  pen.fillText(`step ${last.toLocaleString("en")}`, x(last), height - 4);
+  pen.fillText(tr("step {step}", { step: count(last) }), x(last), height - 4);
 }
 
 function legend(pen, colours, hasHeld, width) {
-  const words = [["smoothed", colours.smooth], ["loss", colours.loss]];
-  if (hasHeld) words.unshift(["held out", colours.held]);
+  const words = [[tr("smoothed"), colours.smooth], [tr("loss"), colours.loss]];
+  if (hasHeld) words.unshift([tr("held out"), colours.held]);
   let right = width - ROOM.right - 4;
   for (const [word, colour] of words) {
     pen.fillStyle = colour;

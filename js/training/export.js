@@ -3,8 +3,8 @@
 
 import { app } from "../../../scripts/app.js";
 import { LINE_PX, MARGIN_PX, addBody, after, make, textHeight } from "../body.js";
+import { tr } from "../locale.js";
 
-const IDLE = "Where the export lies, and how much there is to copy, shows here.";
 const LOOKS = {
   fontSize: "12px", lineHeight: `${LINE_PX}px`, color: "var(--input-text)", overflow: "hidden",
   whiteSpace: "pre-wrap", overflowWrap: "anywhere", userSelect: "text",
@@ -19,7 +19,8 @@ app.registerExtension({
     const height = () => textHeight(line.textContent, width());
     const fit = addBody(node, "export", line, height);
     const tell = (lines) => {
-      line.textContent = lines?.join("\n") ?? IDLE;
+      line.textContent = lines?.join("\n")
+        ?? tr("Where the export lies, and how much there is to copy, shows here.");
       line.style.opacity = lines ? "1" : "0.6";
       fit();
     };

@@ -5,16 +5,17 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { LINE_PX, addBody, make, textHeight } from "../body.js";
+import { tr } from "../locale.js";
 import { makeCurve } from "./curve.js";
 import { find } from "./find.js";
 import { onQueue, waiting } from "./queue.js";
+import { statusWords } from "./status.js";
 import { makeStrip } from "./strip.js";
 
 const TRAININGS = "/personalize/trainings";
 const STOP = "/personalize/stop";
 const TRAINING = "personalize.training";
 const STATUS = "personalize.status";
-const IDLE = "The loss and previews show here while it trains.";
 const [CURVE_PX, GAP_PX] = [130, 6];
 const MOST_LINES = 6;
 const PALETTE_MS = 200; // until a new one is in place
@@ -50,10 +51,11 @@ class View {
     const before = this.facts;
     this.facts = { ...before, ...facts };
     const queue = this.facts.training ? waiting() : "";
-    this.line.textContent = [this.facts.text || IDLE, queue].filter(Boolean).join("\n");
+    const idle = tr("The loss and previews show here while it trains.");
+    this.line.textContent = [statusWords(this.facts.text) || idle, queue].filter(Boolean).join("\n");
     this.line.style.opacity = this.facts.text ? "1" : "0.6";
     if (before.run !== this.facts.run || before.training !== this.facts.training) {
-      this.button.textContent = "stop and keep";
+      this.button.textContent = tr("stop and keep");
       this.button.disabled = false;
     }
     this.button.style.display = this.facts.training ? "" : "none";
@@ -98,7 +100,7 @@ class View {
   }
 
   stop() {
-    this.button.textContent = "stopping ...";
+    this.button.textContent = tr("stopping ...");
     this.button.disabled = true; // until the step has ended
     const headers = { "Content-Type": "application/json" };
     const body = JSON.stringify({ node: this.facts.node, run: this.facts.run });

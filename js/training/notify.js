@@ -3,6 +3,8 @@
 
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { tr } from "../locale.js";
+import { statusWords } from "./status.js";
 
 const SETTING = "Personalize.Notify";
 const EVENTS = ["personalize.training", "personalize.status"];
@@ -22,7 +24,9 @@ async function tell({ run, text }) {
   if (globalThis.Notification?.permission !== "granted") return;
   const reply = await api.fetchApi(`/personalize/runs/${encodeURIComponent(run)}`);
   const title = reply.status === 200 ? (await reply.json()).title : run;
-  const shown = new Notification(title, { body: text, tag: `personalize ${run}` }); // one for all tabs
+  const shown = new Notification(title, {
+    body: statusWords(text), tag: `personalize ${run}`, // one for all tabs
+  });
   shown.onclick = () => window.focus();
 }
 
@@ -31,9 +35,9 @@ async function changed(isOn, before) {
   if (!isOn || before === undefined) return; // the page loads
   const answer = await globalThis.Notification?.requestPermission();
   if (answer === "granted") return;
-  const detail = "Allow notifications for this address in the browser's settings. They need https, " +
-    "or ComfyUI on this computer.";
-  const summary = "The browser shows no notifications";
+  const detail = tr("Allow notifications for this address in the browser's settings. They need \
+https, or ComfyUI on this computer.");
+  const summary = tr("The browser shows no notifications");
   app.extensionManager.toast.add({ severity: "warn", summary, detail, life: 10000 });
 }
 
@@ -41,8 +45,8 @@ app.registerExtension({
   name: "personalize.notify",
   settings: [{
     id: SETTING,
-    name: "Notify when a training has ended",
-    tooltip: "By a notification of the browser, while the page is hidden: done, stopped or failed.",
+    name: tr("Notify when a training has ended"),
+    tooltip: tr("By a notification of the browser, while the page is hidden: done, stopped or failed."),
     category: ["Personalize", "Trainings", "Notify"],
     type: "boolean",
     defaultValue: false,

@@ -2,6 +2,7 @@
 // nodes/host/workbench/queue.py when the queue changes.
 
 import { api } from "../../../scripts/api.js";
+import { count, tr } from "../locale.js";
 
 const QUEUE = "/personalize/queue";
 const SOON_MS = 500; // a queue that fills changes with each prompt
@@ -17,8 +18,9 @@ export const waiting = () => told;
 
 export function queueLine({ trainings, seconds }) {
   if (!trainings) return "";
-  const time = seconds === null ? "time unknown" : `about ${clock(seconds)}`;
-  return `${trainings} more in the queue: ${time}`;
+  const more = { count: count(trainings), time: seconds === null ? "" : clock(seconds) };
+  return seconds === null ? tr("{count} more in the queue: time unknown", more)
+    : tr("{count} more in the queue: about {time}", more);
 }
 
 // Seconds as minutes and seconds, with hours where there are any.

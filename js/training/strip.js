@@ -1,6 +1,7 @@
 // The previews of a run as a film strip: a row for each prompt, the newest at its right end.
 
 import { make } from "../body.js";
+import { count, tr } from "../locale.js";
 import { previewUrl } from "../runs/store.js";
 
 const FRAME_PX = 96;
@@ -46,9 +47,10 @@ function makeRow(prompt) {
 
 function makeFrame(run, { step, prompt, file, changed }) {
   const [whole, small] = [false, true].map((isSmall) => previewUrl(run, { file, changed }, isSmall));
+  const at = tr("step {step}", { step: count(step) });
   const style = { height: `${FRAME_PX}px`, display: "block", borderRadius: "3px" };
   const picture = make("img", { src: small, alt: prompt, loading: "lazy", style });
-  const link = make("a", { href: whole, target: "_blank", title: `${prompt}, step ${step}` }, picture);
-  const words = make("div", { textContent: `step ${step}`, style: { fontSize: "11px" } });
+  const link = make("a", { href: whole, target: "_blank", title: `${prompt}, ${at}` }, picture);
+  const words = make("div", { textContent: at, style: { fontSize: "11px" } });
   return make("div", { style: { flex: "none" } }, link, words);
 }
