@@ -1,6 +1,8 @@
 // Two runs or more beside each other: curves, settings, and previews of one prompt with a slider.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
+import { SLIDER, Slider } from "../pictures/slider.js";
 import { button, curveOf } from "./detail.js";
 import { Plot, letter } from "./plot.js";
 import { previewUrl } from "./store.js";
@@ -23,7 +25,7 @@ export function openCompare(runs) {
   const close = button("close", () => dialog.close());
   const title = `Compare ${count(runs.length)} training runs`;
   const dialog = make("dialog", { className: "personalize-runs-dialog compare", ariaLabel: title },
-    make("style", { textContent: STYLE }),
+    make("style", { textContent: STYLE + SLIDER }),
     make("div", { className: "top" }, make("h2", { textContent: title }), close),
     plot.element,
     ...pictures(runs),
@@ -105,41 +107,25 @@ function pictures(runs) {
   if (!prompts.length) {
     return [heading, make("p", { textContent: "No two of these runs have previews of one prompt." })];
   }
-  const sides = ["left", "right"].map((side) => makeSide(runs, side, () => refresh()));
+  const slider = new Slider(tr("Edge between the left and the right picture"));
+  const sides = ["left", "right"].map((side, place) =>
+    makeSide(runs, side, (...shown) => slider.show(place, ...shown), () => refresh()));
   const [prompt, promptLabel] = select("Prompt", prompts.map((one) => [one, one]), () => refresh());
-  const slider = make("input", {
-    type: "range", min: 0, max: 100, value: 50,
-    ariaLabel: "Edge between the left and the right picture",
-  });
-  const edge = make("div", { className: "edge" });
-  const stack = make("div", { className: "stack" }, ...sides.map(({ picture }) => picture), edge);
-  const words = make("div", { className: "stack-names", ariaLive: "polite" },
-    ...sides.map(({ words: one }) => one));
-  const cut = () => {
-    sides[1].picture.style.clipPath = `inset(0 0 0 ${slider.value}%)`;
-    edge.style.left = `calc(${slider.value}% - 1px)`;
-    slider.ariaValueText = `${slider.value} % of the left picture`;
-  };
-  slider.oninput = cut;
   function refresh() {
     const able = runs.map((run, place) => [run, place]).filter(([run]) =>
       run.curve.previews.some((one) => one.prompt === prompt.value));
     sides.forEach((side, place) => side.offer(able, place, prompt.value));
   }
   refresh();
-  cut();
   const choices = make("div", { className: "choices" }, promptLabel,
     ...sides.flatMap(({ labels }) => labels));
-  return [heading, make("div", { className: "pictures" },
-    make("div", {}, stack, slider, words), choices)];
+  return [heading, make("div", { className: "pictures" }, slider.element, choices)];
 }
 
-// One of the two pictures: of which run and which step.
-function makeSide(runs, side, onchange) {
+// One of the two pictures, which `show` takes: of which run and which step.
+function makeSide(runs, side, show, onchange) {
   const [run, runLabel] = select(`Run on the ${side}`, [], onchange);
   const [step, stepLabel] = select(`Step on the ${side}`, [], onchange);
-  const picture = make("img", { decoding: "async" });
-  const words = make("small");
   const fill = (element, options, value) => {
     element.replaceChildren(...options.map(([one, textContent]) =>
       make("option", { value: one, textContent })));
@@ -153,10 +139,9 @@ function makeSide(runs, side, onchange) {
     const found = chosen.curve.previews.filter((one) => one.prompt === prompt);
     fill(step, found.map((one) => [one.step, `step ${count(one.step)}`]), step.value);
     const preview = found.find((one) => String(one.step) === step.value);
-    const address = previewUrl(chosen.run, preview);
-    if (picture.getAttribute("src") !== address) picture.src = address;
-    picture.alt = `${chosen.title}, step ${count(preview.step)}: ${prompt}`;
-    words.textContent = `${letter(Number(run.value))}, step ${count(preview.step)}`;
+    const words = `${letter(Number(run.value))}, step ${count(preview.step)}`;
+    const whole = `${chosen.title}, step ${count(preview.step)}: ${prompt}`;
+    show(previewUrl(chosen.run, preview), words, whole);
   }
-  return { picture, words, labels: [runLabel, stepLabel], offer };
+  return { labels: [runLabel, stepLabel], offer };
 }
