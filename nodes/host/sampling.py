@@ -14,8 +14,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...trainers.errors import UnsupportedModelError
-
 SAMPLERS: list[str] = list(comfy.samplers.KSampler.SAMPLERS)
 SCHEDULERS: list[str] = list(comfy.samplers.KSampler.SCHEDULERS)
 # (step, denoised latents, noisy latents, number of steps)
@@ -30,15 +28,6 @@ class Sampling:
     cfg: float
     sampler_name: str
     scheduler: str
-
-
-def check_has_clip(clip: Any) -> None:
-    """Raise UnsupportedModelError where a checkpoint has none."""
-    if clip is None:
-        raise UnsupportedModelError(
-            "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
-            "Wire the clip of a checkpoint that has one, or of Load CLIP."
-        )
 
 
 def conditioning(clip: Any, text: str) -> Any:

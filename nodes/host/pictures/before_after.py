@@ -23,11 +23,12 @@ from ....trainers.errors import SettingsError
 from ....trainers.runs.pictures.grid import Label, draw_grid
 from ....trainers.settings.preview import BeforeAfterConfig
 from ..memory import check_interrupt
+from ..models.support import check_clip
+from ..models.vae import check_vae
 from ..runs.base import GraphNode
 from ..sampling import (
     PictureProgress,
     Sampling,
-    check_has_clip,
     conditioning,
     decoded,
     picture_of,
@@ -68,9 +69,10 @@ def before_after(painter: Painter, trained: tuple[Any, Any], config: BeforeAfter
 
     Raises:
         SettingsError: neither of them is there.
-        UnsupportedModelError: the base has no text encoder.
+        UnsupportedModelError: the checkpoint has no text encoder or no VAE, or what a clip says
+            does not fit its model.
     """
-    check_has_clip(painter.clip)
+    check_vae(painter.vae)
     if trained == (None, None):
         raise SettingsError(
             (
@@ -80,6 +82,8 @@ def before_after(painter: Painter, trained: tuple[Any, Any], config: BeforeAfter
         )
     base = (painter.model, painter.clip)
     others = tuple(new if new is not None else old for new, old in zip(trained, base, strict=True))
+    for model, clip in (base, others):
+        check_clip(clip, model)
     told = _told((base[1], others[1]), config)
     progress = PictureProgress(painter.model, 2 * config.count, config.steps)
     latents = [

@@ -12,22 +12,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ....trainers.errors import AdapterError
+from ....trainers.errors import AdapterError, UnsupportedModelError
 from ....trainers.models.architectures import Architecture, architecture_of
 from ....trainers.runs.pictures.cells import CellFolder, read_cell, write_cell
 from ....trainers.runs.pictures.grid import draw_grid
 from ....trainers.settings.preview import CompareConfig
 from ..memory import check_interrupt
 from ..models.stored.identity import clip_fingerprint, model_fingerprint, vae_fingerprint
-from ..sampling import (
-    PictureProgress,
-    Sampling,
-    check_has_clip,
-    conditioning,
-    decoded,
-    picture_of,
-    sample,
-)
+from ..sampling import PictureProgress, Sampling, conditioning, decoded, picture_of, sample
 from ..status import running_node, show_text
 from .class_images import Painter
 from .overview import image_of
@@ -95,7 +87,11 @@ def _rows(
             "No adapter is chosen; allowed: LoRA files, LoRAs and learned tokens of the graph, or "
             "a run.\nChoose a file in lora_1, or wire something into it or into run."
         )
-    check_has_clip(painter.clip)
+    if painter.clip is None:
+        raise UnsupportedModelError(
+            "Input 'clip' is empty: the checkpoint holds no text encoder.\n"
+            "Wire the clip of a checkpoint that has one, or of Load CLIP."
+        )
     base, strengths = (painter.model, painter.clip), config.strength_values
     rows = [base_row()] if config.baseline else []
     for place, item in adapters.items():
