@@ -10,6 +10,7 @@ from .adapters.stack import AdapterStack
 from .pictures.captioning import CaptionImages
 from .pictures.class_images import ClassImages
 from .pictures.dataset import FolderDataset, ImageDataset
+from .results.before_after import BeforeAfter
 from .results.compare import Compare
 from .results.hub import FetchFromHub, PushToHub
 from .results.plot import PlotLoss
@@ -51,6 +52,7 @@ NODES: list[type[io.ComfyNode]] = [
     SaveEmbedding,
     PlotLoss,
     Compare,
+    BeforeAfter,
     LoadRun,
     SubjectSimilarity,
     ExportRun,
@@ -64,11 +66,13 @@ class Personalize(ComfyExtension):
         from .host.captions.models import register_captioners
         from .host.captions.pages import register_captions
         from .host.folders import register_embeddings
+        from .host.pictures.before_after import register_before_after
         from .host.runs.pages import register_pages
         from .host.workbench.presets import register_presets
         from .host.workbench.queue import register_queue
         from .host.workbench.runs import register_runs
 
+        register_before_after()
         register_captioners()
         register_captions()
         register_embeddings()

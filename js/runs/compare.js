@@ -2,6 +2,7 @@
 
 import { make } from "../body.js";
 import { tr } from "../locale.js";
+import { SLIDER, Slider } from "../pictures/slider.js";
 import { button, curveOf } from "./detail.js";
 import { Plot, letter } from "./plot.js";
 import { previewUrl } from "./store.js";
@@ -25,7 +26,7 @@ export function openCompare(runs) {
   const close = button(tr("close"), () => dialog.close());
   const title = tr("Compare {count} training runs", { count: count(runs.length) });
   const dialog = make("dialog", { className: "personalize-runs-dialog compare", ariaLabel: title },
-    make("style", { textContent: STYLE }),
+    make("style", { textContent: STYLE + SLIDER }),
     make("div", { className: "top" }, make("h2", { textContent: title }), close),
     plot.element,
     ...pictures(runs),
@@ -110,46 +111,30 @@ function pictures(runs) {
     const textContent = tr("No two of these runs have previews of one prompt.");
     return [heading, make("p", { textContent })];
   }
+  const slider = new Slider(tr("Edge between the left and the right picture"));
   const sides = [
-    makeSide(runs, [tr("Run on the left"), tr("Step on the left")], () => refresh()),
-    makeSide(runs, [tr("Run on the right"), tr("Step on the right")], () => refresh()),
-  ];
+    [tr("Run on the left"), tr("Step on the left")],
+    [tr("Run on the right"), tr("Step on the right")],
+  ].map((words, place) =>
+    makeSide(runs, words, (...shown) => slider.show(place, ...shown), () => refresh()));
   const [prompt, promptLabel] = select(tr("Prompt"), prompts.map((one) => [one, one]), () => refresh());
-  const slider = make("input", {
-    type: "range", min: 0, max: 100, value: 50,
-    ariaLabel: tr("Edge between the left and the right picture"),
-  });
-  const edge = make("div", { className: "edge" });
-  const stack = make("div", { className: "stack" }, ...sides.map(({ picture }) => picture), edge);
-  const words = make("div", { className: "stack-names", ariaLive: "polite" },
-    ...sides.map(({ words: one }) => one));
-  const cut = () => {
-    sides[1].picture.style.clipPath = `inset(0 0 0 ${slider.value}%)`;
-    edge.style.left = `calc(${slider.value}% - 1px)`;
-    slider.ariaValueText = tr("{percent} % of the left picture", { percent: slider.value });
-  };
-  slider.oninput = cut;
   function refresh() {
     const able = runs.map((run, place) => [run, place]).filter(([run]) =>
       run.curve.previews.some((one) => one.prompt === prompt.value));
     sides.forEach((side, place) => side.offer(able, place, prompt.value));
   }
   refresh();
-  cut();
   const choices = make("div", { className: "choices" }, promptLabel,
     ...sides.flatMap(({ labels }) => labels));
-  return [heading, make("div", { className: "pictures" },
-    make("div", {}, stack, slider, words), choices)];
+  return [heading, make("div", { className: "pictures" }, slider.element, choices)];
 }
 
 const stepName = ({ step }) => tr("step {step}", { step: count(step) });
 
-// One of the two pictures: of which run and which step.
-function makeSide(runs, [runWords, stepWords], onchange) {
+// One of the two pictures, which `show` takes: of which run and which step.
+function makeSide(runs, [runWords, stepWords], show, onchange) {
   const [run, runLabel] = select(runWords, [], onchange);
   const [step, stepLabel] = select(stepWords, [], onchange);
-  const picture = make("img", { decoding: "async" });
-  const words = make("small");
   const fill = (element, options, value) => {
     element.replaceChildren(...options.map(([one, textContent]) =>
       make("option", { value: one, textContent })));
@@ -163,10 +148,9 @@ function makeSide(runs, [runWords, stepWords], onchange) {
     const found = chosen.curve.previews.filter((one) => one.prompt === prompt);
     fill(step, found.map((one) => [one.step, stepName(one)]), step.value);
     const preview = found.find((one) => String(one.step) === step.value);
-    const address = previewUrl(chosen.run, preview);
-    if (picture.getAttribute("src") !== address) picture.src = address;
-    picture.alt = `${chosen.title}, ${stepName(preview)}: ${prompt}`;
-    words.textContent = `${letter(Number(run.value))}, ${stepName(preview)}`;
+    const words = `${letter(Number(run.value))}, ${stepName(preview)}`;
+    const whole = `${chosen.title}, ${stepName(preview)}: ${prompt}`;
+    show(previewUrl(chosen.run, preview), words, whole);
   }
-  return { picture, words, labels: [runLabel, stepLabel], offer };
+  return { labels: [runLabel, stepLabel], offer };
 }

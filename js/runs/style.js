@@ -115,13 +115,9 @@ export const STYLE = `
 .personalize-runs-dialog td.mark { width: 2rem; text-align: center; }
 .personalize-runs-dialog .table { overflow-x: auto; }
 .personalize-runs-dialog .pictures { display: flex; flex-wrap: wrap; gap: 18px; align-items: start; }
-.personalize-runs-dialog .stack { position: relative; width: min(512px, 80vw); aspect-ratio: 1; }
-.personalize-runs-dialog .stack img { position: absolute; inset: 0; width: 100%; height: 100%;
-  object-fit: contain; }
-.personalize-runs-dialog .stack .edge { position: absolute; top: 0; bottom: 0; width: 2px;
-  background: #fff; outline: 1px solid #000; }
+.personalize-runs-dialog .personalize-slider .room { width: min(512px, 80vw); flex: none;
+  aspect-ratio: 1; }
 .personalize-runs-dialog .choices { display: flex; flex-direction: column; gap: 8px; min-width: 14rem; }
 .personalize-runs-dialog .choices select { display: block; width: 100%; margin-top: 2px; }
 .personalize-runs-dialog input[type=range] { width: 100%; }
-.personalize-runs-dialog .stack-names { display: flex; justify-content: space-between; gap: 12px; }
 `;

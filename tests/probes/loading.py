@@ -1,4 +1,4 @@
-"""What comes out of a training node, or of Load Run, in hashes of every bit."""
+"""What comes out of a node, in hashes of every bit."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ class Outputs(io.ComfyNode):
             io.LossMap.Input("loss_map", optional=True),
             io.String.Input("run", force_input=True, optional=True),
             io.String.Input("prompt", default="a photo of <sks> dog", optional=True),
+            io.Image.Input("images", optional=True),
         )
 
     @classmethod
@@ -43,6 +44,8 @@ class Outputs(io.ComfyNode):
                 needs = [[e.token, e.fingerprint()] for e in value.needs]
                 preview = value.preview and value.preview.name
                 found[name] = [tensors(dict(sorted(value.items()))), needs, preview, value.metadata]
+            elif name == "images":  # each with its shape
+                found[name] = [[*one.shape, tensors({"": one.contiguous()})] for one in value]
             elif name == "embedding":
                 found[name] = [value.token, value.fingerprint(), dict(value.metadata)]
             else:

@@ -172,6 +172,64 @@ class CompareConfig(Settings):
 
 
 @dataclass(frozen=True)
+class BeforeAfterConfig(Settings):
+    """What base and trained are sampled with; sampler and scheduler are the host's."""
+
+    prompt: str = setting(
+        "a photo of sks dog",
+        "What the pictures show, of both sides unless base_prompt says something else.",
+        advanced=False,
+    )
+    negative_prompt: str = setting("", "What the pictures should not show.", advanced=False)
+    count: int = setting(
+        4, "Pairs of pictures, each from noise of its own.", min=1, max=MOST_CELLS // 2,
+        advanced=False,
+    )  # fmt: skip
+    width: int = setting(
+        512, "Width of each picture in pixels; that of the training is best.",
+        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
+    )  # fmt: skip
+    height: int = setting(
+        512, "Height of each picture in pixels; that of the training is best.",
+        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
+    )  # fmt: skip
+    steps: int = setting(20, "Sampling steps.", min=1, max=1000, advanced=False)
+    cfg: float = setting(
+        7.0, "How strictly the prompts are followed.", min=0.0, max=100.0, step=0.5, advanced=False,
+    )  # fmt: skip
+    seed: int = setting(
+        0, "Of the first pair; the others have the seeds that follow. Both pictures of a pair "
+        "have the same.",
+        min=0, max=2**63 - 1, advanced=False,
+    )  # fmt: skip
+    base_prompt: str = setting(
+        "",
+        "What the base is asked for instead, such as `a photo of a dog` where only what was "
+        "trained knows the word. Empty: the same prompt.",
+        advanced=False,
+    )
+
+    def problems(self) -> list[str]:
+        most = MOST_CELL_PIXELS // (2 * self.width * self.height)
+        if self.count <= most:
+            return []
+        size = f"{self.width} x {self.height} px"
+        return [
+            f"count is {self.count}; allowed: 1 to {most} pairs of {size}; take fewer or smaller "
+            "pictures, or use a second node"
+        ]
+
+    @property
+    def prompts(self) -> tuple[str, str]:
+        """Before and after."""
+        return self.base_prompt if self.base_prompt.strip() else self.prompt, self.prompt
+
+    @property
+    def seeds(self) -> range:
+        return range(self.seed, self.seed + self.count)
+
+
+@dataclass(frozen=True)
 class SimilarityConfig(Settings):
     """Which pictures are measured together, and what of them."""
 
