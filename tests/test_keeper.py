@@ -198,6 +198,19 @@ def test_state_of_another_run_is_left_out_and_named(
     assert "00000007.pt' is another run's" in caplog.text
 
 
+def test_workflow_is_of_the_last_time_and_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "1" * 64)
+    folder.describe({"method": "lora"}, status="done")
+    before = folder.facts
+    for title in ("one", "two"):
+        folder.keep_workflow({"id": title, "nodes": []})
+        assert json.loads((tmp_path / "workflow.json").read_text())["id"] == title
+    stamp = (tmp_path / "workflow.json").stat()
+    folder.keep_workflow({"id": "two", "nodes": []})
+    assert (tmp_path / "workflow.json").stat() == stamp, "the same is not written again"
+    assert folder.facts == before
+
+
 def test_run_json_takes_what_it_lacks_and_keeps_what_it_has(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "1" * 64)
     folder.complete({"graph": 1})  # no run, nothing to complete

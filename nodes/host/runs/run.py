@@ -76,12 +76,19 @@ class Run:
         if self.processes.is_first:
             how_it_went |= {"processes": self.processes.count, "plan": self.plan}
             self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
+            self._keep_workflow()
 
     def note_graph(self) -> None:
-        """Write the graph into a run.json that lacks it, as those of earlier versions do."""
+        """Note the graph that takes the run from disk: in a run.json that lacks one, as those of
+        earlier versions do, and as the page has it now."""
         if self.processes.is_first:
             with contextlib.suppress(SaveError):  # the run is there all the same
                 self.folder.complete({"graph": self.graph})
+                self._keep_workflow()
+
+    def _keep_workflow(self) -> None:
+        if workflow := self.reporter.node.workflow:
+            self.folder.keep_workflow(workflow)
 
     @property
     def processes(self) -> Processes:

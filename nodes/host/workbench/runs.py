@@ -4,8 +4,9 @@
                                           "trash": [{"run", "title", "deleted"}]}
     GET  /personalize/runs/{run}          200 the row and more: trainers/runs/catalog/detail.py
     GET  /personalize/runs/{run}/graph    200 {"node", "prompt", "workflow", "settings": {class of a
-                                          node: {widget: value}}, "problems"}; 404 with settings
-                                          where run.json has no graph
+                                          node: {widget: value}}, "problems"}: the graph in API form
+                                          and as a page had it, one of which may be null; 404 with
+                                          settings where neither is known
     POST /personalize/runs/{run}          {"title"?, "note"?, "pinned"?}: 200 the row
     POST /personalize/runs/{run}/delete   200 {"trash"}: moved into the trash
     POST /personalize/runs/{run}/restore  200 the row: the last of that name is back
@@ -38,6 +39,7 @@ from ....trainers.runs.catalog.curve import Growing
 from ....trainers.runs.catalog.labels import write_label
 from ....trainers.runs.catalog.listing import Catalog, encode
 from ....trainers.runs.catalog.names import UnknownRunError, run_path
+from ....trainers.runs.catalog.reading import read_workflow
 from ....trainers.runs.catalog.rows import Live, has_graph, inside, listed, text
 from ....trainers.runs.catalog.settings import widget_values
 from ...training.settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
@@ -86,15 +88,17 @@ class Workbench:
         values = widget_values(found.row["method"], found.facts)
         settings = {self._classes[p]: v for p, v in values.items() if p in self._classes}
         nodes = inside(found.facts, "graph", "nodes")
-        if not has_graph(found.facts) or not all(map(_is_node, nodes.values())):
+        is_known = has_graph(found.facts) and all(map(_is_node, nodes.values()))
+        workflow, problems = read_workflow(self._catalog.parent / name)
+        if not is_known and workflow is None:
             raise NoGraphError(name, settings)
         return encode(
             {
-                "node": found.facts["graph"]["node"],
-                "prompt": nodes,
-                "workflow": None,
+                "node": found.facts["graph"]["node"] if is_known else None,
+                "prompt": nodes if is_known else None,
+                "workflow": workflow,
                 "settings": settings,
-                "problems": _missing_files(found.facts),
+                "problems": [*problems, *_missing_files(found.facts)],
             }
         )
 

@@ -22,7 +22,9 @@ from .rows import Found, Live, preview_place, results_of
 from .settings import shown_settings
 
 MOST_PREVIEWS, MOST_FILES, MOST_PROMPT = 1000, 2000, 2000
-ORDER = ("settings", "metrics", "result", "state", "other", "label", "lock", "preview")
+ORDER = (
+    "settings", "metrics", "result", "state", "workflow", "other", "label", "lock", "preview",
+)  # fmt: skip
 
 
 def detail(

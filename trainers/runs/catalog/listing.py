@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import detail, tidy
+from . import detail, remembered, tidy
 from .names import run_names, run_path
 from .reading import is_unchanged
 from .rows import Found, Live, find, now
@@ -38,6 +38,8 @@ class Catalog:
         self._encoded: dict[str, tuple[dict[str, Any], bytes]] = {}
         self._listing: tuple[str | None, float, bytes] | None = None
         self._details: dict[str, tuple[Any, float, bytes]] = {}
+        self._recalled = False
+        self._is_news = False  # whether there are rows that last and are not remembered yet
 
     # -- to look at ---------------------------------------------------------
 
@@ -119,18 +121,41 @@ class Catalog:
                 self._details.pop(name, None)
 
     def _rows(self, live: Live | None) -> tuple[list[dict[str, Any]], list[str]]:
+        self._recall()
         names, problems = run_names(self.parent)
         for gone in self._found.keys() - set(names):
             del self._found[gone]
             self._encoded.pop(gone, None)
-        rows = [now(self._find(name), live, self.parent) for name in names]
+        at_work = live.run if live else None
+        rows = [now(self._find(name, name == at_work), live, self.parent) for name in names]
+        self._remember()
         return sorted(rows, key=lambda row: -row["changed"]), problems
 
-    def _find(self, name: str) -> Found:
+    def _recall(self) -> None:
+        if self._recalled:
+            return
+        self._recalled = True
+        for name, (found, row) in remembered.recall(self.parent).items():
+            self._found.setdefault(name, found)
+            self._encoded[name] = found.row, row
+
+    def _remember(self) -> None:
+        if self._is_news:
+            self._is_news = False
+            lasting = [found for found in self._found.values() if found.lasts]
+            remembered.remember(self.parent, [(f, self._in_bytes(f.row)) for f in lasting])
+
+    def _find(self, name: str, whole: bool = True) -> Found:
+        """A run as it is now; its row alone will do where it is not asked for as a whole."""
         folder, known = self.parent / name, self._found.get(name)
-        if known and known.settled and is_unchanged(folder, known.content.stamps):
-            return known
-        self._found[name] = found = find(folder)
+        if known and known.settled and (known.is_whole or not whole):
+            if is_unchanged(folder, known.content.stamps):
+                return known
+        found = find(folder)
+        self._is_news |= found.lasts
+        if found.lasts and not whole:
+            found = Found.short(found.row, found.content.stamps)
+        self._found[name] = found
         return found
 
     def _in_bytes(self, row: dict[str, Any]) -> bytes:
