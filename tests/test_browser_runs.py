@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.browser import RENDERERS, Page, page
+from tests.graphs import Graph
 from tests.host import Host
 from tests.run_folders import make_run
 
@@ -28,10 +35,10 @@ def runs(host: Host) -> list[Path]:
     ]  # fmt: skip
 
 
-def show(opened: Page) -> None:
+def show(opened: Page, words: str) -> None:
     opened.tab.get_by_role("button", name="Training runs").first.click()
     opened.tab.wait_for_selector(f"{TAB} .row")
-    opened.tab.fill(f"{TAB} input[type=search]", "tab_")
+    opened.tab.fill(f"{TAB} input[type=search]", words)
 
 
 def name(opened: Page, words: str) -> None:
@@ -44,7 +51,7 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
     host: Host, runs: list[Path], renderer: str
 ) -> None:
     with page(host, renderer) as opened:
-        show(opened)
+        show(opened, "tab_")
         assert opened.tab.locator(f"{TAB} .row").count() == 3
         opened.tab.fill(f"{TAB} input[type=search]", "tab_ unfinished")
         assert opened.tab.locator(f"{TAB} .row").count() == 1
@@ -56,36 +63,80 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         assert "step 30, held out" in text, "the middle was the best"
         assert "rank" in opened.tab.inner_text(f"{TAB} table.changed")
         opened.tab.get_by_role("button", name="put settings into the graph").click()
-        opened.until("() => app.graph.nodes.some((n) => n.type === 'PersonalizeTrainLora')")
-        values = opened.run(VALUES)
-        assert (values["rank"], values["steps"]) == (8, 60)
-        opened.tab.get_by_role("button", name="resume from step 40").click()
-        opened.until("() => app.graph.nodes.some((n) => n.type === 'PersonalizeRun')")
-        opened.until(
-            f"(name) => {{ const set = ({VALUES})();"
-            " return set.resume_from === name && set.resume_step === 40; }",
-            runs[0].name,
-        )
+        opened.until(f"() => ({VALUES})().resume_step === 2")
+        put(opened, steps=steps)
+
+        def ended() -> list[Path]:
+            new = set(parent.iterdir()) - before
+            return [one for one in new if (one / f"result-{steps:08}.safetensors").exists()
+                    and json.loads((one / "run.json").read_text())["status"] == "done"]  # fmt: skip
+
+        queue_until(opened, ended)
+        (further,) = ended()
+        rows = [json.loads(row) for row in (further / "metrics.jsonl").read_text().splitlines()]
+        assert json.loads((further / "run.json").read_text())["resumed"]["step"] == 2
+        assert [row["step"] for row in rows][-1] == steps
+        opened.tab.click(f"{TAB} .back")
+        opened.tab.wait_for_selector(f"{TAB} [data-run='{further.name}'][data-state=done]")
+        assert f"{steps} steps" in opened.tab.inner_text(f"{TAB} [data-run='{further.name}']")
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_run_is_named_pinned_made_smaller_thrown_away_and_restored(
+    host: Host, renderer: str
+) -> None:
+    parent = host.base / "output" / "personalize"
+    run = make_run(parent, f"tidy {RENDERERS.index(renderer)}", 40, states=[20, 40], previews=[40])
+    label = run / "label.json"
+
+    def told() -> dict[str, object]:
+        return json.loads(label.read_text()) if label.exists() else {}
+
+    def wait(done: Callable[[], object]) -> None:
+        queue = time.monotonic()
+        while not done():
+            assert time.monotonic() - queue < 60
+            opened.tab.wait_for_timeout(100)
+
+    with page(host, renderer) as opened:
+        show(opened, "tidy")
+        name(opened, "tidy")
+        opened.tab.get_by_label("Name").fill("<b>Best</b> dog")
+        opened.tab.keyboard.press("Enter")
+        wait(lambda: told().get("title") == "<b>Best</b> dog")
+        opened.tab.get_by_label("Note").fill("good hands")
+        opened.tab.get_by_label("Name").focus()
+        wait(lambda: told().get("note") == "good hands")
+        opened.tab.get_by_role("button", name="pin", exact=True).click()
+        wait(lambda: told().get("pinned") is True)
+        opened.tab.wait_for_selector(f"{TAB} button:text-is('pinned')")
+        assert opened.tab.locator(f"{TAB} .detail button:has-text('delete …')").is_disabled()
+        opened.tab.get_by_role("button", name="pinned", exact=True).click()
+        wait(lambda: not told().get("pinned"))
+        free = opened.tab.locator(f"{TAB} .detail button:has-text('free disk space')")
+        opened.until("() => !document.querySelector('.detail button[aria-pressed=true]')")
+
+        free.click()
+        opened.tab.wait_for_selector(DIALOG)
+        states = opened.tab.locator(f"{DIALOG} label", has_text="of states:")
+        assert re.match(r"[\d.]+ (bytes|kB) of states", states.inner_text())
+        states.locator("input").check()
+        opened.tab.locator(f"{DIALOG} footer button", has_text="free").click()
+        wait(lambda: not [*(run / "state").glob("*.pt")])
+        assert len([*(run / "previews").iterdir()]) == 2, "previews were not asked for"
+        opened.until(f"() => !document.querySelector('{TAB} .states')")
 
         opened.tab.click(f"{TAB} .back")
-        for words in ("tab_one", "tab_other"):
-            opened.tab.locator(f"{TAB} .row", has_text=words).locator(".pick").check()
-        opened.tab.get_by_role("button", name="compare", exact=True).click()
-        opened.tab.wait_for_selector(f"{DIALOG} .smoothed")
-        assert opened.tab.locator(f"{DIALOG} .smoothed").count() == 2
-        assert "rank" in opened.tab.inner_text(f"{DIALOG} tr.differs:has-text('rank')")
-        edge = opened.tab.get_by_label("Edge between the left and the right picture")
-        edge.focus()
-        opened.tab.keyboard.press("ArrowRight")
-        assert edge.input_value() == "51"
-        opened.tab.keyboard.press("Escape")
-
-        opened.tab.locator(f"{TAB} .row", has_text="tab_one").locator(".pick").uncheck()
-        opened.tab.get_by_role("button", name="delete …").first.click()
+        opened.tab.fill(f"{TAB} input[type=search]", "best</b>")
+        assert opened.tab.inner_text(f"{TAB} .name") == "<b>Best</b> dog"
+        opened.tab.locator(f"{TAB} .pick").check()
+        opened.tab.locator(f"{TAB} .bar button", has_text="delete").click()
         opened.tab.locator(CONFIRM).last.click()
-        opened.until(f"() => document.querySelectorAll('{TAB} .row').length === 2")
-        assert not runs[1].exists()
-        opened.tab.get_by_role("button", name="undo", exact=True).click()
-        opened.until(f"() => document.querySelectorAll('{TAB} .row').length === 3")
-        assert runs[1].exists()
+        wait(lambda: not run.exists())
+        opened.tab.locator(f"{TAB} .trash summary").click()
+        opened.tab.get_by_role("button", name="restore <b>Best</b> dog").click()
+        wait(run.exists)
+        opened.tab.wait_for_selector(f"{TAB} .row")
         assert opened.complaints == []
+    shutil.rmtree(run)

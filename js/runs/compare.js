@@ -1,7 +1,9 @@
 // Two runs or more beside each other: curves, settings, and previews of one prompt with a slider.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { button, curveOf } from "./detail.js";
+import { lastOfBoth, previewsOf, shotsOf } from "./pairs.js";
 import { Plot, letter } from "./plot.js";
 import { previewUrl } from "./store.js";
 import { STYLE } from "./style.js";
@@ -86,13 +88,6 @@ function table(runs, lines) {
 
 // -- previews -------------------------------------------------------------------------------------
 
-// Prompts that more than one run has previews of; where none is, those of any.
-export function promptsOf(runs) {
-  const each = runs.map((run) => new Set(run.curve.previews.map(({ prompt }) => prompt)));
-  const all = [...new Set(each.flatMap((one) => [...one]))];
-  return all.filter((prompt) => each.filter((one) => one.has(prompt)).length > 1);
-}
-
 function select(label, options, onchange) {
   const found = make("select", { onchange }, ...options.map(([value, textContent]) =>
     make("option", { value, textContent })));
@@ -100,13 +95,13 @@ function select(label, options, onchange) {
 }
 
 function pictures(runs) {
-  const prompts = promptsOf(runs);
-  const heading = make("h3", { textContent: "Previews of the same prompt" });
-  if (!prompts.length) {
+  const shots = shotsOf(runs);
+  const heading = make("h3", { textContent: tr("Previews of the same prompt and seed") });
+  if (!shots.length) {
     return [heading, make("p", { textContent: "No two of these runs have previews of one prompt." })];
   }
-  const sides = ["left", "right"].map((side) => makeSide(runs, side, () => refresh()));
-  const [prompt, promptLabel] = select("Prompt", prompts.map((one) => [one, one]), () => refresh());
+  const sides = ["left", "right"].map((side) => makeSide(runs, side, (own) => refresh(own)));
+  const [prompt, promptLabel] = select("Prompt", shots.map((one, at) => [at, one.label]), () => refresh());
   const slider = make("input", {
     type: "range", min: 0, max: 100, value: 50,
     ariaLabel: "Edge between the left and the right picture",
@@ -121,12 +116,16 @@ function pictures(runs) {
     slider.ariaValueText = `${slider.value} % of the left picture`;
   };
   slider.oninput = cut;
-  function refresh() {
-    const able = runs.map((run, place) => [run, place]).filter(([run]) =>
-      run.curve.previews.some((one) => one.prompt === prompt.value));
-    sides.forEach((side, place) => side.offer(able, place, prompt.value));
+  // The right picture is of the left one's step where there is one, unless another was chosen.
+  function refresh(chosen, step) {
+    const shot = shots[Number(prompt.value)];
+    const able = runs.map((run, place) => [run, place]).filter(([run]) => previewsOf(run, shot).length);
+    sides[0].offer(able, 0, shot, step);
+    sides[1].offer(able, 1, shot, chosen === sides[1].step ? undefined : sides[0].step.value);
   }
   refresh();
+  const found = sides.map(({ run }) => previewsOf(runs[Number(run.value)], shots[0]));
+  refresh(null, lastOfBoth(...found)[0]);
   cut();
   const choices = make("div", { className: "choices" }, promptLabel,
     ...sides.flatMap(({ labels }) => labels));
@@ -136,27 +135,29 @@ function pictures(runs) {
 
 // One of the two pictures: of which run and which step.
 function makeSide(runs, side, onchange) {
-  const [run, runLabel] = select(`Run on the ${side}`, [], onchange);
-  const [step, stepLabel] = select(`Step on the ${side}`, [], onchange);
+  const [run, runLabel] = select(`Run on the ${side}`, [], () => onchange(run));
+  const [step, stepLabel] = select(`Step on the ${side}`, [], () => onchange(step));
   const picture = make("img", { decoding: "async" });
   const words = make("small");
   const fill = (element, options, value) => {
     element.replaceChildren(...options.map(([one, textContent]) =>
       make("option", { value: one, textContent })));
-    element.value = options.some(([one]) => String(one) === value) ? value : options.at(-1)[0];
+    element.value = options.some(([one]) => String(one) === String(value)) ? value : options.at(-1)[0];
   };
-  function offer(able, place, prompt) {
+  function offer(able, place, shot, wanted = step.value) {
     const first = String(able[Math.min(place, able.length - 1)][1]);
     fill(run, able.map(([one, number]) => [number, `${letter(number)}: ${one.title}`]),
       able.some(([, number]) => String(number) === run.value) ? run.value : first);
     const chosen = runs[Number(run.value)];
-    const found = chosen.curve.previews.filter((one) => one.prompt === prompt);
-    fill(step, found.map((one) => [one.step, `step ${count(one.step)}`]), step.value);
+    const found = previewsOf(chosen, shot);
+    const has = found.some((one) => String(one.step) === String(wanted));
+    fill(step, found.map((one) => [one.step, `step ${count(one.step)}`]), has ? wanted : step.value);
     const preview = found.find((one) => String(one.step) === step.value);
     const address = previewUrl(chosen.run, preview);
     if (picture.getAttribute("src") !== address) picture.src = address;
-    picture.alt = `${chosen.title}, step ${count(preview.step)}: ${prompt}`;
-    words.textContent = `${letter(Number(run.value))}, step ${count(preview.step)}`;
+    picture.alt = `${chosen.title}, step ${count(preview.step)}: ${shot.prompt}`;
+    words.textContent = [letter(Number(run.value)), `step ${count(preview.step)}`,
+      preview.seed ? tr("seed {seed}", { seed: preview.seed }) : tr("seed unknown")].join(", ");
   }
-  return { picture, words, labels: [runLabel, stepLabel], offer };
+  return { run, step, picture, words, labels: [runLabel, stepLabel], offer };
 }

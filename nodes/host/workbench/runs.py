@@ -74,7 +74,14 @@ class Workbench:
     # -- to look at -------------------------------------------------------
 
     async def runs(self, request: web.Request) -> web.Response:
-        return await _answered(request, lambda: self._catalog.listing(self._live()))
+        return await _answered(request, self._listing)
+
+    def _listing(self) -> bytes:
+        return self._catalog.listing(self._live(), PAGES.changes)
+
+    async def list_ahead(self, app: web.Application) -> None:
+        """Read the runs while nobody waits for them yet."""
+        asyncio.get_running_loop().run_in_executor(None, self._listing)
 
     async def run(self, request: web.Request) -> web.Response:
         name = request.match_info["run"]
@@ -192,6 +199,7 @@ class NoGraphError(UnknownRunError):
 def register_runs() -> None:
     """Add the routes to the host's server."""
     routes, workbench = server.PromptServer.instance.routes, Workbench()
+    server.PromptServer.instance.app.on_startup.append(workbench.list_ahead)
     routes.get(ROUTE)(workbench.runs)
     routes.post(ROUTE + "/free")(workbench.free)
     routes.post(ROUTE + "/trash/empty")(workbench.empty)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -22,6 +23,7 @@ from .rows import Found, Live, preview_place, results_of
 from .settings import shown_settings
 
 MOST_PREVIEWS, MOST_FILES, MOST_PROMPT = 1000, 2000, 2000
+SEED = re.compile(r"\d{1,20}")
 ORDER = (
     "settings", "metrics", "result", "state", "workflow", "other", "label", "lock", "preview",
 )  # fmt: skip
@@ -36,7 +38,8 @@ def detail(
 ) -> dict[str, Any]:
     """The row, and beside it:
 
-    curve: as story.py has it, for at most MOST_PREVIEWS previews; states: [{"step", "bytes"}];
+    curve: as story.py has it, for at most MOST_PREVIEWS previews, each also with its "seed", "" if
+    it is not known; states: [{"step", "bytes"}];
     results: [{"step", "bytes", "file"}]; best: see `best`; settings: see settings.py; files:
     [{"file", "bytes", "kind"}].
 
@@ -125,12 +128,12 @@ def shown_previews(
     shown, broken = [], 0
     for place in sorted(place for place in places if place[0] in chosen):
         file = places[place]
-        prompt = _prompt(str(folder / file.name), file.changed, file.num_bytes)
-        if prompt is None:
+        told = _told(str(folder / file.name), file.changed, file.num_bytes)
+        if told is None:
             broken += 1
             continue
         name = file.name.rpartition("/")[2]
-        shown.append({"step": place[0], "prompt": prompt, "file": name, "changed": file.changed})
+        shown.append({"step": place[0], **told, "file": name, "changed": file.changed})
     problems = []
     if stride > 1:
         problems.append(
@@ -142,12 +145,18 @@ def shown_previews(
 
 
 @lru_cache(2 * MOST_PREVIEWS)
-def _prompt(path: str, changed: float, num_bytes: int) -> str | None:
-    """The prompt that a preview was made for, before its pixels; None where it is no picture."""
+def _told(path: str, changed: float, num_bytes: int) -> dict[str, str] | None:
+    """The prompt and the seed that a preview was made with, before its pixels; the seed as digits,
+    which may be more than a page's numbers hold. None where it is no picture."""
     try:
         if is_link(os.lstat(path)):
             return None
         with open(os.open(path, os.O_RDONLY | NOFOLLOW), "rb") as file, Image.open(file) as picture:
-            return str(picture.info.get("prompt", ""))[:MOST_PROMPT]
+            info = picture.info
     except READ_ERRORS:
         return None
+    seed = str(info.get("seed", ""))
+    return {
+        "prompt": str(info.get("prompt", ""))[:MOST_PROMPT],
+        "seed": seed if SEED.fullmatch(seed) else "",
+    }

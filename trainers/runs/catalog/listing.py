@@ -1,8 +1,9 @@
 """All runs, read once and looked at again only where something has changed.
 
-A list is asked for by every page that is open, every few seconds, while a training wants the
-processor: so rows stay in memory in the very bytes that are sent, a folder is read again when its
-times have changed, and many that ask within a second get the same answer.
+A list is asked for by every page that is open, each time that a training begins, ends or has
+previews, while it wants the processor: so rows stay in memory in the very bytes that are sent, a
+folder is read again when its times have changed, and many that ask within a second get the same
+answer. What was read outlives the host, see remembered.py.
 """
 
 from __future__ import annotations
@@ -36,20 +37,24 @@ class Catalog:
         self._lock = threading.Lock()
         self._found: dict[str, Found] = {}
         self._encoded: dict[str, tuple[dict[str, Any], bytes]] = {}
-        self._listing: tuple[str | None, float, bytes] | None = None
+        self._listing: tuple[tuple[str | None, int], float, bytes] | None = None
         self._details: dict[str, tuple[Any, float, bytes]] = {}
         self._recalled = False
         self._is_news = False  # whether there are rows that last and are not remembered yet
 
     # -- to look at ---------------------------------------------------------
 
-    def listing(self, live: Live | None = None) -> bytes:
+    def listing(self, live: Live | None = None, changes: int = 0) -> bytes:
         """All runs as JSON, the last that changed first.
 
         {"runs": [rows], "trash": [{"run", "title", "deleted"}], "problems": [sentences]}
+
+        Args:
+            changes: how many there were that pages were told of; another number, and no earlier
+                answer is given again.
         """
         with self._lock:
-            key = live.run if live else None
+            key = live.run if live else None, changes
             if self._listing and self._listing[0] == key:
                 if time.monotonic() - self._listing[1] < FRESH_SECONDS:
                     return self._listing[2]
