@@ -63,6 +63,152 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         assert "step 30, held out" in text, "the middle was the best"
         assert "rank" in opened.tab.inner_text(f"{TAB} table.changed")
         opened.tab.get_by_role("button", name="put settings into the graph").click()
+        opened.until("() => app.graph.nodes.some((n) => n.type === 'PersonalizeTrainLora')")
+        values = opened.run(VALUES)
+        assert (values["rank"], values["steps"]) == (8, 60)
+        opened.tab.get_by_role("button", name="resume from step 40").click()
+        opened.until("() => app.graph.nodes.some((n) => n.type === 'PersonalizeRun')")
+        opened.until(
+            f"(name) => {{ const set = ({VALUES})();"
+            " return set.resume_from === name && set.resume_step === 40; }",
+            runs[0].name,
+        )
+
+        opened.tab.click(f"{TAB} .back")
+        for words in ("tab_one", "tab_other"):
+            opened.tab.locator(f"{TAB} .row", has_text=words).locator(".pick").check()
+        opened.tab.get_by_role("button", name="compare", exact=True).click()
+        opened.tab.wait_for_selector(f"{DIALOG} .smoothed")
+        assert opened.tab.locator(f"{DIALOG} .smoothed").count() == 2
+        assert "rank" in opened.tab.inner_text(f"{DIALOG} tr.differs:has-text('rank')")
+        edge = opened.tab.get_by_label("Edge between the left and the right picture")
+        edge.focus()
+        opened.tab.keyboard.press("ArrowRight")
+        assert edge.input_value() == "51"
+        opened.tab.keyboard.press("Escape")
+
+        opened.tab.locator(f"{TAB} .row", has_text="tab_one").locator(".pick").uncheck()
+        opened.tab.get_by_role("button", name="delete …").first.click()
+        opened.tab.locator(CONFIRM).last.click()
+        opened.until(f"() => document.querySelectorAll('{TAB} .row').length === 2")
+        assert not runs[1].exists()
+        opened.tab.get_by_role("button", name="undo", exact=True).click()
+        opened.until(f"() => document.querySelectorAll('{TAB} .row').length === 3")
+        assert runs[1].exists()
+        assert opened.complaints == []
+
+
+# -- with a training of its own ----------------------------------------------------------------
+
+TRAINER = "app.graph.nodes.find((n) => n.type === 'PersonalizeTrainLora')"
+WIDGETS = f"() => Object.fromEntries({TRAINER}.widgets.map(({{ name, value }}) => [name, value]))"
+WORKFLOWS = "() => app.extensionManager.workflow.openWorkflows.length"
+
+
+def said(host: Host, run: str) -> list[str]:
+    """The last status line of each node that handed out this run."""
+    trainings = host.get("/personalize/trainings")["trainings"]
+    return [one["text"] for one in trainings if one["run"] == run and not one["training"]]
+
+
+def queue_until(opened: Page, done: Callable[[], object], seconds: float = 120) -> None:
+    """Queue the graph that is shown and wait until it has come to this."""
+    opened.queue()
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds, opened.host.log_tail()
+        opened.tab.wait_for_timeout(200)
+
+
+def put(opened: Page, **values: object) -> None:
+    """Turn the training node's widgets, as one step of undo."""
+    opened.run(
+        f"""(values) => {{
+          app.canvas.emitBeforeChange();
+          for (const [name, value] of Object.entries(values)) {{
+            const widget = {TRAINER}.widgets.find((one) => one.name === name);
+            widget.value = value;
+            widget.callback?.(value);
+          }}
+          app.canvas.emitAfterChange();
+        }}""",
+        values,
+    )
+
+
+def values_are(opened: Page, **values: object) -> None:
+    opened.until(
+        f"(values) => {{ const now = ({WIDGETS})();"
+        " return Object.entries(values).every(([name, value]) => now[name] === value); }",
+        values,
+    )
+
+
+@pytest.fixture(scope="module")
+def dog(host: Host) -> str:
+    folder = host.base / "input" / "tab_dog"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), (40, 90, 160)).save(folder / "0.png")
+    return folder.name
+
+
+def training(dog: str) -> Graph:
+    graph = Graph()
+    trained = graph.train(*graph.load(), graph.dataset(dog), steps=4, seed=91, state_every=2,
+                          keep_states=4)  # fmt: skip
+    graph.add("PersonalizeLossPlot", loss_map=trained[3], theme="dark")
+    return graph
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_run_is_taken_from_disk_by_its_settings_and_goes_on_from_its_middle(
+    host: Host, dog: str, renderer: str
+) -> None:
+    steps = 6 + RENDERERS.index(renderer)  # of the one that goes on; each renderer has its own
+    parent = host.base / "output" / "personalize"
+    with page(host, renderer) as opened:
+        opened.run("(graph) => app.loadApiJson(graph, 'tab dog')", dict(training(dog)))
+        opened.until(f"() => {TRAINER}")
+        opened.settle()
+        queue_until(opened, lambda: [*parent.glob(f"lora-{dog}-*/result-00000004.safetensors")])
+        (run,) = (one.parent for one in parent.glob(f"lora-{dog}-*/result-00000004.safetensors"))
+        result = (run / "result-00000004.safetensors").stat().st_mtime_ns
+        shown = opened.run("() => app.graph.serialize()")
+
+        show(opened, dog)
+        name(opened, dog)
+        # The whole graph, beside what is open and not in its place.
+        open_before = opened.run(WORKFLOWS)
+        for number in (1, 2):
+            opened.tab.get_by_role("button", name="open its whole graph").click()
+            opened.until(f"(count) => ({WORKFLOWS})() === count", open_before + number)
+            opened.until(f"() => {TRAINER}")
+            places = {node["id"]: node["pos"] for node in shown["nodes"]}
+            found = opened.run("() => app.graph.nodes.map(({ id, pos }) => [id, [...pos]])")
+            assert {node: [round(x) for x in pos] for node, pos in found} == {
+                node: [round(x) for x in pos] for node, pos in places.items()
+            }
+            put(opened, steps=99)  # what the second one must not overwrite
+
+        # Settings put back, undone, put back; and taken from disk.
+        put(opened, rank=8)
+        opened.tab.get_by_role("button", name="put settings into the graph").click()
+        values_are(opened, rank=4, steps=4)
+        opened.tab.wait_for_timeout(500)
+        opened.tab.keyboard.press("Control+z")
+        values_are(opened, rank=8, steps=99)
+        opened.tab.get_by_role("button", name="put settings into the graph").click()
+        values_are(opened, rank=4, steps=4)
+        other = Graph()
+        empty = other.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+        other.add("SaveLatent", samples=empty, filename_prefix="tab")
+        host.run(other)  # so that ComfyUI forgets what it has
+        queue_until(opened, lambda: any("taken from disk" in text for text in said(host, run.name)))
+        assert (run / "result-00000004.safetensors").stat().st_mtime_ns == result
+
+        # On from the middle.
+        before = set(parent.iterdir())
+        opened.tab.get_by_role("button", name="resume from step 2").click()
         opened.until(f"() => ({VALUES})().resume_step === 2")
         put(opened, steps=steps)
 
