@@ -17,6 +17,7 @@ from trainers.errors import SaveError
 from trainers.loop import Training
 from trainers.runs import states
 from trainers.runs.folder import RunFolder
+from trainers.runs.kept.workflow import keep_workflow
 from trainers.runs.states import LEAST_SECONDS, SHARE, StateSaver
 
 
@@ -203,10 +204,10 @@ def test_workflow_is_of_the_last_time_and_in_a_file_of_its_own(tmp_path: Path) -
     folder.describe({"method": "lora"}, status="done")
     before = folder.facts
     for title in ("one", "two"):
-        folder.keep_workflow({"id": title, "nodes": []})
+        keep_workflow(tmp_path, {"id": title, "nodes": []})
         assert json.loads((tmp_path / "workflow.json").read_text())["id"] == title
     stamp = (tmp_path / "workflow.json").stat().st_mtime_ns
-    folder.keep_workflow({"id": "two", "nodes": []})
+    keep_workflow(tmp_path, {"id": "two", "nodes": []})
     assert (tmp_path / "workflow.json").stat().st_mtime_ns == stamp, "the same is not written again"
     assert folder.facts == before
 

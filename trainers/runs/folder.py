@@ -3,15 +3,13 @@
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
     run.json                       settings, versions, base model, dataset listing, how it went,
                                    when, for how long, in how many processes and by what plan of
-                                   memory, the graph that it came from, and the state of another
-                                   run that it began with
+                                   memory, its graph, and the state of another run it began with
     metrics.jsonl                  one line a step of its own
     state/00000400.pt              all that step 401 needs, and a result of 400 steps; the last few
     previews/step_00000400_0.png   what the first prompt of the preview gave then
     result-00000400.safetensors    what was learned in 400 steps, one file for each length asked;
                                    00000400.2 and so on where Windows held the one before
-    workflow.json                  the graph that it came from as the page had it, with its layout;
-                                   of the last time that it was queued
+    workflow.json                  the graph as the page had it; see kept/workflow.py
     label.json                     what people call it, where they do; see catalog/labels.py
 
 Every file is written whole or not at all, and says itself which run and step it belongs to, so a
@@ -60,7 +58,6 @@ FORMAT = 2  # of the files, and of all in trainers/ that decides a result; a new
 PACKAGES = ("torch", "transformers", "peft", "safetensors")
 RESULT = re.compile(r"result-(\d{8,})(?:\.(\d+))?\.safetensors")
 TRAINING = "training"  # the status of a run at work
-WORKFLOW_JSON = "workflow.json"  # beside run.json, which is exported and told in cards
 MEANT_BY = "personalize.fingerprint"  # metadata: the run that a result belongs to
 
 
@@ -206,21 +203,6 @@ class RunFolder:
         told = self.facts
         if told and facts.keys() - told.keys():
             write_whole(self.path / "run.json", json.dumps({**facts, **told}, indent=2).encode())
-
-    def keep_workflow(self, workflow: Mapping[str, Any]) -> None:
-        """Keep the graph as the page has it, in place of an earlier one.
-
-        It names folders and prompts, and may hold much that has nothing to do with the run. So it
-        stays in this folder: no file that is saved, exported or pushed is made with it.
-
-        Raises:
-            SaveError: it cannot be written.
-        """
-        path, content = self.path / WORKFLOW_JSON, json.dumps(workflow).encode()
-        with contextlib.suppress(OSError):
-            if path.read_bytes() == content:
-                return
-        write_whole(path, content)
 
     def stopped(self) -> dict[int, int]:
         """Runs that were ended by Stop and keep: the step they ended at, by the steps asked for.

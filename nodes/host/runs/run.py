@@ -18,6 +18,7 @@ from ....trainers.optimizers.processes import Processes, joined
 from ....trainers.optimizers.sharded import check_sharding
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.runs.kept.resumed import Source
+from ....trainers.runs.kept.workflow import keep_workflow
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
 from ..folders import find_run, runs_folder
@@ -88,7 +89,7 @@ class Run:
 
     def _keep_workflow(self) -> None:
         if workflow := self.reporter.node.workflow:
-            self.folder.keep_workflow(workflow)
+            keep_workflow(self.folder.path, workflow)
 
     @property
     def processes(self) -> Processes:

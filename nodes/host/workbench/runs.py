@@ -68,7 +68,7 @@ class Workbench:
         schemas = {place: node.define_schema() for place, node in nodes.items()}
         self._classes = {place: str(schema.node_id) for place, schema in schemas.items()}
         titles = {place: str(schema.display_name) for place, schema in schemas.items()}
-        self._catalog = Catalog(runs_folder(), titles)
+        self._catalog = Catalog(runs_folder(), titles, remembers=True)
         self._growing = Growing(())
 
     # -- to look at -------------------------------------------------------
@@ -81,7 +81,7 @@ class Workbench:
 
     async def list_ahead(self, app: web.Application) -> None:
         """Read the runs while nobody waits for them yet."""
-        asyncio.get_running_loop().run_in_executor(None, self._listing)
+        asyncio.get_running_loop().run_in_executor(None, self._catalog.rows)
 
     async def run(self, request: web.Request) -> web.Response:
         name = request.match_info["run"]

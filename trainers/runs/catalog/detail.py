@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -15,7 +14,7 @@ from PIL import Image
 
 from ...data.pictures import READ_ERRORS
 from ..pictures.plot import smooth
-from ..story import thinned
+from ..story import seed_of, thinned
 from .curve import Curve, curve_of, read_curve, short
 from .names import is_link
 from .reading import NOFOLLOW, STATE, Content, File
@@ -23,7 +22,6 @@ from .rows import Found, Live, preview_place, results_of
 from .settings import shown_settings
 
 MOST_PREVIEWS, MOST_FILES, MOST_PROMPT = 1000, 2000, 2000
-SEED = re.compile(r"\d{1,20}")
 ORDER = (
     "settings", "metrics", "result", "state", "workflow", "other", "label", "lock", "preview",
 )  # fmt: skip
@@ -38,8 +36,7 @@ def detail(
 ) -> dict[str, Any]:
     """The row, and beside it:
 
-    curve: as story.py has it, for at most MOST_PREVIEWS previews, each also with its "seed", "" if
-    it is not known; states: [{"step", "bytes"}];
+    curve: as story.py has it, for at most MOST_PREVIEWS previews; states: [{"step", "bytes"}];
     results: [{"step", "bytes", "file"}]; best: see `best`; settings: see settings.py; files:
     [{"file", "bytes", "kind"}].
 
@@ -146,17 +143,13 @@ def shown_previews(
 
 @lru_cache(2 * MOST_PREVIEWS)
 def _told(path: str, changed: float, num_bytes: int) -> dict[str, str] | None:
-    """The prompt and the seed that a preview was made with, before its pixels; the seed as digits,
-    which may be more than a page's numbers hold. None where it is no picture."""
+    """The prompt and the seed that a preview was made with, before its pixels; None where it is no
+    picture."""
     try:
         if is_link(os.lstat(path)):
             return None
         with open(os.open(path, os.O_RDONLY | NOFOLLOW), "rb") as file, Image.open(file) as picture:
-            info = picture.info
+            prompt = str(picture.info.get("prompt", ""))[:MOST_PROMPT]
+            return {"prompt": prompt, "seed": seed_of(picture)}
     except READ_ERRORS:
         return None
-    seed = str(info.get("seed", ""))
-    return {
-        "prompt": str(info.get("prompt", ""))[:MOST_PROMPT],
-        "seed": seed if SEED.fullmatch(seed) else "",
-    }

@@ -30,16 +30,19 @@ class Catalog:
     Args:
         parent: the folder of all runs; it need not be there.
         titles: what the places of settings are called; see settings.py.
+        remembers: whether what was read is kept on disk; see remembered.py.
     """
 
-    def __init__(self, parent: Path, titles: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, parent: Path, titles: Mapping[str, str] | None = None, remembers: bool = False
+    ) -> None:
         self.parent, self._titles = parent, titles or {}
         self._lock = threading.Lock()
         self._found: dict[str, Found] = {}
         self._encoded: dict[str, tuple[dict[str, Any], bytes]] = {}
         self._listing: tuple[tuple[str | None, int], float, bytes] | None = None
         self._details: dict[str, tuple[Any, float, bytes]] = {}
-        self._recalled = False
+        self._remembers, self._recalled = remembers, False
         self._is_news = False  # whether there are rows that last and are not remembered yet
 
     # -- to look at ---------------------------------------------------------
@@ -137,7 +140,7 @@ class Catalog:
         return sorted(rows, key=lambda row: -row["changed"]), problems
 
     def _recall(self) -> None:
-        if self._recalled:
+        if self._recalled or not self._remembers:
             return
         self._recalled = True
         for name, (found, row) in remembered.recall(self.parent).items():
@@ -145,7 +148,7 @@ class Catalog:
             self._encoded[name] = found.row, row
 
     def _remember(self) -> None:
-        if self._is_news:
+        if self._is_news and self._remembers:
             self._is_news = False
             lasting = [found for found in self._found.values() if found.lasts]
             remembered.remember(self.parent, [(f, self._in_bytes(f.row)) for f in lasting])

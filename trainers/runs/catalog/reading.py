@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import RunError
-from ..folder import RESULT, WORKFLOW_JSON
+from ..folder import RESULT
+from ..kept.workflow import WORKFLOW_JSON
 from .names import RUN_JSON, is_link
 
 LABEL_JSON, METRICS_JSONL, LOCK = "label.json", "metrics.jsonl", ".lock"

@@ -12,7 +12,8 @@ import filelock
 
 from ...models.architectures import ARCHITECTURES
 from ...settings.run import METHOD_CONFIGS
-from ..folder import TRAINING, WORKFLOW_JSON
+from ..folder import TRAINING
+from ..kept.workflow import WORKFLOW_JSON
 from .curve import Growing, Summary, read_summary, short
 from .labels import Label, read_label
 from .names import NAME, RUN_JSON
