@@ -80,8 +80,9 @@ def make_run(
     return folder.path
 
 
-def save_preview(file: Path, prompt: str) -> None:
+def save_preview(file: Path, prompt: str, seed: int = 5) -> None:
     facts = PngImagePlugin.PngInfo()
     facts.add_itxt("prompt", prompt)
+    facts.add_text("seed", str(seed))
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(file, pnginfo=facts)

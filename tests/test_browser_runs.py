@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.browser import RENDERERS, Page, page
+from tests.graphs import Graph
 from tests.host import Host
 from tests.run_folders import make_run
 
@@ -28,10 +35,10 @@ def runs(host: Host) -> list[Path]:
     ]  # fmt: skip
 
 
-def show(opened: Page) -> None:
+def show(opened: Page, words: str) -> None:
     opened.tab.get_by_role("button", name="Training runs").first.click()
     opened.tab.wait_for_selector(f"{TAB} .row")
-    opened.tab.fill(f"{TAB} input[type=search]", "tab_")
+    opened.tab.fill(f"{TAB} input[type=search]", words)
 
 
 def name(opened: Page, words: str) -> None:
@@ -44,7 +51,7 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
     host: Host, runs: list[Path], renderer: str
 ) -> None:
     with page(host, renderer) as opened:
-        show(opened)
+        show(opened, "tab_")
         assert opened.tab.locator(f"{TAB} .row").count() == 3
         opened.tab.fill(f"{TAB} input[type=search]", "tab_ unfinished")
         assert opened.tab.locator(f"{TAB} .row").count() == 1
@@ -89,3 +96,193 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         opened.until(f"() => document.querySelectorAll('{TAB} .row').length === 3")
         assert runs[1].exists()
         assert opened.complaints == []
+
+
+# -- with a training of its own ----------------------------------------------------------------
+
+TRAINER = "app.graph.nodes.find((n) => n.type === 'PersonalizeTrainLora')"
+WIDGETS = f"() => Object.fromEntries({TRAINER}.widgets.map(({{ name, value }}) => [name, value]))"
+WORKFLOWS = "() => app.extensionManager.workflow.openWorkflows.length"
+
+
+def said(host: Host, run: str) -> list[str]:
+    """The last status line of each node that handed out this run."""
+    trainings = host.get("/personalize/trainings")["trainings"]
+    return [one["text"] for one in trainings if one["run"] == run and not one["training"]]
+
+
+def queue_until(opened: Page, done: Callable[[], object], seconds: float = 120) -> None:
+    """Queue the graph that is shown and wait until it has come to this."""
+    opened.queue()
+    began = time.monotonic()
+    while not done():
+        assert time.monotonic() - began < seconds, opened.host.log_tail()
+        opened.tab.wait_for_timeout(200)
+
+
+def put(opened: Page, **values: object) -> None:
+    """Turn the training node's widgets, as one step of undo."""
+    opened.run(
+        f"""(values) => {{
+          app.canvas.emitBeforeChange();
+          for (const [name, value] of Object.entries(values)) {{
+            const widget = {TRAINER}.widgets.find((one) => one.name === name);
+            widget.value = value;
+            widget.callback?.(value);
+          }}
+          app.canvas.emitAfterChange();
+        }}""",
+        values,
+    )
+
+
+def values_are(opened: Page, **values: object) -> None:
+    opened.until(
+        f"(values) => {{ const now = ({WIDGETS})();"
+        " return Object.entries(values).every(([name, value]) => now[name] === value); }",
+        values,
+    )
+
+
+@pytest.fixture(scope="module")
+def dog(host: Host) -> str:
+    folder = host.base / "input" / "tab_dog"
+    folder.mkdir(exist_ok=True)
+    Image.new("RGB", (64, 64), (40, 90, 160)).save(folder / "0.png")
+    return folder.name
+
+
+def training(dog: str) -> Graph:
+    graph = Graph()
+    trained = graph.train(*graph.load(), graph.dataset(dog), steps=4, seed=91, state_every=2,
+                          keep_states=4)  # fmt: skip
+    graph.add("PersonalizeLossPlot", loss_map=trained[3], theme="dark")
+    return graph
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_run_is_taken_from_disk_by_its_settings_and_goes_on_from_its_middle(
+    host: Host, dog: str, renderer: str
+) -> None:
+    steps = 6 + RENDERERS.index(renderer)  # of the one that goes on; each renderer has its own
+    parent = host.base / "output" / "personalize"
+    with page(host, renderer) as opened:
+        opened.run("(graph) => app.loadApiJson(graph, 'tab dog')", dict(training(dog)))
+        opened.until(f"() => {TRAINER}")
+        opened.settle()
+        queue_until(opened, lambda: [*parent.glob(f"lora-{dog}-*/result-00000004.safetensors")])
+        (run,) = (one.parent for one in parent.glob(f"lora-{dog}-*/result-00000004.safetensors"))
+        result = (run / "result-00000004.safetensors").stat().st_mtime_ns
+        shown = opened.run("() => app.graph.serialize()")
+
+        show(opened, dog)
+        name(opened, dog)
+        # The whole graph, beside what is open and not in its place.
+        open_before = opened.run(WORKFLOWS)
+        for number in (1, 2):
+            opened.tab.get_by_role("button", name="open its whole graph").click()
+            opened.until(f"(count) => ({WORKFLOWS})() === count", open_before + number)
+            opened.until(f"() => {TRAINER}")
+            places = {node["id"]: node["pos"] for node in shown["nodes"]}
+            found = opened.run("() => app.graph.nodes.map(({ id, pos }) => [id, [...pos]])")
+            assert {node: [round(x) for x in pos] for node, pos in found} == {
+                node: [round(x) for x in pos] for node, pos in places.items()
+            }
+            put(opened, steps=99)  # what the second one must not overwrite
+
+        # Settings put back, undone, put back; and taken from disk.
+        put(opened, rank=8)
+        opened.tab.get_by_role("button", name="put settings into the graph").click()
+        values_are(opened, rank=4, steps=4)
+        opened.tab.wait_for_timeout(500)
+        opened.tab.keyboard.press("Control+z")
+        values_are(opened, rank=8, steps=99)
+        opened.tab.get_by_role("button", name="put settings into the graph").click()
+        values_are(opened, rank=4, steps=4)
+        other = Graph()
+        empty = other.add("EmptyLatentImage", width=64, height=64, batch_size=1)[0]
+        other.add("SaveLatent", samples=empty, filename_prefix="tab")
+        host.run(other)  # so that ComfyUI forgets what it has
+        queue_until(opened, lambda: any("taken from disk" in text for text in said(host, run.name)))
+        assert (run / "result-00000004.safetensors").stat().st_mtime_ns == result
+
+        # On from the middle.
+        before = set(parent.iterdir())
+        opened.tab.get_by_role("button", name="resume from step 2").click()
+        opened.until(f"() => ({VALUES})().resume_step === 2")
+        put(opened, steps=steps)
+
+        def ended() -> list[Path]:
+            new = set(parent.iterdir()) - before
+            return [one for one in new if (one / f"result-{steps:08}.safetensors").exists()
+                    and json.loads((one / "run.json").read_text())["status"] == "done"]  # fmt: skip
+
+        queue_until(opened, ended)
+        (further,) = ended()
+        rows = [json.loads(row) for row in (further / "metrics.jsonl").read_text().splitlines()]
+        assert json.loads((further / "run.json").read_text())["resumed"]["step"] == 2
+        assert [row["step"] for row in rows][-1] == steps
+        opened.tab.click(f"{TAB} .back")
+        opened.tab.wait_for_selector(f"{TAB} [data-run='{further.name}'][data-state=done]")
+        assert f"{steps} steps" in opened.tab.inner_text(f"{TAB} [data-run='{further.name}']")
+        assert opened.complaints == []
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_run_is_named_pinned_made_smaller_thrown_away_and_restored(
+    host: Host, renderer: str
+) -> None:
+    parent = host.base / "output" / "personalize"
+    run = make_run(parent, f"tidy {RENDERERS.index(renderer)}", 40, states=[20, 40], previews=[40])
+    label = run / "label.json"
+
+    def told() -> dict[str, object]:
+        return json.loads(label.read_text()) if label.exists() else {}
+
+    def wait(done: Callable[[], object]) -> None:
+        queue = time.monotonic()
+        while not done():
+            assert time.monotonic() - queue < 60
+            opened.tab.wait_for_timeout(100)
+
+    with page(host, renderer) as opened:
+        show(opened, "tidy")
+        name(opened, "tidy")
+        opened.tab.get_by_label("Name").fill("<b>Best</b> dog")
+        opened.tab.keyboard.press("Enter")
+        wait(lambda: told().get("title") == "<b>Best</b> dog")
+        opened.tab.get_by_label("Note").fill("good hands")
+        opened.tab.get_by_label("Name").focus()
+        wait(lambda: told().get("note") == "good hands")
+        opened.tab.get_by_role("button", name="pin", exact=True).click()
+        wait(lambda: told().get("pinned") is True)
+        opened.tab.wait_for_selector(f"{TAB} button:text-is('pinned')")
+        assert opened.tab.locator(f"{TAB} .detail button:has-text('delete …')").is_disabled()
+        opened.tab.get_by_role("button", name="pinned", exact=True).click()
+        wait(lambda: not told().get("pinned"))
+        free = opened.tab.locator(f"{TAB} .detail button:has-text('free disk space')")
+        opened.until("() => !document.querySelector('.detail button[aria-pressed=true]')")
+
+        free.click()
+        opened.tab.wait_for_selector(DIALOG)
+        states = opened.tab.locator(f"{DIALOG} label", has_text="of states:")
+        assert re.match(r"[\d.]+ (bytes|kB) of states", states.inner_text())
+        states.locator("input").check()
+        opened.tab.locator(f"{DIALOG} footer button", has_text="free").click()
+        wait(lambda: not [*(run / "state").glob("*.pt")])
+        assert len([*(run / "previews").iterdir()]) == 2, "previews were not asked for"
+        opened.until(f"() => !document.querySelector('{TAB} .states')")
+
+        opened.tab.click(f"{TAB} .back")
+        opened.tab.fill(f"{TAB} input[type=search]", "best</b>")
+        assert opened.tab.inner_text(f"{TAB} .name") == "<b>Best</b> dog"
+        opened.tab.locator(f"{TAB} .pick").check()
+        opened.tab.locator(f"{TAB} .bar button", has_text="delete").click()
+        opened.tab.locator(CONFIRM).last.click()
+        wait(lambda: not run.exists())
+        opened.tab.locator(f"{TAB} .trash summary").click()
+        opened.tab.get_by_role("button", name="restore <b>Best</b> dog").click()
+        wait(run.exists)
+        opened.tab.wait_for_selector(f"{TAB} .row")
+        assert opened.complaints == []
+    shutil.rmtree(run)

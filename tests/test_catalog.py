@@ -17,7 +17,8 @@ import pytest
 from tests.packed import module
 from tests.run_folders import GRAPH, make_run, rows, save_preview
 from trainers.errors import RunError, SaveError, SettingsError
-from trainers.runs.catalog import names, reading, tidy
+from trainers.runs.catalog import listing, names, reading, tidy
+from trainers.runs.catalog import rows as catalog_rows
 from trainers.runs.catalog.curve import (
     SPARKS,
     Growing,
@@ -210,6 +211,52 @@ def test_list_follows_what_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 # -- folders that anything was done to ----------------------------------------
 
 
+def test_list_is_remembered_as_long_as_nothing_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = parent_in(tmp_path)
+    runs = [make_run(parent, name, previews=[40]) for name in ("one", "two", "<b>three</b>")]
+    at_work = make_run(parent, "four", status="training")
+    _age(parent)
+    first = Catalog(parent, remembers=True).listing()
+    read: list[str] = []
+    monkeypatch.setattr(
+        listing, "find", lambda folder: read.append(folder.name) or catalog_rows.find(folder)
+    )
+
+    def again() -> set[str]:
+        """What a catalog that knows nothing yet reads to say the same as one that reads all."""
+        read.clear()
+        shown = Catalog(parent, remembers=True).listing()
+        names = set(read)
+        assert json.loads(shown) == json.loads(Catalog(parent).listing())
+        return names
+
+    assert again() == {at_work.name}, "whose folder says nothing of its end"
+    assert Catalog(parent, remembers=True).listing() == first
+    detail = Catalog(parent, remembers=True)
+    detail.listing()
+    assert json.loads(detail.detail(runs[0].name)) == detail_of(parent, runs[0].name)
+
+    write_label(runs[1], {"title": "second"})
+    shutil.rmtree(runs[2])
+    assert again() == {at_work.name, runs[1].name}
+    file = parent / "runs.jsonl"
+    whole = file.read_bytes()
+    for damaged in (b"", b"\n", whole[:-20], whole.replace(b"second", b"third!"), b"[]\n" + whole):
+        file.write_bytes(damaged)
+        assert len(again()) == 3
+    file.unlink()
+    file.mkdir()  # cannot be written
+    assert len(again()) == 3
+
+
+def _age(folder: Path) -> None:
+    then = time.time() - 3600
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (then, then))
+
+
 def broken_json(run: Path) -> None:
     (run / "run.json").write_text('{"method": "lora", "training": {')
 
@@ -397,7 +444,7 @@ def test_ten_thousand_previews_are_thinned(tmp_path: Path) -> None:
     previews = found["curve"]["previews"]
     assert len(previews) <= MOST_PREVIEWS
     assert previews[-1] | {"changed": 0} == {
-        "step": 5000, "prompt": "a dog", "file": "step_00005000_1.png", "changed": 0
+        "step": 5000, "prompt": "a dog", "seed": "5", "file": "step_00005000_1.png", "changed": 0
     }  # fmt: skip
     assert {one["step"] for one in previews} == set(range(10, 5001, 10))
     assert "10,000 previews; those of 500 of 5,000 steps" in " ".join(found["problems"])

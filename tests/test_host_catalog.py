@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from tests.graphs import Graph
 from tests.host import Host
@@ -143,12 +144,71 @@ def test_what_is_sent_is_looked_at(host: Host, run: Path) -> None:
     assert everything(run) == before
 
 
-def test_run_at_work_is_shown_live_and_not_deleted(host: Host) -> None:
-    folder = host.base / "input" / "catalog_dog"
-    folder.mkdir(exist_ok=True)
-    from PIL import Image
+def queue_as_page(host: Host, graph: Graph, workflow: dict[str, Any] | None) -> None:
+    """Run a graph as a page does, which sends its saved form along."""
+    extra = {"extra_pnginfo": {"workflow": workflow}} if workflow else {}
+    body = {"prompt": graph, "client_id": "catalog", "extra_data": extra}
+    host.wait(host.post("/prompt", body)["prompt_id"])
 
+
+def as_shown(word: str) -> dict[str, Any]:
+    """A saved graph whose note has a word that is nowhere else."""
+    note = {"id": 1, "type": "Note", "pos": [10, 20], "size": [200, 90], "widgets_values": [word]}
+    return {"id": f"id-{word}", "nodes": [note], "links": [], "version": 0.4}
+
+
+def test_whole_graph_is_kept_with_the_run_and_goes_nowhere_else(host: Host) -> None:
+    picture(host, "catalog_whole")
+    graph = Graph()
+    trained = graph.train(*graph.load(), graph.dataset("catalog_whole"), steps=1, seed=78)
+    graph.add("PersonalizeSaveLora", lora=trained[2], filename_prefix="loras/catalog_whole",
+              format="kohya fp16")  # fmt: skip
+    graph.add("PersonalizeExportRun", run=trained[4], name="catalog_whole")
+    queue_as_page(host, graph, as_shown("zebra1"))
+    (run,) = (host.base / "output" / "personalize").glob("lora-catalog_whole-*")
+    reply = host.get(f"{ROUTE}/{run.name}/graph")
+    assert reply["workflow"] == as_shown("zebra1")
+    assert reply["prompt"][reply["node"]]["class_type"] == "PersonalizeTrainLora"
+    row = next(one for one in host.get(ROUTE)["runs"] if one["run"] == run.name)
+
+    swept = Graph()
+    model, clip, vae = swept.load()
+    swept.add("PersonalizeSweep", 5, model=model, clip=clip, vae=vae, method="lora",
+              dataset=swept.dataset("catalog_whole"), settings="rank: 2\nsteps: 1\nseed: 79",
+              run_settings=swept.add("PersonalizeRun", state_every=1)[0])  # fmt: skip
+    queue_as_page(host, swept, as_shown("zebra3"))
+
+    queue_as_page(host, graph, as_shown("zebra2"))  # ComfyUI forgot it: taken from disk
+    queue_as_page(host, swept, None)
+    queue_as_page(host, graph, None)  # the command line has no page's graph
+    assert host.get(f"{ROUTE}/{run.name}/graph")["workflow"] == as_shown("zebra2")
+    again = next(one for one in host.get(ROUTE)["runs"] if one["run"] == run.name)
+    assert again["changed"] == row["changed"], "nothing was trained"
+
+    kept = {
+        json.loads(one.read_bytes())["id"]: one.parent for one in run.parent.glob("*/workflow*")
+    }
+    assert kept.keys() >= {"id-zebra2", "id-zebra3"}
+
+    (run / "workflow.json").write_text('{"nodes": [')
+    reply = host.get(f"{ROUTE}/{run.name}/graph")
+    assert (reply["workflow"], "workflow.json is not JSON" in reply["problems"][0]) == (None, True)
+    assert reply["prompt"]
+    written = [one for one in (host.base / "output").rglob("*") if one.is_file()]
+    assert {one.name for one in written if b"zebra" in one.read_bytes()} == {"workflow.json"}
+    for folder in (run, kept["id-zebra3"]):
+        shutil.rmtree(folder)
+
+
+def picture(host: Host, name: str) -> None:
+    """A folder of the input folder with a picture in it."""
+    folder = host.base / "input" / name
+    folder.mkdir(exist_ok=True)
     Image.new("RGB", (64, 64), (40, 90, 160)).save(folder / "0.png")
+
+
+def test_run_at_work_is_shown_live_and_not_deleted(host: Host) -> None:
+    picture(host, "catalog_dog")
     graph = Graph()
     graph.train(*graph.base("sd15"), graph.dataset("catalog_dog"), steps=4000, seed=77)
     seen: list[Any] = []

@@ -17,6 +17,7 @@ from trainers.errors import SaveError
 from trainers.loop import Training
 from trainers.runs import states
 from trainers.runs.folder import RunFolder
+from trainers.runs.kept.workflow import keep_workflow
 from trainers.runs.states import LEAST_SECONDS, SHARE, StateSaver
 
 
@@ -196,6 +197,19 @@ def test_state_of_another_run_is_left_out_and_named(
     found = RunFolder(tmp_path, "2" * 64).state(at_most=10)
     assert found == ({"step": 3}, [])
     assert "00000007.pt' is another run's" in caplog.text
+
+
+def test_workflow_is_of_the_last_time_and_in_a_file_of_its_own(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "1" * 64)
+    folder.describe({"method": "lora"}, status="done")
+    before = folder.facts
+    for title in ("one", "two"):
+        keep_workflow(tmp_path, {"id": title, "nodes": []})
+        assert json.loads((tmp_path / "workflow.json").read_text())["id"] == title
+    stamp = (tmp_path / "workflow.json").stat().st_mtime_ns
+    keep_workflow(tmp_path, {"id": "two", "nodes": []})
+    assert (tmp_path / "workflow.json").stat().st_mtime_ns == stamp, "the same is not written again"
+    assert folder.facts == before
 
 
 def test_run_json_takes_what_it_lacks_and_keeps_what_it_has(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import { make } from "../body.js";
 import { tr } from "../locale.js";
 import { SLIDER, Slider } from "../pictures/slider.js";
 import { button, curveOf } from "./detail.js";
+import { lastOfBoth, previewsOf, shotsOf } from "./pairs.js";
 import { Plot, letter } from "./plot.js";
 import { previewUrl } from "./store.js";
 import { STYLE } from "./style.js";
@@ -91,13 +92,6 @@ function table(runs, lines) {
 
 // -- previews -------------------------------------------------------------------------------------
 
-// Prompts that more than one run has previews of; where none is, those of any.
-export function promptsOf(runs) {
-  const each = runs.map((run) => new Set(run.curve.previews.map(({ prompt }) => prompt)));
-  const all = [...new Set(each.flatMap((one) => [...one]))];
-  return all.filter((prompt) => each.filter((one) => one.has(prompt)).length > 1);
-}
-
 function select(label, options, onchange) {
   const found = make("select", { onchange }, ...options.map(([value, textContent]) =>
     make("option", { value, textContent })));
@@ -105,9 +99,9 @@ function select(label, options, onchange) {
 }
 
 function pictures(runs) {
-  const prompts = promptsOf(runs);
-  const heading = make("h3", { textContent: tr("Previews of the same prompt") });
-  if (!prompts.length) {
+  const shots = shotsOf(runs);
+  const heading = make("h3", { textContent: tr("Previews of the same prompt and seed") });
+  if (!shots.length) {
     const textContent = tr("No two of these runs have previews of one prompt.");
     return [heading, make("p", { textContent })];
   }
@@ -116,14 +110,19 @@ function pictures(runs) {
     [tr("Run on the left"), tr("Step on the left")],
     [tr("Run on the right"), tr("Step on the right")],
   ].map((words, place) =>
-    makeSide(runs, words, (...shown) => slider.show(place, ...shown), () => refresh()));
-  const [prompt, promptLabel] = select(tr("Prompt"), prompts.map((one) => [one, one]), () => refresh());
-  function refresh() {
-    const able = runs.map((run, place) => [run, place]).filter(([run]) =>
-      run.curve.previews.some((one) => one.prompt === prompt.value));
-    sides.forEach((side, place) => side.offer(able, place, prompt.value));
+    makeSide(runs, words, (...shown) => slider.show(place, ...shown), (own) => refresh(own)));
+  const choices = shots.map((one, at) => [at, one.label]);
+  const [prompt, promptLabel] = select(tr("Prompt"), choices, () => refresh());
+  // The right picture is of the left one's step where there is one, unless another was chosen.
+  function refresh(chosen, step) {
+    const shot = shots[Number(prompt.value)];
+    const able = runs.map((run, place) => [run, place]).filter(([run]) => previewsOf(run, shot).length);
+    sides[0].offer(able, 0, shot, step);
+    sides[1].offer(able, 1, shot, chosen === sides[1].step ? undefined : sides[0].step.value);
   }
   refresh();
+  const found = sides.map(({ run }) => previewsOf(runs[Number(run.value)], shots[0]));
+  refresh(null, lastOfBoth(...found)[0]);
   const choices = make("div", { className: "choices" }, promptLabel,
     ...sides.flatMap(({ labels }) => labels));
   return [heading, make("div", { className: "pictures" }, slider.element, choices)];
@@ -133,24 +132,26 @@ const stepName = ({ step }) => tr("step {step}", { step: count(step) });
 
 // One of the two pictures, which `show` takes: of which run and which step.
 function makeSide(runs, [runWords, stepWords], show, onchange) {
-  const [run, runLabel] = select(runWords, [], onchange);
-  const [step, stepLabel] = select(stepWords, [], onchange);
+  const [run, runLabel] = select(runWords, [], () => onchange(run));
+  const [step, stepLabel] = select(stepWords, [], () => onchange(step));
   const fill = (element, options, value) => {
     element.replaceChildren(...options.map(([one, textContent]) =>
       make("option", { value: one, textContent })));
-    element.value = options.some(([one]) => String(one) === value) ? value : options.at(-1)[0];
+    element.value = options.some(([one]) => String(one) === String(value)) ? value : options.at(-1)[0];
   };
-  function offer(able, place, prompt) {
+  function offer(able, place, shot, wanted = step.value) {
     const first = String(able[Math.min(place, able.length - 1)][1]);
     fill(run, able.map(([one, number]) => [number, `${letter(number)}: ${one.title}`]),
       able.some(([, number]) => String(number) === run.value) ? run.value : first);
     const chosen = runs[Number(run.value)];
-    const found = chosen.curve.previews.filter((one) => one.prompt === prompt);
-    fill(step, found.map((one) => [one.step, stepName(one)]), step.value);
+    const found = previewsOf(chosen, shot);
+    const has = found.some((one) => String(one.step) === String(wanted));
+    fill(step, found.map((one) => [one.step, stepName(one)]), has ? wanted : step.value);
     const preview = found.find((one) => String(one.step) === step.value);
-    const words = `${letter(Number(run.value))}, ${stepName(preview)}`;
-    const whole = `${chosen.title}, ${stepName(preview)}: ${prompt}`;
+    const seed = preview.seed ? tr("seed {seed}", preview) : tr("seed unknown");
+    const words = [letter(Number(run.value)), stepName(preview), seed].join(", ");
+    const whole = `${chosen.title}, ${stepName(preview)}: ${shot.prompt}`;
     show(previewUrl(chosen.run, preview), words, whole);
   }
-  return { labels: [runLabel, stepLabel], offer };
+  return { run, step, labels: [runLabel, stepLabel], offer };
 }

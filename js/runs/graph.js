@@ -109,25 +109,42 @@ export async function putSettings(run) {
   await putBack(run, settings);
 }
 
-// In a workflow of its own: what was open stays open beside it, changed or not.
-async function openGraph(run, found) {
-  if (found.workflow) await app.loadGraphData(found.workflow, true, true, run.title);
-  else await app.loadApiJson(found.prompt, run.title);
+// In a workflow of its own: what was open stays open beside it, changed or not. Under a name that
+// no workflow has: the front end would put the graph into the place of that one.
+async function openGraph(run, found, asPage = true) {
+  const name = freeName(run.title, (path) => app.extensionManager?.workflow?.getWorkflowByPath?.(path));
+  if (found.workflow && asPage) await app.loadGraphData(found.workflow, true, true, name);
+  else await app.loadApiJson(found.prompt, name);
   if (found.problems.length) tell("warn", tr("Graph of {title}", run), found.problems.join("\n"));
+}
+
+// A title as a name of a workflow; `isTaken` knows the paths of those there are.
+export function freeName(title, isTaken) {
+  const plain = title.replace(/[\\/:*?"<>|]+/g, "_").trim() || "run";
+  for (let number = 1; ; number++) {
+    const name = number === 1 ? plain : `${plain} (${number})`;
+    if (!isTaken(`workflows/${name}.json`)) return name;
+  }
 }
 
 export async function loadGraph(run) {
   const found = await graphOf(run.run);
   if (!found.prompt && !found.workflow) return tell("error", ...halves(found.why));
   await openGraph(run, found);
-  tell("success", tr("Graph of {title}", run), tr("It is open as a workflow of its own."));
+  const detail = found.workflow ? tr("It is open as a workflow of its own.")
+    : tr("It is open as a workflow of its own, without the layout: that was not kept.");
+  tell("success", tr("Graph of {title}", run), detail);
 }
 
 // A graph that begins with a state of this run: the one that is open if it can, else the run's own.
 export async function resume(run, step) {
   const found = await graphOf(run.run);
   const { node, why } = target(TRAINERS[run.method]);
-  if (!node && !why && (found.prompt || found.workflow)) await openGraph(run, found);
+  if (!node && !why && (found.prompt || found.workflow)) {
+    // The graph of a sweep has no training node; the run's own in API form has one.
+    const asPage = found.workflow?.nodes.some((node) => node?.type === TRAINERS[run.method]);
+    await openGraph(run, found, asPage || !found.prompt);
+  }
   await putBack(run, found.settings, [run.run, step]);
   const planned = run.settings.find(({ name }) => name === "steps")?.value;
   if (step >= Math.max(planned ?? 0, run.planned_steps)) {

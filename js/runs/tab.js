@@ -8,6 +8,7 @@ import { make } from "../body.js";
 import { tr } from "../locale.js";
 import { openCompare } from "./compare.js";
 import { button, makeDetail } from "./detail.js";
+import { Growing } from "./growing.js";
 import { SORTS, chosen, makeList } from "./list.js";
 import { get, pathOf, trying } from "./store.js";
 import { STYLE } from "./style.js";
@@ -98,6 +99,9 @@ class Tab {
     this.rows = runs;
     this.trash = trash;
     this.problems = problems;
+    this.growing = null; // what is known now is newer
+    const told = JSON.stringify(trash);
+    if (told !== this.trashTold) this.drawTrash((this.trashTold = told)); // else its focus stays
     const names = new Set(runs.map(({ run }) => run));
     for (const run of kept.selected) if (!names.has(run)) kept.selected.delete(run);
     if (kept.open && !names.has(kept.open)) kept.open = null;
@@ -123,7 +127,8 @@ class Tab {
     const place = this.rows.findIndex((row) => row.run === run);
     if (!training || !loss?.length || place < 0) return;
     const [step, value] = loss.at(-1);
-    this.rows[place] = { ...this.rows[place], steps: step, last_loss: value, state: "training" };
+    const now = { steps: step, last_loss: value, state: "training" };
+    this.rows[place] = { ...this.rows[place], ...now, loss: this.sparks(this.rows[place], loss) };
     this.draw();
     if (kept.open !== run || this.detail?.run !== run) return;
     const curve = this.detail.curve;
@@ -133,7 +138,15 @@ class Tab {
     };
     add(curve.loss, loss);
     add(curve.validation, validation);
-    this.showRun((this.detail = { ...this.detail, steps: step, last_loss: value, state: "training" }));
+    this.showRun((this.detail = { ...this.detail, ...now }));
+  }
+
+  // A row's sparkline with the losses of new steps; as it was where steps between were missed.
+  sparks(row, loss) {
+    if (this.growing?.run !== row.run) {
+      this.growing = Object.assign(new Growing(row.loss, row.steps), { run: row.run });
+    }
+    return this.growing.take(loss) ? this.growing.sparkline() : row.loss;
   }
 
   // -- what is shown --------------------------------------------------------
@@ -157,7 +170,6 @@ class Tab {
     this.empty.hidden = rows.length > 0;
     this.empty.textContent = this.rows.length ? tr("No run has these words.")
       : tr("There are no runs yet. Each training in a graph makes one.");
-    this.drawTrash();
   }
 
   say(text) {

@@ -3,13 +3,13 @@
 output/personalize/<method>-<name>-<first 8 of the fingerprint>/
     run.json                       settings, versions, base model, dataset listing, how it went,
                                    when, for how long, in how many processes and by what plan of
-                                   memory, the graph that it came from, and the state of another
-                                   run that it began with
+                                   memory, its graph, and the state of another run it began with
     metrics.jsonl                  one line a step of its own
     state/00000400.pt              all that step 401 needs, and a result of 400 steps; the last few
     previews/step_00000400_0.png   what the first prompt of the preview gave then
     result-00000400.safetensors    what was learned in 400 steps, one file for each length asked;
                                    00000400.2 and so on where Windows held the one before
+    workflow.json                  the graph as the page had it; see kept/workflow.py
     label.json                     what people call it, where they do; see catalog/labels.py
 
 Every file is written whole or not at all, and says itself which run and step it belongs to, so a

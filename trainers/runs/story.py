@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 MOST_POINTS = 2000  # of a curve: more than a page has pixels for it
 
+SEED = re.compile(r"\d{1,20}")
 TIMES = ("began", "seconds", "at_work_since")
 
 Row = Mapping[str, Any]  # of metrics.jsonl
@@ -25,9 +27,10 @@ def story(folder: Path, metrics: Sequence[Row]) -> dict[str, Any]:
         run: the folder's name.
         steps: how many there were.
         loss, validation: lists of [step, loss]; long ones as means of so many steps each.
-        previews: a list of {"step", "prompt", "file", "changed"}: the file's name in the folder of
-            the previews and the time of its last change in seconds; of the steps there were alone,
-            since a longer run may have left later ones.
+        previews: a list of {"step", "prompt", "seed", "file", "changed"}: the seed in digits, "" if
+            it is not known, the file's name in the folder of the previews and the time of its last
+            change in seconds; of the steps there were alone, since a longer run may have left
+            later ones.
     """
     steps = metrics[-1]["step"] if metrics else 0
     previews = [facts for facts in map(_preview, preview_files(folder)) if facts]
@@ -113,11 +116,19 @@ def _step(file: Path) -> int:
     return int(file.stem.split("_")[1])
 
 
+def seed_of(picture: Image.Image) -> str:
+    """What a preview's noise was made from, in digits: there may be more than a page's numbers
+    hold. Empty where it does not say."""
+    seed = str(picture.info.get("seed", ""))
+    return seed if SEED.fullmatch(seed) else ""
+
+
 def _preview(file: Path) -> dict[str, Any] | None:
     with contextlib.suppress(OSError, ValueError, IndexError), Image.open(file) as picture:
         return {
             "step": _step(file),
             "prompt": str(picture.info.get("prompt", "")),  # before the pixels, which are not read
+            "seed": seed_of(picture),
             "file": file.name,
             "changed": file.stat().st_mtime,
         }

@@ -54,18 +54,21 @@ class GraphNode:
         prompt: the graph in API form; empty where the host did not say.
         graph_id: of the saved graph, as the front end gives it; None for prompts without one.
         heading: a line above all that its body says, such as which run of several this is.
+        workflow: the saved graph as the front end sent it; None for prompts without one.
     """
 
     node_id: str | None
     prompt: Mapping[str, Any]
     graph_id: str | None = None
     heading: str = ""
+    workflow: Mapping[str, Any] | None = None
 
     @classmethod
     def of(cls, hidden: Any) -> GraphNode:
         """The node with these hidden inputs: unique_id, prompt and extra_pnginfo."""
         graph = (hidden.extra_pnginfo or {}).get("workflow") or {}
-        return cls(hidden.unique_id, hidden.prompt or {}, graph.get("id"))
+        prompt = hidden.prompt or {}
+        return cls(hidden.unique_id, prompt, graph.get("id"), workflow=graph or None)
 
     def is_wired(self, outputs: Collection[int]) -> bool:
         """Whether some node takes one of these outputs, given by their places."""

@@ -51,9 +51,14 @@ class AtWork(NamedTuple):
 
 
 class Pages:
-    """Trainings write from the worker's thread, routes read in the server's."""
+    """Trainings write from the worker's thread, routes read in the server's.
+
+    Attributes:
+        changes: how many times pages were told of a training that began, ended or has previews.
+    """
 
     def __init__(self) -> None:
+        self.changes = 0
         self._seen: dict[tuple[str | None, str | None], dict[str, Any]] = {}
         self._at_work: dict[str, Any] | None = None
         self._metrics: Sequence[Row] = ()
@@ -71,7 +76,7 @@ class Pages:
         self._remember(training)
         self._since = time.time()
         before, self._at_work = self._at_work, training
-        _send(TRAINING, training)
+        self._tell(training)
         try:
             yield
         finally:
@@ -83,7 +88,7 @@ class Pages:
         """The node hands out this run, which is not at work."""
         training = self._training(node) | {"run": run, "training": False}
         self._remember(training)
-        _send(TRAINING, training)
+        self._tell(training)
 
     def say(self, node: GraphNode, text: str) -> None:
         """Show a line in the node's body."""
@@ -96,11 +101,11 @@ class Pages:
     def record(self, metrics: Sequence[Row]) -> None:
         """What the run at work writes down of its steps; it may grow."""
         self._metrics, self._sent = metrics, len(metrics)
-        _send(TRAINING, self._at_work)
+        self._tell(self._at_work)
 
     def has_previews(self) -> None:
         """The run at work has new ones."""
-        _send(TRAINING, self._at_work)
+        self._tell(self._at_work)
 
     @property
     def at_work(self) -> AtWork | None:
@@ -111,6 +116,10 @@ class Pages:
     @property
     def asked_to_stop(self) -> bool:
         return self._stop.is_set()
+
+    def _tell(self, training: Mapping[str, Any] | None) -> None:
+        self.changes += 1
+        _send(TRAINING, training)
 
     def _training(self, node: GraphNode) -> dict[str, Any]:
         unseen = {"run": None, "training": False, "text": ""}

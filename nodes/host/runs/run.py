@@ -18,6 +18,7 @@ from ....trainers.optimizers.processes import Processes, joined
 from ....trainers.optimizers.sharded import check_sharding
 from ....trainers.runs.folder import RunFolder, run_facts
 from ....trainers.runs.kept.resumed import Source
+from ....trainers.runs.kept.workflow import keep_workflow
 from ....trainers.settings.run import RunConfig
 from ....trainers.settings.store import ANEW, USE
 from ..folders import find_run, runs_folder
@@ -76,12 +77,19 @@ class Run:
         if self.processes.is_first:
             how_it_went |= {"processes": self.processes.count, "plan": self.plan}
             self.folder.describe({**self.facts, "graph": self.graph}, **how_it_went)
+            self._keep_workflow()
 
     def note_graph(self) -> None:
-        """Write the graph into a run.json that lacks it, as those of earlier versions do."""
+        """Note the graph that takes the run from disk: in a run.json that lacks one, as those of
+        earlier versions do, and as the page has it now."""
         if self.processes.is_first:
             with contextlib.suppress(SaveError):  # the run is there all the same
                 self.folder.complete({"graph": self.graph})
+                self._keep_workflow()
+
+    def _keep_workflow(self) -> None:
+        if workflow := self.reporter.node.workflow:
+            keep_workflow(self.folder.path, workflow)
 
     @property
     def processes(self) -> Processes:

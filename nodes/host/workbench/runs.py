@@ -4,8 +4,9 @@
                                           "trash": [{"run", "title", "deleted"}]}
     GET  /personalize/runs/{run}          200 the row and more: trainers/runs/catalog/detail.py
     GET  /personalize/runs/{run}/graph    200 {"node", "prompt", "workflow", "settings": {class of a
-                                          node: {widget: value}}, "problems"}; 404 with settings
-                                          where run.json has no graph
+                                          node: {widget: value}}, "problems"}: the graph in API form
+                                          and as a page had it, one of which may be null; 404 with
+                                          settings where neither is known
     POST /personalize/runs/{run}          {"title"?, "note"?, "pinned"?}: 200 the row
     POST /personalize/runs/{run}/delete   200 {"trash"}: moved into the trash
     POST /personalize/runs/{run}/restore  200 the row: the last of that name is back
@@ -38,6 +39,7 @@ from ....trainers.runs.catalog.curve import Growing
 from ....trainers.runs.catalog.labels import write_label
 from ....trainers.runs.catalog.listing import Catalog, encode
 from ....trainers.runs.catalog.names import UnknownRunError, run_path
+from ....trainers.runs.catalog.reading import read_workflow
 from ....trainers.runs.catalog.rows import Live, has_graph, inside, listed, text
 from ....trainers.runs.catalog.settings import widget_values
 from ...training.settings import LossSettings, MemorySettings, OptimizerSettings, RunSettings
@@ -66,13 +68,20 @@ class Workbench:
         schemas = {place: node.define_schema() for place, node in nodes.items()}
         self._classes = {place: str(schema.node_id) for place, schema in schemas.items()}
         titles = {place: str(schema.display_name) for place, schema in schemas.items()}
-        self._catalog = Catalog(runs_folder(), titles)
+        self._catalog = Catalog(runs_folder(), titles, remembers=True)
         self._growing = Growing(())
 
     # -- to look at -------------------------------------------------------
 
     async def runs(self, request: web.Request) -> web.Response:
-        return await _answered(request, lambda: self._catalog.listing(self._live()))
+        return await _answered(request, self._listing)
+
+    def _listing(self) -> bytes:
+        return self._catalog.listing(self._live(), PAGES.changes)
+
+    async def list_ahead(self, app: web.Application) -> None:
+        """Read the runs while nobody waits for them yet."""
+        asyncio.get_running_loop().run_in_executor(None, self._catalog.rows)
 
     async def run(self, request: web.Request) -> web.Response:
         name = request.match_info["run"]
@@ -86,15 +95,17 @@ class Workbench:
         values = widget_values(found.row["method"], found.facts)
         settings = {self._classes[p]: v for p, v in values.items() if p in self._classes}
         nodes = inside(found.facts, "graph", "nodes")
-        if not has_graph(found.facts) or not all(map(_is_node, nodes.values())):
+        is_known = has_graph(found.facts) and all(map(_is_node, nodes.values()))
+        workflow, problems = read_workflow(self._catalog.parent / name)
+        if not is_known and workflow is None:
             raise NoGraphError(name, settings)
         return encode(
             {
-                "node": found.facts["graph"]["node"],
-                "prompt": nodes,
-                "workflow": None,
+                "node": found.facts["graph"]["node"] if is_known else None,
+                "prompt": nodes if is_known else None,
+                "workflow": workflow,
                 "settings": settings,
-                "problems": _missing_files(found.facts),
+                "problems": [*problems, *_missing_files(found.facts)],
             }
         )
 
@@ -188,6 +199,7 @@ class NoGraphError(UnknownRunError):
 def register_runs() -> None:
     """Add the routes to the host's server."""
     routes, workbench = server.PromptServer.instance.routes, Workbench()
+    server.PromptServer.instance.app.on_startup.append(workbench.list_ahead)
     routes.get(ROUTE)(workbench.runs)
     routes.post(ROUTE + "/free")(workbench.free)
     routes.post(ROUTE + "/trash/empty")(workbench.empty)

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ...data.pictures import READ_ERRORS
 from ..pictures.plot import smooth
-from ..story import thinned
+from ..story import seed_of, thinned
 from .curve import Curve, curve_of, read_curve, short
 from .names import is_link
 from .reading import NOFOLLOW, STATE, Content, File
@@ -22,7 +22,9 @@ from .rows import Found, Live, preview_place, results_of
 from .settings import shown_settings
 
 MOST_PREVIEWS, MOST_FILES, MOST_PROMPT = 1000, 2000, 2000
-ORDER = ("settings", "metrics", "result", "state", "other", "label", "lock", "preview")
+ORDER = (
+    "settings", "metrics", "result", "state", "workflow", "other", "label", "lock", "preview",
+)  # fmt: skip
 
 
 def detail(
@@ -123,12 +125,12 @@ def shown_previews(
     shown, broken = [], 0
     for place in sorted(place for place in places if place[0] in chosen):
         file = places[place]
-        prompt = _prompt(str(folder / file.name), file.changed, file.num_bytes)
-        if prompt is None:
+        told = _told(str(folder / file.name), file.changed, file.num_bytes)
+        if told is None:
             broken += 1
             continue
         name = file.name.rpartition("/")[2]
-        shown.append({"step": place[0], "prompt": prompt, "file": name, "changed": file.changed})
+        shown.append({"step": place[0], **told, "file": name, "changed": file.changed})
     problems = []
     if stride > 1:
         problems.append(
@@ -140,12 +142,14 @@ def shown_previews(
 
 
 @lru_cache(2 * MOST_PREVIEWS)
-def _prompt(path: str, changed: float, num_bytes: int) -> str | None:
-    """The prompt that a preview was made for, before its pixels; None where it is no picture."""
+def _told(path: str, changed: float, num_bytes: int) -> dict[str, str] | None:
+    """The prompt and the seed that a preview was made with, before its pixels; None where it is no
+    picture."""
     try:
         if is_link(os.lstat(path)):
             return None
         with open(os.open(path, os.O_RDONLY | NOFOLLOW), "rb") as file, Image.open(file) as picture:
-            return str(picture.info.get("prompt", ""))[:MOST_PROMPT]
+            prompt = str(picture.info.get("prompt", ""))[:MOST_PROMPT]
+            return {"prompt": prompt, "seed": seed_of(picture)}
     except READ_ERRORS:
         return None

@@ -1,8 +1,9 @@
 """All runs, read once and looked at again only where something has changed.
 
-A list is asked for by every page that is open, every few seconds, while a training wants the
-processor: so rows stay in memory in the very bytes that are sent, a folder is read again when its
-times have changed, and many that ask within a second get the same answer.
+A list is asked for by every page that is open, each time that a training begins, ends or has
+previews, while it wants the processor: so rows stay in memory in the very bytes that are sent, a
+folder is read again when its times have changed, and many that ask within a second get the same
+answer. What was read outlives the host, see remembered.py.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from . import detail, tidy
+from . import detail, remembered, tidy
 from .names import run_names, run_path
 from .reading import is_unchanged
 from .rows import Found, Live, find, now
@@ -29,25 +30,34 @@ class Catalog:
     Args:
         parent: the folder of all runs; it need not be there.
         titles: what the places of settings are called; see settings.py.
+        remembers: whether what was read is kept on disk; see remembered.py.
     """
 
-    def __init__(self, parent: Path, titles: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, parent: Path, titles: Mapping[str, str] | None = None, remembers: bool = False
+    ) -> None:
         self.parent, self._titles = parent, titles or {}
         self._lock = threading.Lock()
         self._found: dict[str, Found] = {}
         self._encoded: dict[str, tuple[dict[str, Any], bytes]] = {}
-        self._listing: tuple[str | None, float, bytes] | None = None
+        self._listing: tuple[tuple[str | None, int], float, bytes] | None = None
         self._details: dict[str, tuple[Any, float, bytes]] = {}
+        self._remembers, self._recalled = remembers, False
+        self._is_news = False  # whether there are rows that last and are not remembered yet
 
     # -- to look at ---------------------------------------------------------
 
-    def listing(self, live: Live | None = None) -> bytes:
+    def listing(self, live: Live | None = None, changes: int = 0) -> bytes:
         """All runs as JSON, the last that changed first.
 
         {"runs": [rows], "trash": [{"run", "title", "deleted"}], "problems": [sentences]}
+
+        Args:
+            changes: how many there were that pages were told of; another number, and no earlier
+                answer is given again.
         """
         with self._lock:
-            key = live.run if live else None
+            key = live.run if live else None, changes
             if self._listing and self._listing[0] == key:
                 if time.monotonic() - self._listing[1] < FRESH_SECONDS:
                     return self._listing[2]
@@ -119,18 +129,41 @@ class Catalog:
                 self._details.pop(name, None)
 
     def _rows(self, live: Live | None) -> tuple[list[dict[str, Any]], list[str]]:
+        self._recall()
         names, problems = run_names(self.parent)
         for gone in self._found.keys() - set(names):
             del self._found[gone]
             self._encoded.pop(gone, None)
-        rows = [now(self._find(name), live, self.parent) for name in names]
+        at_work = live.run if live else None
+        rows = [now(self._find(name, name == at_work), live, self.parent) for name in names]
+        self._remember()
         return sorted(rows, key=lambda row: -row["changed"]), problems
 
-    def _find(self, name: str) -> Found:
+    def _recall(self) -> None:
+        if self._recalled or not self._remembers:
+            return
+        self._recalled = True
+        for name, (found, row) in remembered.recall(self.parent).items():
+            self._found.setdefault(name, found)
+            self._encoded[name] = found.row, row
+
+    def _remember(self) -> None:
+        if self._is_news and self._remembers:
+            self._is_news = False
+            lasting = [found for found in self._found.values() if found.lasts]
+            remembered.remember(self.parent, [(f, self._in_bytes(f.row)) for f in lasting])
+
+    def _find(self, name: str, whole: bool = True) -> Found:
+        """A run as it is now; its row alone will do where it is not asked for as a whole."""
         folder, known = self.parent / name, self._found.get(name)
-        if known and known.settled and is_unchanged(folder, known.content.stamps):
-            return known
-        self._found[name] = found = find(folder)
+        if known and known.settled and (known.is_whole or not whole):
+            if is_unchanged(folder, known.content.stamps):
+                return known
+        found = find(folder)
+        self._is_news |= found.lasts
+        if found.lasts and not whole:
+            found = Found.short(found.row, found.content.stamps)
+        self._found[name] = found
         return found
 
     def _in_bytes(self, row: dict[str, Any]) -> bytes:

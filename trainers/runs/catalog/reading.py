@@ -15,6 +15,7 @@ from typing import Any
 
 from ...errors import RunError
 from ..folder import RESULT
+from ..kept.workflow import WORKFLOW_JSON
 from .names import RUN_JSON, is_link
 
 LABEL_JSON, METRICS_JSONL, LOCK = "label.json", "metrics.jsonl", ".lock"
@@ -24,7 +25,10 @@ MOST_DEPTH = 6
 MOST_JSON_BYTES = 32_000_000
 MOST_METRICS_BYTES = 500_000_000  # about four million steps
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-OF_THE_RUN = {RUN_JSON: "settings", METRICS_JSONL: "metrics", LABEL_JSON: "label", LOCK: "lock"}
+OF_THE_RUN = {
+    RUN_JSON: "settings", METRICS_JSONL: "metrics", WORKFLOW_JSON: "workflow", LABEL_JSON: "label",
+    LOCK: "lock",
+}  # fmt: skip
 Stamp = tuple[int, int]  # time of the last change in ns, size in bytes
 
 
@@ -38,7 +42,7 @@ class File:
 
     Attributes:
         name: its path in the run's folder, with forward slashes.
-        kind: settings, metrics, label, lock, state, preview, result or other.
+        kind: settings, metrics, workflow, label, lock, state, preview, result or other.
         changed: seconds.
     """
 
@@ -189,6 +193,19 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise UnreadableError(f"{path.name} holds a {type(told).__name__}, where an object should.")
     return told
+
+
+def read_workflow(folder: Path) -> tuple[dict[str, Any] | None, list[str]]:
+    """The graph of the run in `folder` as a page had it, and why it cannot be read."""
+    try:
+        told = read_json(folder / WORKFLOW_JSON)
+    except FileNotFoundError:
+        return None, []  # it came from no page, or from an earlier version
+    except UnreadableError as error:
+        return None, [str(error)]
+    if not isinstance(told.get("nodes"), list):
+        return None, [f"{WORKFLOW_JSON} holds no graph."]
+    return told, []
 
 
 def finite(text: str) -> float | None:

@@ -13,6 +13,7 @@ import filelock
 from ...models.architectures import ARCHITECTURES
 from ...settings.run import METHOD_CONFIGS
 from ..folder import TRAINING
+from ..kept.workflow import WORKFLOW_JSON
 from .curve import Growing, Summary, read_summary, short
 from .labels import Label, read_label
 from .names import NAME, RUN_JSON
@@ -22,6 +23,7 @@ from .reading import (
     PREVIEW,
     Content,
     File,
+    Stamp,
     UnreadableError,
     read_json,
     result_metadata,
@@ -33,6 +35,7 @@ DONE, STOPPED, UNFINISHED, DAMAGED = "done", "stopped", "unfinished", "damaged"
 STATES = {"done": DONE, "stopped": STOPPED, "interrupted": UNFINISHED, TRAINING: UNFINISHED}
 BYTES = {"result": "results", "state": "states", "preview": "previews"}  # all else is "other"
 MODELS = ("checkpoints", "diffusion_models", "unet")  # the host's folders of base models
+NO_TRAINING = ("lock", "label", "workflow")  # kinds of files that also change without one
 MOST_TEXT = 300
 SETTLED_SECONDS = 3.0  # clocks of file systems are coarse: what is younger may change unseen
 RECENT_SECONDS = 86_400  # a training that wrote nothing for so long is taken for a killed one
@@ -61,6 +64,7 @@ class Found:
     Attributes:
         row: see `row_of`; its state is what run.json says.
         settled: whether later changes would show in its content's stamps.
+        is_whole: else its row and its content's stamps are all that is known.
     """
 
     name: str
@@ -68,6 +72,17 @@ class Found:
     facts: Mapping[str, Any]
     row: dict[str, Any]
     settled: bool
+    is_whole: bool = True
+
+    @property
+    def lasts(self) -> bool:
+        """Whether its row is right as long as its content's stamps stay."""
+        return self.settled and self.facts.get("status") != TRAINING
+
+    @classmethod
+    def short(cls, row: dict[str, Any], stamps: dict[str, Stamp]) -> Found:
+        """One that lasts, without what no list needs: hundreds would fill the memory with it."""
+        return cls(row["run"], Content(stamps=stamps), {}, row, settled=True, is_whole=False)
 
 
 def find(folder: Path) -> Found:
@@ -103,7 +118,7 @@ def row_of(
     method = text(facts.get("method")) or (named[1] if named else "")
     steps = curve.steps or max(results, default=0)
     name = named[2] if named else folder.name
-    own = [file for file in content.files if file.kind not in ("lock", "label")]
+    own = [file for file in content.files if file.kind not in NO_TRAINING]
     changed = max((file.changed for file in own), default=0.0)
     architecture = text(facts.get("architecture"))
     return {
@@ -126,7 +141,7 @@ def row_of(
         "last_loss": curve.last,
         "preview": last_preview(content, steps),
         "bytes": bytes_of(content),
-        "graph": has_graph(facts),
+        "graph": has_graph(facts) or content.has(WORKFLOW_JSON),
         "note": label.note,
         "pinned": label.pinned,
     }
@@ -191,7 +206,8 @@ def listed(value: object) -> list[Any]:
 def inside(facts: object, *keys: str) -> Any:
     """What stands there in objects inside of objects, or None."""
     for key in keys:
-        facts = facts.get(key) if isinstance(facts, Mapping) else None
+        # Not Mapping, which takes long to be asked: hundreds of runs come here often.
+        facts = facts.get(key) if isinstance(facts, dict) else None
     return facts
 
 
