@@ -111,8 +111,8 @@ function pictures(runs) {
     [tr("Run on the right"), tr("Step on the right")],
   ].map((words, place) =>
     makeSide(runs, words, (...shown) => slider.show(place, ...shown), (own) => refresh(own)));
-  const choices = shots.map((one, at) => [at, one.label]);
-  const [prompt, promptLabel] = select(tr("Prompt"), choices, () => refresh());
+  const offered = shots.map((one, at) => [at, one.label]);
+  const [prompt, promptLabel] = select(tr("Prompt"), offered, () => refresh());
   // The right picture is of the left one's step where there is one, unless another was chosen.
   function refresh(chosen, step) {
     const shot = shots[Number(prompt.value)];
