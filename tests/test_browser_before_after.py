@@ -17,8 +17,6 @@ BODY = ".personalize-pairs"
 EDGE = "Edge between before and after"
 OURS = "app.graph.nodes.find((n) => n.comfyClass === 'PersonalizeBeforeAfter')"
 CREATE = """async ([file, values, id]) => {
-  const graph = app.graph.serialize();
-  await app.loadGraphData({ ...graph, id, nodes: [], links: [] });
   const add = (kind, pos) => {
     const node = LiteGraph.createNode(kind);
     node.pos = pos;
@@ -33,6 +31,7 @@ CREATE = """async ([file, values, id]) => {
   });
   loader.connect(1, ours, ours.inputs.findIndex(({ name }) => name === "trained_clip"));
   for (const one of ours.widgets) if (one.name in values) one.value = values[one.name];
+  await app.loadGraphData({ ...app.graph.serialize(), id });
   Object.assign(app.canvas.ds, { scale: 1, offset: [0, 0] });
 }"""
 VALUES = {
