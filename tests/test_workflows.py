@@ -23,7 +23,12 @@ from trainers.settings.dataset import DatasetConfig
 from trainers.settings.field import settings_of
 from trainers.settings.methods.lora import LoraConfig
 from trainers.settings.objective import ObjectiveConfig
-from trainers.settings.preview import CompareConfig, PreviewConfig, SimilarityConfig
+from trainers.settings.preview import (
+    BeforeAfterConfig,
+    CompareConfig,
+    PreviewConfig,
+    SimilarityConfig,
+)
 from trainers.settings.run import METHOD_DEFAULTS, ON_OTHERS, ON_TRAINER, config_groups
 from trainers.settings.training import TrainingConfig
 
@@ -113,6 +118,7 @@ def settings_on(node_id: str) -> dict[str, Any]:
         "PersonalizeFolderDataset": DatasetConfig,
         "PersonalizePreview": PreviewConfig,
         "PersonalizeCompare": CompareConfig,
+        "PersonalizeBeforeAfter": BeforeAfterConfig,
         "PersonalizeSimilarity": SimilarityConfig,
     }
     if node_id in alone:
@@ -137,6 +143,7 @@ def settings_on(node_id: str) -> dict[str, Any]:
         "PersonalizeFolderDataset",
         "PersonalizePreview",
         "PersonalizeCompare",
+        "PersonalizeBeforeAfter",
         "PersonalizeSimilarity",
     ],
 )

@@ -7,30 +7,33 @@ import { app } from "../../../scripts/app.js";
 import { LINE_PX, addBody, after, make } from "../body.js";
 import { tr } from "../locale.js";
 import { find } from "../training/find.js";
-import { SLIDER, Slider } from "./slider.js";
+import { BELOW_PX, SLIDER, Slider } from "./slider.js";
 
 const ROUTE = "/personalize/before_after";
-const [SMALLEST_PX, CONTROLS_PX] = [200, 84]; // of the pictures, and of what is always below them
+const [SMALLEST_PX, NAV_PX, GAP_PX] = [220, 24, 4]; // the first of the pictures
 const MOST_LINES = 2; // of a prompt
 const STYLE = `
 .personalize-pairs { position: relative; color: var(--input-text, #ddd); font: 12px sans-serif; }
 .personalize-pairs > div {
-  position: absolute; inset: 0; display: flex; flex-direction: column; gap: 4px; overflow: hidden;
+  position: absolute; inset: 0; display: flex; flex-direction: column; gap: ${GAP_PX}px;
+  overflow: hidden;
 }
 .personalize-pairs [hidden] { display: none !important; }
 .personalize-pairs .personalize-slider { flex: 1; }
-.personalize-pairs small { font-size: 12px; line-height: ${LINE_PX}px; }
+.personalize-pairs small { font-size: inherit; }
 .personalize-pairs p {
   flex: none; margin: 0; line-height: ${LINE_PX}px; overflow: hidden; overflow-wrap: anywhere;
   display: -webkit-box; -webkit-box-orient: vertical; -webkit-line-clamp: ${MOST_LINES};
   user-select: text; unicode-bidi: plaintext;
 }
 .personalize-pairs p.message { opacity: 0.7; -webkit-line-clamp: none; }
-.personalize-pairs nav { display: flex; flex: none; gap: 6px; align-items: center; height: 24px; }
+.personalize-pairs nav {
+  display: flex; flex: none; gap: 6px; align-items: center; height: ${NAV_PX}px;
+}
 .personalize-pairs nav output { flex: 1; min-width: 0; text-align: center; }
 .personalize-pairs button {
-  box-sizing: border-box; flex: none; height: 24px; padding: 0 8px; font: inherit; color: inherit;
-  cursor: pointer; background: var(--comfy-input-bg, #222); border-radius: 4px;
+  box-sizing: border-box; flex: none; height: ${NAV_PX}px; padding: 0 8px; font: inherit;
+  color: inherit; cursor: pointer; background: var(--comfy-input-bg, #222); border-radius: 4px;
   border: 1px solid var(--border-color, #4e4e4e);
 }
 .personalize-pairs button[aria-disabled="true"] { opacity: 0.5; cursor: default; }
@@ -66,7 +69,7 @@ class Body {
   height() {
     if (!this.pairs.length) return 2 * LINE_PX;
     const texts = this.prompts.reduce((sum, { offsetHeight }) => sum + offsetHeight, 0);
-    return SMALLEST_PX + CONTROLS_PX + texts;
+    return SMALLEST_PX + BELOW_PX + texts + NAV_PX + 3 * GAP_PX;
   }
 
   take(pairs) {

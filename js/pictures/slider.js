@@ -4,14 +4,20 @@
 import { make } from "../body.js";
 import { tr } from "../locale.js";
 
+export const BELOW_PX = 42; // the slider and the names
 export const SLIDER = `
-.personalize-slider { display: flex; flex-direction: column; min-width: 0; min-height: 0; }
-.personalize-slider .room {
-  flex: 1; min-height: 0; container-type: size; display: grid; place-items: center;
+.personalize-slider {
+  container-type: size; display: flex; flex-direction: column; align-items: center;
+  justify-content: center; min-width: 0; min-height: 0;
+}
+/* All of it as wide as the pictures, so that the edge is above the slider's thumb. */
+.personalize-slider > * {
+  box-sizing: border-box; flex: none;
+  width: min(100cqw, (100cqh - ${BELOW_PX}px) * var(--ratio, 1));
 }
 .personalize-slider .stack {
-  position: relative; width: min(100cqw, 100cqh * var(--ratio, 1)); aspect-ratio: var(--ratio, 1);
-  cursor: ew-resize; touch-action: pan-y; overflow: hidden; border-radius: 4px;
+  position: relative; aspect-ratio: var(--ratio, 1); cursor: ew-resize; touch-action: pan-y;
+  overflow: hidden; border-radius: 4px;
 }
 .personalize-slider img {
   position: absolute; inset: 0; width: 100%; height: 100%; max-width: none; object-fit: contain;
@@ -20,12 +26,16 @@ export const SLIDER = `
   position: absolute; top: 0; bottom: 0; width: 2px; margin-left: -1px; background: #fff;
   outline: 1px solid #000; pointer-events: none;
 }
+.personalize-slider > :is(input, .names) { min-width: min(100cqw, 140px); }
 .personalize-slider input {
-  box-sizing: border-box; flex: none; width: 100%; height: 16px; margin: 4px 0 0; cursor: pointer;
-  accent-color: var(--p-primary-color, #58f);
+  height: 16px; margin: 4px 0; cursor: pointer; accent-color: var(--p-primary-color, #58f);
 }
-.personalize-slider .names { display: flex; flex: none; justify-content: space-between; gap: 12px; }
-.personalize-slider .names > * { min-width: 0; overflow-wrap: anywhere; }
+.personalize-slider .names {
+  display: flex; justify-content: space-between; gap: 12px; height: 18px; line-height: 18px;
+}
+.personalize-slider .names > * {
+  min-width: 0; overflow: hidden; text-overflow: ellipsis; white-space: nowrap;
+}
 `;
 
 export class Slider {
@@ -44,9 +54,8 @@ export class Slider {
       oninput: () => this.cut(),
     });
     this.pictures[0].onload = () => this.shape();
-    this.element = make("div", { className: "personalize-slider" },
-      make("div", { className: "room" }, this.stack), this.range,
-      make("div", { className: "names", ariaLive: "polite" }, ...this.names));
+    const below = make("div", { className: "names", ariaLive: "polite" }, ...this.names);
+    this.element = make("div", { className: "personalize-slider" }, this.stack, this.range, below);
     this.cut();
   }
 
@@ -60,7 +69,7 @@ export class Slider {
 
   shape() {
     const { naturalWidth, naturalHeight } = this.pictures[0];
-    this.stack.style.setProperty("--ratio", naturalWidth / naturalHeight);
+    this.element.style.setProperty("--ratio", naturalWidth / naturalHeight);
   }
 
   cut() {

@@ -115,8 +115,8 @@ export const STYLE = `
 .personalize-runs-dialog td.mark { width: 2rem; text-align: center; }
 .personalize-runs-dialog .table { overflow-x: auto; }
 .personalize-runs-dialog .pictures { display: flex; flex-wrap: wrap; gap: 18px; align-items: start; }
-.personalize-runs-dialog .personalize-slider .room { width: min(512px, 80vw); flex: none;
-  aspect-ratio: 1; }
+.personalize-runs-dialog .personalize-slider { width: min(512px, 80vw);
+  height: calc(min(512px, 80vw) + 42px); }
 .personalize-runs-dialog .choices { display: flex; flex-direction: column; gap: 8px; min-width: 14rem; }
 .personalize-runs-dialog .choices select { display: block; width: 100%; margin-top: 2px; }
 .personalize-runs-dialog input[type=range] { width: 100%; }
