@@ -1,5 +1,7 @@
 // Elements of ours in the body of a node, in both renderers, and what nodes are told.
 
+import { language } from "./locale.js";
+
 const SMALLEST_WIDTH = 300;
 export const MARGIN_PX = 10; // of the host, around such elements
 export const LINE_PX = 17; // of text of 12 px
@@ -38,6 +40,7 @@ export function addBody(node, name, element, height, grows = false) {
     getMaxHeight: grows ? undefined : whole,
   });
   widget.serialize = false;
+  element.lang = language();
   // What is done inside belongs to it, not to the canvas below.
   for (const kind of OURS) element.addEventListener(kind, (event) => event.stopPropagation());
   return () => fit(node, grows);

@@ -125,7 +125,7 @@ def test_from_dropped_pictures_to_the_closing_line(
     opened.until("() => document.querySelectorAll('.personalize-captions figure').length === 5")
     assert sorted(file.name for file in folder.iterdir()) == [file.name for file in pictures]
 
-    caption = opened.tab.locator(".personalize-captions figcaption").first
+    caption = opened.tab.locator(".personalize-captions .caption").first
     caption.click()
     editor = opened.tab.locator(".personalize-captions textarea")
     editor.fill("a photo of sks star at night")

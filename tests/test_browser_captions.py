@@ -55,12 +55,12 @@ def choose(
 
 
 def captions(opened: Page) -> list[str]:
-    found: list[str] = opened.tab.locator(f"{FIGURES} figcaption").all_inner_texts()
+    found: list[str] = opened.tab.locator(f"{FIGURES} .caption").all_inner_texts()
     return found
 
 
 def edit(opened: Page, place: int, text: str, *keys: str) -> None:
-    opened.tab.locator(f"{FIGURES} >> nth={place} >> figcaption").click()
+    opened.tab.locator(f"{FIGURES} >> nth={place} >> .caption").click()
     opened.tab.locator(f"{FIGURES} textarea").fill(text)
     for key in keys:
         opened.tab.keyboard.press(key)
@@ -126,7 +126,7 @@ def test_hostile_names_and_captions_are_text(opened: Page, host: Host) -> None:
     choose(opened, "hostile", len(HOSTILE))
     shown = opened.run(
         f"() => Object.fromEntries([...document.querySelectorAll('{FIGURES}')].map("
-        "(one) => [one.querySelector('img').title, one.querySelector('figcaption').textContent]))"
+        "(one) => [one.querySelector('img').title, one.querySelector('.caption').textContent]))"
     )
     assert shown == HOSTILE
     assert opened.run(f"() => document.querySelectorAll('{FIGURES} img').length") == len(HOSTILE)
@@ -227,7 +227,7 @@ def test_large_view_goes_from_picture_to_picture(opened: Page, host: Host) -> No
     figures, field = opened.tab.locator(FIGURES), opened.tab.locator(f"{FIGURES} textarea")
     opened.until(f"() => document.querySelector('{FIGURES}.current img')?.naturalWidth > 300")
     assert [figures.nth(place).is_visible() for place in (0, 1)] == [True, False]
-    figures.first.locator("figcaption").click()
+    figures.first.locator(".caption").click()
     field.fill("the first")
     opened.tab.keyboard.press("Control+Enter")  # which goes on to the next
     opened.until(f"() => document.querySelector('{FIGURES} textarea')?.value === 'second'")
@@ -302,7 +302,7 @@ def test_new_captions_are_looked_over_before_they_are_written(
     said = captions(opened)
     assert all(text.startswith("a photo") for text in said)
     assert (folder / "a.txt").read_text() == "a dog on a beach", "nothing is written yet"
-    opened.tab.locator(f"{FIGURES} figcaption").first.click()
+    opened.tab.locator(f"{FIGURES} .caption").first.click()
     opened.tab.locator(f"{FIGURES} >> nth=1 >> img").click()  # looked at and left
     closed(opened)
     assert (folder / "a.txt").read_text() == "a dog on a beach"

@@ -22,8 +22,8 @@ class Body {
   constructor(node) {
     this.node = node;
     this.cells = [];
-    this.summary = make("p"); // of the last run; gone once anything has changed
-    this.message = make("p");
+    this.summary = make("p", { role: "status" }); // of the last run; gone once anything has changed
+    this.message = make("p", { role: "status" });
     this.grid = make("section");
     this.place = 0; // of the picture that the large view shows
     this.tools = makeTools(this);
@@ -139,8 +139,10 @@ class Body {
     const last = this.cells.length - 1;
     const step = { ArrowLeft: -1, PageUp: -1, ArrowRight: 1, PageDown: 1, Home: -this.place,
       End: last - this.place }[event.key]; // prettier-ignore
-    if (event.key === "Escape") this.enlarge();
-    else if (step !== undefined) this.go(step, false);
+    if (event.key === "Escape") {
+      this.enlarge();
+      this.tools.view.focus(); // what had the focus may be hidden now
+    } else if (step !== undefined) this.go(step, false);
     else return;
     event.preventDefault();
   }

@@ -38,9 +38,11 @@ export class Cell {
       draggable: false,
       ondblclick: () => this.body.enlarge(this),
     });
-    this.caption = make("figcaption", {
+    this.caption = make("span", {
+      className: "caption",
       onclick: () => this.edit(),
-      onkeydown: ({ key }) => key === "Enter" && setTimeout(() => this.edit()),
+      // Later, else the key would be written into the caption.
+      onkeydown: ({ key }) => ["Enter", " "].includes(key) && setTimeout(() => this.edit()),
     });
     this.controls = make("div"); // control images, in the corner of the picture
     this.element = make("figure", {}, this.image, this.controls, this.caption);
@@ -191,7 +193,9 @@ export class Cell {
     if (!editor) return;
     this.editor = undefined; // first: to be taken out is to be left
     this.contested = false;
+    const hasFocus = document.activeElement === editor;
     editor.replaceWith(this.caption);
+    if (hasFocus) this.caption.focus({ preventScroll: true });
     this.problem?.remove();
     if (this.body.stale) this.body.refresh();
   }

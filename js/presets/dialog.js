@@ -5,7 +5,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { make } from "../body.js";
-import { count, tr } from "../locale.js";
+import { count, language, tr } from "../locale.js";
 import { apply, changesOf, isChange } from "./changes.js";
 
 const METHODS = {
@@ -47,6 +47,7 @@ const STYLE = `
 .personalize-presets label small { display: block; }
 .personalize-presets label:hover,
 .personalize-presets label:has(:checked) { background: var(--comfy-input-bg, #222); }
+.personalize-presets label:has(:checked) { box-shadow: inset 4px 0 0 currentColor; }
 .personalize-presets label:has(:focus-visible) { outline: 2px solid var(--p-primary-color, #58f); }
 .personalize-presets .details { padding: 14px 18px; overflow: auto; min-width: 0; }
 .personalize-presets table { border-collapse: collapse; width: 100%; table-layout: fixed; }
@@ -59,13 +60,18 @@ const STYLE = `
 .personalize-presets td:last-child { font-weight: 600; }
 .personalize-presets ul { margin: 4px 0 0; padding: 0 18px 0 36px; list-style: disc; }
 .personalize-presets details { padding: 8px 18px 0; max-height: 8rem; overflow: auto; }
-.personalize-presets summary { cursor: pointer; color: var(--error-text, #f55); }
+.personalize-presets summary {
+  cursor: pointer; color: color-mix(in srgb, var(--error-text, #f55) 55%, var(--input-text, #ddd));
+}
 .personalize-presets footer { display: flex; gap: 10px; align-items: center; padding: 12px 18px; }
 .personalize-presets footer small { flex: 1; }
 .personalize-presets button {
   padding: 6px 16px; border-radius: 5px; font: inherit; cursor: pointer;
   color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
-  border: 1px solid var(--border-color, #4e4e4e);
+  border: 1px solid color-mix(in srgb, var(--input-text, #ddd) 60%, transparent);
+}
+.personalize-presets :is(button, summary):focus-visible {
+  outline: 2px solid var(--p-primary-color, #58f); outline-offset: 1px;
 }
 .personalize-presets button[type=submit] { font-weight: 600; }
 .personalize-presets button:disabled { opacity: 0.5; cursor: default; }
@@ -157,16 +163,18 @@ function build(trainer, { presets, nodes, problems }) {
   const folder = `presets/${METHODS[trainer.comfyClass]}/`;
   const yours = tr("Yours go into {folder} of this node pack.", { folder });
   const hint = make("small", { textContent: yours });
+  const title = tr("Presets: {node}", { node: trainer.title });
   const form = make(
     "form",
     { method: "dialog" },
-    make("h2", { textContent: tr("Presets: {node}", { node: trainer.title }) }),
-    make("div", { className: "columns" }, make("fieldset", {}, ...choices), shown),
+    make("h2", { textContent: title }),
+    make("div", { className: "columns" }, make("fieldset", { ariaLabel: tr("Presets") }, ...choices), shown),
     ...(problems.length ? [problemList(problems)] : []),
     make("footer", {}, hint, close, use),
   );
   const style = make("style", { textContent: STYLE });
-  const dialog = make("dialog", { className: "personalize-presets" }, style, form);
+  const looks = { className: "personalize-presets", ariaLabel: title, lang: language() };
+  const dialog = make("dialog", looks, style, form);
   close.onclick = () => dialog.close();
   form.onsubmit = () => finish(trainer, chosen, rows, nodes);
   dialog.onclose = () => dialog.remove();

@@ -1,7 +1,7 @@
 // Two runs or more beside each other: curves, settings, and previews of one prompt with a slider.
 
 import { make } from "../body.js";
-import { tr } from "../locale.js";
+import { language, tr } from "../locale.js";
 import { SLIDER, Slider } from "../pictures/slider.js";
 import { button, curveOf } from "./detail.js";
 import { lastOfBoth, previewsOf, shotsOf } from "./pairs.js";
@@ -26,7 +26,7 @@ export function openCompare(runs) {
   const plot = new Plot();
   const close = button(tr("close"), () => dialog.close());
   const title = tr("Compare {count} training runs", { count: count(runs.length) });
-  const dialog = make("dialog", { className: "personalize-runs-dialog compare", ariaLabel: title },
+  const dialog = make("dialog", { className: "personalize-runs-dialog compare", ariaLabel: title, lang: language() },
     make("style", { textContent: STYLE + SLIDER }),
     make("div", { className: "top" }, make("h2", { textContent: title }), close),
     plot.element,
@@ -82,8 +82,8 @@ function line(name, texts) {
 
 function table(runs, lines) {
   const heads = ["", "", ...runs.map(({ title }, place) => `${letter(place)}: ${title}`)];
-  const cell = (textContent, place) => make("th", {
-    textContent, scope: "col", className: place === 1 ? "mark" : "",
+  const cell = (textContent, place) => make(textContent ? "th" : "td", {
+    textContent, scope: textContent ? "col" : "", className: place === 1 ? "mark" : "",
     style: { width: place === 1 ? "2rem" : "" },
   });
   const head = make("thead", {}, make("tr", {}, ...heads.map(cell)));

@@ -29,18 +29,22 @@ export function makeDetail(act) {
     strip.style.maxHeight = `${Math.min(STRIP_PX, stripHeight())}px`;
     if (written && !isNew) return; // what is being typed stays
     const open = new Set([...body.querySelectorAll("details[open]")].map((one) => one.className));
-    const focused = body.querySelector(":focus")?.textContent;
+    const focused = body.querySelector(":focus");
     body.replaceChildren(...parts(run, plot, strip, act));
     for (const one of body.querySelectorAll("details")) one.open ||= open.has(one.className);
     if (isNew) {
       body.scrollTop = 0;
       body.querySelector("button")?.focus();
     } else if (focused) {
-      [...body.querySelectorAll("button, summary")].find((b) => b.textContent === focused)?.focus();
+      const again = [...body.querySelectorAll("button, summary")];
+      const same = body.contains(focused) ? focused : again.find((b) => keyOf(b) === keyOf(focused));
+      same?.focus({ preventScroll: true });
     }
   }
   return [element, show];
 }
+
+const keyOf = ({ ariaLabel, className, textContent }) => ariaLabel || className || textContent;
 
 export function curveOf(run) {
   return {
@@ -87,7 +91,8 @@ function heading(run, act) {
     onchange: () => change({ note: note.value }),
   });
   const pin = button(run.pinned ? tr("pinned") : tr("pin"), () => change({ pinned: !run.pinned }), {
-    ariaPressed: String(run.pinned), title: tr("A pinned run is neither deleted nor made smaller."),
+    className: "pin", ariaPressed: String(run.pinned),
+    title: tr("A pinned run is neither deleted nor made smaller."),
   });
   return [
     make("label", { className: "field" }, tr("Name"), title),

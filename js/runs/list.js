@@ -122,10 +122,10 @@ function makeRow(row, selected, act) {
   const side = make("div", { className: "side" }, sparkline(row.loss),
     make("div", { className: "line", textContent: loss(row.last_loss), title: tr("last loss") }));
   const item = make("div", { className: "row", role: "listitem" },
-    box, thumbnail(row), words, side, below);
+    make("label", {}, box), thumbnail(row), words, side, below);
   item.dataset.run = row.run;
   item.dataset.state = row.state;
-  item.addEventListener("click", ({ target }) => target.closest("input, button") ?? act.open(row.run));
+  item.addEventListener("click", ({ target }) => target.closest("label, button") ?? act.open(row.run));
   return item;
 }
 

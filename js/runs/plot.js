@@ -158,7 +158,7 @@ export class Plot {
     const isOne = this.runs.length === 1;
     if (isOne) {
       const band = columns(run.loss).flatMap(([step, least, most]) => [[step, least], [step, most]]);
-      this.line(band, { ...look, dash: "" }, 1, { opacity: 0.45, class: "raw" });
+      this.line(band, { ...look, dash: "" }, 1, { opacity: 0.6, class: "raw" });
     }
     const middles = columns(run.smoothed).map(([step, least, most]) => [step, (least + most) / 2]);
     this.line(middles, look, 2, { class: "smoothed" });

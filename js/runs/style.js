@@ -18,10 +18,11 @@ export const STYLE = `
 .personalize-runs .legend, .personalize-runs dt { color: var(--input-text, #ddd); opacity: 0.8; }
 .personalize-runs :is(button, select, input[type=search], input[type=text], textarea),
 .personalize-runs-dialog :is(button, select) {
-  font: inherit; padding: 4px 10px; border-radius: 5px; min-width: 0;
+  font: inherit; padding: 4px 10px; border-radius: 5px; min-width: 0; min-height: 24px;
   color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
-  border: 1px solid var(--border-color, #4e4e4e);
+  border: 1px solid color-mix(in srgb, var(--input-text, #ddd) 60%, transparent);
 }
+.personalize-runs ::placeholder { color: inherit; opacity: 0.8; }
 .personalize-runs :is(button, select), .personalize-runs-dialog :is(button, select) { cursor: pointer; }
 .personalize-runs button:disabled, .personalize-runs-dialog button:disabled {
   opacity: 0.5; cursor: default; }
@@ -43,6 +44,7 @@ export const STYLE = `
   background: var(--comfy-input-bg, #222); }
 .personalize-runs .below { grid-column: 2 / -1; }
 .personalize-runs .pick { width: 16px; height: 16px; margin: 0; }
+.personalize-runs .row label { padding: 6px; margin: -6px; line-height: 0; cursor: pointer; }
 .personalize-runs .picture { width: 56px; height: 56px; object-fit: cover; border-radius: 4px; }
 .personalize-runs .picture.none { display: grid; place-items: center; text-align: center;
   font-size: 11px; opacity: 0.8; border: 1px dashed var(--border-color, #4e4e4e); }
@@ -60,12 +62,13 @@ export const STYLE = `
 .personalize-runs .empty { padding: 16px 10px; margin: 0; }
 .personalize-runs .trash { padding: 6px 10px; border-top: 1px solid var(--border-color, #4e4e4e); }
 .personalize-runs .trash ul { max-height: 9rem; overflow: auto; }
-.personalize-runs summary { cursor: pointer; padding: 2px 0; }
+:is(.personalize-runs, .personalize-runs-dialog) summary { cursor: pointer; padding: 3px 0; }
 .personalize-runs ul, .personalize-runs-dialog ul { list-style: none; margin: 4px 0; padding: 0; }
 .personalize-runs li { display: flex; gap: 8px; align-items: center; margin: 3px 0;
   overflow-wrap: anywhere; }
 .personalize-runs li span { flex: 1; min-width: 0; }
-.personalize-runs .problems, .personalize-runs-dialog .problems { color: var(--error-text, #f55); }
+.personalize-runs .problems, .personalize-runs-dialog .problems {
+  color: color-mix(in srgb, var(--error-text, #f55) 55%, var(--input-text, #ddd)); }
 .personalize-runs .details { padding: 10px; }
 .personalize-runs .field { display: block; margin: 8px 0; }
 .personalize-runs .field :is(input, textarea) { display: block; width: 100%; margin-top: 2px; }
@@ -91,7 +94,7 @@ export const STYLE = `
   stroke-width: 3px; }
 .plotted .grid { stroke: currentColor; opacity: 0.2; }
 .plotted .cursor { stroke: currentColor; opacity: 0.7; stroke-width: 1; }
-.plotted input[type=range] { display: block; margin: 0; accent-color: var(--p-primary-color, #58f); }
+.plotted input[type=range] { display: block; margin: 0; height: 24px; accent-color: var(--p-primary-color, #58f); }
 .plotted .values { display: block; min-height: 2.8em; white-space: pre-wrap; margin-top: 4px;
   font-variant-numeric: tabular-nums; }
 .plotted .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 4px 0; }
@@ -99,7 +102,7 @@ export const STYLE = `
   overflow-wrap: anywhere; }
 .plotted .legend svg { flex: none; }
 :is(.personalize-runs, .personalize-runs-dialog) .check { display: flex; gap: 6px;
-  align-items: center; margin: 4px 0; }
+  align-items: center; margin: 4px 0; min-height: 24px; }
 .personalize-runs-dialog {
   margin: auto; padding: 16px 18px; width: min(74rem, 94vw); max-height: 92vh; overflow: auto;
   background: var(--comfy-menu-bg, #353535); border: 1px solid var(--border-color, #4e4e4e);
@@ -119,5 +122,5 @@ export const STYLE = `
   height: calc(min(512px, 80vw) + 42px); }
 .personalize-runs-dialog .choices { display: flex; flex-direction: column; gap: 8px; min-width: 14rem; }
 .personalize-runs-dialog .choices select { display: block; width: 100%; margin-top: 2px; }
-.personalize-runs-dialog input[type=range] { width: 100%; }
+.personalize-runs-dialog input[type=range] { width: 100%; height: 24px; }
 `;

@@ -5,7 +5,7 @@
 import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
 import { make } from "../body.js";
-import { tr } from "../locale.js";
+import { language, tr } from "../locale.js";
 import { openCompare } from "./compare.js";
 import { button, makeDetail } from "./detail.js";
 import { Growing } from "./growing.js";
@@ -28,7 +28,7 @@ class Tab {
     this.trash = [];
     this.parts();
     const style = make("style", { textContent: STYLE });
-    this.element = make("div", { className: "personalize-runs" }, style, this.listed, this.opened);
+    this.element = make("div", { className: "personalize-runs", lang: language() }, style, this.listed, this.opened);
     for (const kind of ["keydown", "keyup", "copy", "paste"]) {
       this.element.addEventListener(kind, keep);
     }
@@ -177,15 +177,24 @@ class Tab {
   }
 
   drawTrash() {
+    const shown = JSON.stringify(this.trash);
+    if (shown === this.binned) return; // what has the focus there keeps it
+    this.binned = shown;
     this.bin.hidden = !this.trash.length;
     const wasOpen = this.bin.open;
     const item = ({ run, title }) => make("li", {}, make("span", { textContent: title, title: run }),
-      button(tr("restore"), () => restoreRuns([run]), { ariaLabel: tr("restore {title}", { title }) }));
+      button(tr("restore"), () => this.away(restoreRuns([run])), { ariaLabel: tr("restore {title}", { title }) }));
     this.bin.replaceChildren(
       make("summary", { textContent: tr("Trash: {count}", { count: count(this.trash.length) }) }),
       make("ul", {}, ...this.trash.map(item)),
-      button(tr("empty the trash …"), () => emptyTrash(this.trash)));
+      button(tr("empty the trash …"), () => this.away(emptyTrash(this.trash))));
     this.bin.open = wasOpen;
+  }
+
+  // The button that was pressed will be gone.
+  async away(work) {
+    await work;
+    this.filter.focus();
   }
 
   show() {

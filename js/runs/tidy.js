@@ -2,7 +2,7 @@
 
 import { app } from "../../../scripts/app.js";
 import { make } from "../body.js";
-import { tr } from "../locale.js";
+import { language, tr } from "../locale.js";
 import { button } from "./detail.js";
 import { pathOf, post, tell, trying } from "./store.js";
 import { bytes, count, sizeOf } from "./words.js";
@@ -87,8 +87,9 @@ function ask(rows, runs, sizes, problems) {
     pinned ? tr("Pinned ones stay as they are: {count}.", { count: count(pinned) }) : "",
     tr("Results, curves and settings stay. This cannot be undone."),
   ].filter(Boolean).join(" ");
-  const dialog = make("dialog", { className: "personalize-runs-dialog small" },
-    make("h2", { textContent: tr("Free disk space") }), make("p", { textContent: words }),
+  const title = tr("Free disk space");
+  const dialog = make("dialog", { className: "personalize-runs-dialog small", ariaLabel: title, lang: language() },
+    make("h2", { textContent: title }), make("p", { textContent: words }),
     ...boxes.map(([, label]) => label),
     ...problems.map((textContent) => make("p", { className: "problems", textContent })),
     make("footer", {}, cancel, free));

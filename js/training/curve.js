@@ -5,6 +5,7 @@ import { make } from "../body.js";
 import { count, tr } from "../locale.js";
 
 const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
+const SAMPLE_PX = 16; // of a line, in the legend
 const FONT = "11px sans-serif";
 const SHARPNESS = 2; // bitmap pixels a pixel, since people zoom in
 // Those of Plot Loss, trainers/runs/pictures/plot.py.
@@ -13,7 +14,7 @@ const LIGHT = { smooth: "#083d8f", loss: "#4c74ac", held: "#7d4e00" };
 
 // An element with the curve, and a function that draws {loss, validation}: lists of [step, loss].
 export function makeCurve() {
-  const canvas = make("canvas", { style: { width: "100%", height: "100%", display: "block" } });
+  const canvas = make("canvas", { role: "img", style: { width: "100%", height: "100%", display: "block" } });
   let shown = { loss: [], validation: [] };
   const redraw = () => draw(canvas, shown);
   if (globalThis.ResizeObserver) new ResizeObserver(redraw).observe(canvas);
@@ -42,13 +43,12 @@ function draw(canvas, { loss, validation }) {
     least === most ? [[x(step), y(least)]] : [[x(step), y(least)], [x(step), y(most)]]));
   line(pen, colours.smooth, 2, smoothed.map(([step, least, most]) => [x(step), y((least + most) / 2)]));
   line(pen, colours.held, 1.5, validation.map(([step, value]) => [x(step), y(value)]));
-  pen.fillStyle = colours.held;
-  for (const [step, value] of validation) {
-    pen.beginPath();
-    pen.arc(x(step), y(value), 2.5, 0, 2 * Math.PI);
-    pen.fill();
-  }
+  for (const [step, value] of validation) dot(pen, colours.held, x(step), y(value));
+  pen.fillStyle = textColour(canvas);
   legend(pen, colours, validation.length > 0, width);
+  const [step, least, most] = smoothed.at(-1);
+  const now = { step: count(step), loss: Number(((least + most) / 2).toPrecision(4)) };
+  canvas.ariaLabel = tr("Loss by step; at step {step}, smoothed: {loss}", now);
 }
 
 // [step, least, most] of the points that share a column of pixels.
@@ -97,7 +97,7 @@ function range(columns, validation) {
 function drawAxes(pen, canvas, { width, height, low, high, last, x, y }) {
   const style = getComputedStyle(canvas);
   pen.strokeStyle = style.getPropertyValue("--border-color") || "#666";
-  pen.fillStyle = style.getPropertyValue("--input-text") || "#888";
+  pen.fillStyle = textColour(canvas);
   pen.lineWidth = 0.5;
   const digits = Math.max(0, 2 - Math.floor(Math.log10(high - low)));
   pen.textAlign = "right";
@@ -111,15 +111,31 @@ function drawAxes(pen, canvas, { width, height, low, high, last, x, y }) {
   pen.fillText(tr("step {step}", { step: count(last) }), x(last), height - 4);
 }
 
+const textColour = (canvas) =>
+  getComputedStyle(canvas).getPropertyValue("--input-text") || "#888";
+
+// Each line is shown as it is drawn, since thickness and dots tell them apart without colours.
 function legend(pen, colours, hasHeld, width) {
-  const words = [[tr("smoothed"), colours.smooth], [tr("loss"), colours.loss]];
-  if (hasHeld) words.unshift([tr("held out"), colours.held]);
+  const words = [[tr("smoothed"), colours.smooth, 2], [tr("loss"), colours.loss, 1]];
+  if (hasHeld) words.unshift([tr("held out"), colours.held, 1.5]);
+  const text = pen.fillStyle;
+  const y = ROOM.top + 8;
   let right = width - ROOM.right - 4;
-  for (const [word, colour] of words) {
-    pen.fillStyle = colour;
-    pen.fillText(word, right, ROOM.top + 12);
-    right -= pen.measureText(word).width + 10;
+  for (const [place, [word, colour, thickness]] of words.entries()) {
+    pen.fillStyle = text;
+    pen.fillText(word, right, y + 4);
+    right -= pen.measureText(word).width + 4;
+    line(pen, colour, thickness, [[right - SAMPLE_PX, y], [right, y]]);
+    if (hasHeld && !place) dot(pen, colour, right - SAMPLE_PX / 2, y);
+    right -= SAMPLE_PX + 8;
   }
+}
+
+function dot(pen, colour, x, y) {
+  pen.fillStyle = colour;
+  pen.beginPath();
+  pen.arc(x, y, 2.5, 0, 2 * Math.PI);
+  pen.fill();
 }
 
 function line(pen, colour, thickness, points) {

@@ -14,14 +14,14 @@ app.registerExtension({
   name: "personalize.export",
   nodeCreated(node) {
     if (node.comfyClass !== "PersonalizeExportRun") return;
-    const line = make("div", { className: "personalize-export", style: LOOKS });
+    const line = make("div", { className: "personalize-export", role: "status", style: LOOKS });
     const width = () => Math.max(1, node.size[0] - 2 * MARGIN_PX);
     const height = () => textHeight(line.textContent, width());
     const fit = addBody(node, "export", line, height);
     const tell = (lines) => {
       line.textContent = lines?.join("\n")
         ?? tr("Where the export lies, and how much there is to copy, shows here.");
-      line.style.opacity = lines ? "1" : "0.6";
+      line.style.opacity = lines ? "1" : "0.8";
       fit();
     };
     after(node, "onExecuted", (output) => tell(output?.text));

@@ -50,10 +50,11 @@ class View {
   update({ loss, validation, ...facts }) {
     const before = this.facts;
     this.facts = { ...before, ...facts };
+    this.line.ariaLive = this.facts.training ? "off" : "polite"; // not each step is read out
     const queue = this.facts.training ? waiting() : "";
     const idle = tr("The loss and previews show here while it trains.");
     this.line.textContent = [statusWords(this.facts.text) || idle, queue].filter(Boolean).join("\n");
-    this.line.style.opacity = this.facts.text ? "1" : "0.6";
+    this.line.style.opacity = this.facts.text ? "1" : "0.8";
     if (before.run !== this.facts.run || before.training !== this.facts.training) {
       this.button.textContent = tr("stop and keep");
       this.button.disabled = false;
@@ -117,9 +118,9 @@ const LINE = {
   whiteSpace: "pre-wrap", overflowWrap: "anywhere", userSelect: "text",
 };
 const BUTTON = {
-  flex: "none", padding: "2px 8px", fontSize: "12px", cursor: "pointer", borderRadius: "4px",
+  flex: "none", minHeight: "24px", padding: "2px 8px", fontSize: "12px", cursor: "pointer", borderRadius: "4px",
   color: "var(--input-text)", background: "var(--comfy-input-bg)",
-  border: "1px solid var(--border-color)",
+  border: "1px solid color-mix(in srgb, var(--input-text) 60%, transparent)",
 };
 
 function update(facts) {

@@ -49,7 +49,7 @@ function makeFrame(run, { step, prompt, file, changed }) {
   const [whole, small] = [false, true].map((isSmall) => previewUrl(run, { file, changed }, isSmall));
   const at = tr("step {step}", { step: count(step) });
   const style = { height: `${FRAME_PX}px`, display: "block", borderRadius: "3px" };
-  const picture = make("img", { src: small, alt: prompt, loading: "lazy", style });
+  const picture = make("img", { src: small, alt: `${prompt}, ${at}`, loading: "lazy", style });
   const link = make("a", { href: whole, target: "_blank", title: `${prompt}, ${at}` }, picture);
   const words = make("div", { textContent: at, style: { fontSize: "11px" } });
   return make("div", { style: { flex: "none" } }, link, words);
