@@ -102,6 +102,7 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
 
 TRAINER = "app.graph.nodes.find((n) => n.type === 'PersonalizeTrainLora')"
 WIDGETS = f"() => Object.fromEntries({TRAINER}.widgets.map(({{ name, value }}) => [name, value]))"
+PLACES = "() => app.graph.nodes.map(({ id, pos: [x, y] }) => [String(id), x | 0, y | 0])"
 WORKFLOWS = "() => app.extensionManager.workflow.openWorkflows.length"
 
 
@@ -173,7 +174,7 @@ def test_run_is_taken_from_disk_by_its_settings_and_goes_on_from_its_middle(
         queue_until(opened, lambda: [*parent.glob(f"lora-{dog}-*/result-00000004.safetensors")])
         (run,) = (one.parent for one in parent.glob(f"lora-{dog}-*/result-00000004.safetensors"))
         result = (run / "result-00000004.safetensors").stat().st_mtime_ns
-        shown = opened.run("() => app.graph.serialize()")
+        laid_out = sorted(opened.run(PLACES))
 
         show(opened, dog)
         name(opened, dog)
@@ -183,11 +184,7 @@ def test_run_is_taken_from_disk_by_its_settings_and_goes_on_from_its_middle(
             opened.tab.get_by_role("button", name="open its whole graph").click()
             opened.until(f"(count) => ({WORKFLOWS})() === count", open_before + number)
             opened.until(f"() => {TRAINER}")
-            places = {node["id"]: node["pos"] for node in shown["nodes"]}
-            found = opened.run("() => app.graph.nodes.map(({ id, pos }) => [id, [...pos]])")
-            assert {node: [round(x) for x in pos] for node, pos in found} == {
-                node: [round(x) for x in pos] for node, pos in places.items()
-            }
+            assert sorted(opened.run(PLACES)) == laid_out
             put(opened, steps=99)  # what the second one must not overwrite
 
         # Settings put back, undone, put back; and taken from disk.

@@ -132,9 +132,13 @@ function makeRow(row, selected, act) {
 export const joined = (...words) => words.filter(Boolean).join(" · ");
 
 function thumbnail(row) {
-  if (!row.preview) return make("div", { className: "picture none", textContent: tr("no preview") });
+  const none = (textContent) => make("div", { className: "picture none", textContent });
+  if (!row.preview) return none(tr("no preview"));
   const src = previewUrl(row.run, row.preview, true);
-  return make("img", { className: "picture", loading: "lazy", decoding: "async", alt: "", src });
+  return make("img", {
+    className: "picture", loading: "lazy", decoding: "async", alt: "", src,
+    onerror: ({ target }) => target.replaceWith(none(tr("broken preview"))),
+  });
 }
 
 // A small line through the losses; the last one stands below it in words.

@@ -4,7 +4,8 @@ export const STYLE = `
 .personalize-runs, .personalize-runs-dialog {
   color: var(--input-text, #ddd); font: 13px/1.4 system-ui, sans-serif; box-sizing: border-box;
 }
-.personalize-runs { display: flex; flex-direction: column; height: 100%; min-height: 0; }
+.personalize-runs { display: flex; flex-direction: column; height: 100%; min-height: 0;
+  container: personalize-runs / inline-size; }
 .personalize-runs *, .personalize-runs-dialog * { box-sizing: border-box; }
 .personalize-runs [hidden] { display: none !important; }
 .personalize-runs > section { display: flex; flex-direction: column; flex: 1; min-height: 0; }
@@ -59,6 +60,18 @@ export const STYLE = `
 .personalize-runs .side svg { width: 64px; height: 26px; display: block; }
 .personalize-runs .side polyline { fill: none; stroke: currentColor; stroke-width: 1.5; }
 .personalize-runs .side .line { text-align: right; font-size: 12px; }
+.personalize-runs .badge { flex: none; }
+@container personalize-runs (max-width: 300px) {
+  .personalize-runs .row { grid-template-columns: 16px minmax(0, 1fr) 64px; row-gap: 0;
+    align-content: center; }
+  .personalize-runs .row > .picture { display: none; }
+  .personalize-runs .words { display: contents; }
+  .personalize-runs .head { grid-column: 2 / -1; }
+  .personalize-runs .words > .line { grid-column: 2; }
+  .personalize-runs .side { grid-area: 2 / 3 / span 2; }
+  .personalize-runs dl { grid-template-columns: minmax(0, 1fr); }
+  .personalize-runs dd { margin-bottom: 4px; }
+}
 .personalize-runs .empty { padding: 16px 10px; margin: 0; }
 .personalize-runs .trash { padding: 6px 10px; border-top: 1px solid var(--border-color, #4e4e4e); }
 .personalize-runs .trash ul { max-height: 9rem; overflow: auto; }
