@@ -117,9 +117,9 @@ def _differences(
     if ".inputs." in place:
         name = place.split(".")[-2]
         shown = {one.casefold() for one in names.get(name, ())}
-        if not text.endswith(f" [{name}]") and name not in shown:
-            yield f"does not end in [{name}], as errors, logs and Sweep call it"
-        text = text.removesuffix(f" [{name}]")
+        if not text.endswith(f"［{name}］") and name not in shown:
+            yield f"does not end in ［{name}］, as errors, logs and Sweep call it"
+        text = text.removesuffix(f"［{name}］")
     before, now = (Counter(NUMBER.findall(one)) for one in (source, text))
     if before != now:
         yield f"other numbers: {', '.join((before - now) + (now - before))}"

@@ -37,11 +37,11 @@ GOOD: dict[str, Any] = {
         "inputs": {
             "warmup_steps": {
                 "name": "预热",
-                "tooltip": "'adamw'：“学习率”的 0.5。（来源：arXiv 2303.09556。） [warmup_steps]",
+                "tooltip": "'adamw'：“学习率”的 0.5。（来源：arXiv 2303.09556。）［warmup_steps］",
             },
             "learning_rate": {
                 "name": "学习率",
-                "tooltip": "见 output/ 中 run.json。 [learning_rate]",
+                "tooltip": "见 output/ 中 run.json。［learning_rate］",
             },
             "rank": {"name": "rank", "tooltip": "它的 %run%。"},
         },
@@ -54,7 +54,7 @@ WRONG = {  # by what is put where: what is said of it
     "inputs.warmup_steps.name": ("warmup_steps", "in English: warmup_steps"),
     "inputs.learning_rate.tooltip": (
         "见 output/ 中 run.json。",
-        "does not end in [learning_rate]",
+        "does not end in ［learning_rate］",
     ),
     "inputs.rank.tooltip": ("它的名称。", "without %run%"),
     "outputs.0.tooltip": ("它 1。", "other numbers: 1"),
