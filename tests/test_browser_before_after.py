@@ -134,6 +134,6 @@ def test_pictures_that_are_gone_are_told(opened: Page) -> None:
     opened.run(CREATE, [DEMO_CHECKPOINT, values, str(uuid.uuid4())])
     gone = {"filename": "gone.png", "subfolder": "", "type": "temp"}
     pair = {"files": [gone, gone], "prompts": ["a", "a"], "seed": "1"}
-    opened.run(f"(pairs) => {OURS}.onExecuted({{ pairs }})", [pair])
+    opened.run(f"(pairs) => {OURS}.onExecuted({{ before_after: pairs }})", [pair])
     opened.tab.get_by_text("no longer there: run the graph again").wait_for()
     assert opened.tab.locator(f"{BODY} .stack").is_hidden()
