@@ -93,8 +93,9 @@ def check_edge(opened: Page) -> tuple[np.ndarray, np.ndarray]:
     both = shown(opened).astype(int)
     middle = round(float(edge.input_value()) / 100 * box(opened)["width"]) - CUT_PX
     left, right = slice(0, middle - CUT_PX), slice(middle + CUT_PX, None)
-    assert abs(both - before)[:, left].max() == 0
-    assert abs(both - after)[:, right].max() == 0
+    for part, shows, other in ((left, before, after), (right, after, before)):
+        assert abs(both - shows)[:, part].max() < 10, "but for how the browser scales them"
+        assert abs(both - other)[:, part].max() > 20
     return before, after
 
 
