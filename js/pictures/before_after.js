@@ -10,6 +10,7 @@ import { find } from "../training/find.js";
 import { BELOW_PX, SLIDER, Slider } from "./slider.js";
 
 const ROUTE = "/personalize/before_after";
+const SHOWN = "before_after"; // among what the node returns
 const [SMALLEST_PX, NAV_PX, GAP_PX] = [220, 24, 4]; // the first of the pictures
 const MOST_LINES = 2; // of a prompt
 const STYLE = `
@@ -63,7 +64,7 @@ class Body {
     this.element = make("div", { className: "personalize-pairs" }, this.inside);
     this.fit = addBody(node, "pairs", this.element, () => this.height(), true);
     this.take([]);
-    after(node, "onExecuted", (output) => output?.pairs && this.take(output.pairs));
+    after(node, "onExecuted", (output) => output?.[SHOWN] && this.take(output[SHOWN]));
   }
 
   height() {
@@ -123,9 +124,11 @@ class Body {
 
 // What each node of the graph showed last, in a page or a graph that was opened after that.
 async function showAll() {
-  const reply = await api.fetchApi(ROUTE);
+  const graph = (app.graph?.rootGraph ?? app.graph)?.id;
+  const reply = await api.fetchApi(`${ROUTE}?${new URLSearchParams({ graph })}`);
   if (reply.status !== 200) return;
-  for (const { pairs, ...where } of (await reply.json()).shown) bodies.get(find(where))?.take(pairs);
+  const { shown } = await reply.json();
+  for (const [node, pairs] of Object.entries(shown)) bodies.get(find({ graph, node }))?.take(pairs);
 }
 
 app.registerExtension({

@@ -34,7 +34,6 @@ class BeforeAfter(io.ComfyNode):
                 "compare models", "same seed", "evaluate",
             ],
             is_output_node=True,
-            hidden=[io.Hidden.unique_id, io.Hidden.prompt, io.Hidden.extra_pnginfo],
             inputs=[
                 *_sockets(),
                 *settings.values(),
@@ -89,17 +88,16 @@ class BeforeAfter(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         config = from_values(BeforeAfterConfig, settings)
-        from ..host.pictures.before_after import before_after, pairs_of
+        from ..host.pictures.before_after import SHOWN, before_after, pairs_of
         from ..host.pictures.class_images import Painter
-        from ..host.runs.base import GraphNode
 
         painter = Painter(model, clip, vae, sampler_name, scheduler)
         made = before_after(painter, (trained_model, trained_clip), config)
         before, after = (
             ui.PreviewImage(side, cls=cls).as_dict()["images"] for side in (made.before, made.after)
         )
-        pairs = pairs_of((before, after), config, GraphNode.of(cls.hidden))
-        return io.NodeOutput(made.before, made.after, made.compared, ui={"pairs": pairs})
+        shown = {SHOWN: pairs_of((before, after), config)}
+        return io.NodeOutput(made.before, made.after, made.compared, ui=shown)
 
 
 def _sockets() -> list[io.Input]:

@@ -1,16 +1,15 @@
-"""Before and after: base and trained, sampled from the same noise; and what the node last showed.
+"""Before and after: base and trained, sampled from the same noise; and what nodes showed last.
 
-    GET /personalize/before_after   200 {"shown": [...]}: the last pairs of each node, as {"graph",
-                                    "node", "pairs"}: the graph's and the node's id, and what the
-                                    node returns as its `ui`, see `pairs_of`
+    GET /personalize/before_after?graph=...   200 {"shown": {node: pairs}}: the last pairs of each
+                                              node of this graph, by the ids of both, see `pairs_of`
 
-The files lie in the host's temp folder, which it empties when it starts. They are shown by
-js/pictures/before_after.js.
+The host's history has them: also where it has given out what it had cached. The files lie in its
+temp folder, which it empties when it starts. They are shown by js/pictures/before_after.js.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +24,6 @@ from ....trainers.settings.preview import BeforeAfterConfig
 from ..memory import check_interrupt
 from ..models.support import check_clip
 from ..models.vae import check_vae
-from ..runs.base import GraphNode
 from ..sampling import (
     PictureProgress,
     Sampling,
@@ -39,10 +37,7 @@ from .overview import image_of
 
 ROUTE = "/personalize/before_after"
 SIDES = ("before", "after")
-MOST_REMEMBERED = 100  # nodes
-
-Pair = dict[str, Any]
-_shown: dict[tuple[str | None, str | None], dict[str, Any]] = {}  # of each node, the oldest first
+SHOWN = "before_after"  # among what a node returns as its `ui`
 
 
 @dataclass(frozen=True)
@@ -140,23 +135,17 @@ def _sheet(sides: Sequence[Tensor], config: BeforeAfterConfig) -> Any:
 
 
 def pairs_of(
-    files: tuple[Sequence[Any], Sequence[Any]], config: BeforeAfterConfig, node: GraphNode
-) -> list[Pair]:
-    """What the node returns as its `ui`, a row for each seed; remembered for pages to come.
+    files: tuple[Sequence[Any], Sequence[Any]], config: BeforeAfterConfig
+) -> list[dict[str, Any]]:
+    """What the node shows, a row for each seed: {"files", "prompts", "seed"}.
 
-    Each is {"files", "prompts", "seed"}: the first two a list of before and after, files as
-    ComfyUI's /view takes them; the seed as text, since it may be larger than a page's numbers.
+    The first two are lists of before and after, files as ComfyUI's /view takes them; the seed is
+    text, since it may be larger than a page's numbers.
     """
-    pairs = [
+    return [
         {"files": list(pair), "prompts": list(config.prompts), "seed": str(seed)}
         for *pair, seed in zip(*files, config.seeds, strict=True)
     ]
-    key = (node.graph_id, node.node_id)
-    _shown.pop(key, None)
-    _shown[key] = {"graph": node.graph_id, "node": node.node_id, "pairs": pairs}
-    for oldest in list(_shown)[:-MOST_REMEMBERED]:
-        del _shown[oldest]
-    return pairs
 
 
 def register_before_after() -> None:
@@ -165,4 +154,15 @@ def register_before_after() -> None:
 
 
 async def _answer(request: web.Request) -> web.Response:
-    return web.json_response({"shown": list(_shown.values())})
+    graph_id = request.query.get("graph")
+    shown: dict[str, Any] = {}
+    history = server.PromptServer.instance.prompt_queue.get_history()
+    for entry in history.values():  # the oldest first
+        workflow = (entry["prompt"][3].get("extra_pnginfo") or {}).get("workflow") or {}
+        if workflow.get("id") == graph_id:
+            shown |= _shown(entry["outputs"])
+    return web.json_response({"shown": shown})
+
+
+def _shown(outputs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    return {node: given[SHOWN] for node, given in outputs.items() if SHOWN in given}
