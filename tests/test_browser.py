@@ -24,6 +24,7 @@ from tests.browser import RENDERERS, Page, page
 from tests.conftest import DEV_DIR
 from tests.dataset_files import save
 from tests.host import ROOT, Host
+from tests.readable import faults
 
 PICTURES = DEV_DIR / "pictures"
 GRAPHS = sorted((ROOT / "workflows").glob("*.json"))
@@ -154,6 +155,7 @@ def test_from_dropped_pictures_to_the_closing_line(
     opened.until("() => !app.extensionManager.queue?.isExecuting", timeout=SLOW_SECONDS)
     frames = num_frames(opened)
     assert frames > before
+    assert faults(opened, ".personalize-training") == []
     keep(opened, "5 stopped")
 
     (picture,) = (host.base / "output").glob(f"{name}_*.png")  # of the trained subject

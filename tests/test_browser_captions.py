@@ -12,6 +12,7 @@ from tests.browser import Page
 from tests.caption_models import blip
 from tests.dataset_files import save
 from tests.host import Host
+from tests.readable import faults
 
 FIGURES = ".personalize-captions figure"
 BODY = ".personalize-captions"
@@ -25,6 +26,7 @@ CREATE = """([folder, kind, values]) => {
   widget.callback(folder);
   for (const one of node.widgets) if (one.name in values) one.value = values[one.name];
 }"""
+FOCUSED = "() => document.activeElement.ariaLabel || document.activeElement.textContent"
 HOSTILE = {
     "<img src=x onerror=alert(1)>.png": "<img src=x onerror=window.hit=1> a <sks> dog",
     "x __init__ a*b*c #1 100%?.png": "# __a__ *b* `c` [d](javascript:window.hit=1)",
@@ -227,7 +229,8 @@ def test_large_view_goes_from_picture_to_picture(opened: Page, host: Host) -> No
     figures, field = opened.tab.locator(FIGURES), opened.tab.locator(f"{FIGURES} textarea")
     opened.until(f"() => document.querySelector('{FIGURES}.current img')?.naturalWidth > 300")
     assert [figures.nth(place).is_visible() for place in (0, 1)] == [True, False]
-    figures.first.locator(".caption").click()
+    figures.first.locator(".caption").focus()
+    opened.tab.keyboard.press("Space")
     field.fill("the first")
     opened.tab.keyboard.press("Control+Enter")  # which goes on to the next
     opened.until(f"() => document.querySelector('{FIGURES} textarea')?.value === 'second'")
@@ -239,6 +242,7 @@ def test_large_view_goes_from_picture_to_picture(opened: Page, host: Host) -> No
     assert (folder / "b.txt").read_text() == "the second\n"
     opened.tab.keyboard.press("Escape")
     closed(opened)
+    assert opened.run(FOCUSED) == "caption of a.png: the first", "where it was"
     opened.tab.get_by_label("Next picture").click()
     opened.until(f"() => document.querySelectorAll('{FIGURES}')[1].matches('.current')")
     assert opened.tab.get_by_label("Next picture").get_attribute("aria-disabled") == "true"
@@ -248,6 +252,7 @@ def test_large_view_goes_from_picture_to_picture(opened: Page, host: Host) -> No
     opened.tab.keyboard.press("Escape")
     opened.until(f"() => !document.querySelector('{FIGURES}.current')")
     assert all(figures.nth(place).is_visible() for place in (0, 1))
+    assert opened.run(FOCUSED) == "large view"
 
 
 def test_all_captions_are_edited_at_once_and_taken_back(opened: Page, host: Host) -> None:
@@ -255,6 +260,7 @@ def test_all_captions_are_edited_at_once_and_taken_back(opened: Page, host: Host
     (folder / "b.txt").write_text("A dog, a hotdog (1.5)")
     choose(opened, "together")
     press(opened, "edit all")
+    assert faults(opened, BODY) == []
     told = opened.tab.locator(f"{BODY} form output")
     opened.tab.get_by_label("Find in all captions").fill("a dog")
     assert told.inner_text() == "found 1 time in 1 of 2 captions"

@@ -9,6 +9,7 @@ import pytest
 
 from tests.browser import RENDERERS, Page, page
 from tests.host import ROOT, Host
+from tests.readable import faults
 
 TRAINER, OPTIMIZER = "PersonalizeTrainDreamBooth", "PersonalizeOptimizer"
 FACE = json.loads((ROOT / "presets/dreambooth/Face (SDXL).json").read_text(encoding="utf-8"))
@@ -64,6 +65,7 @@ def test_preset_shows_what_it_changes_and_does_it(host: Host, renderer: str) -> 
         opened.run(MAKE, TRAINER)
         press(opened, renderer)
         opened.tab.keyboard.press("ArrowDown")
+        assert faults(opened, DIALOG) == []
         assert FACE["about"] in text(opened)
         assert FACE["source"] in text(opened)
         assert "learning_rate\t2e-6\t→\t1e-6" in text(opened)

@@ -15,6 +15,7 @@ from PIL import Image
 from tests.browser import RENDERERS, Page, page
 from tests.graphs import Graph
 from tests.host import Host
+from tests.readable import faults
 from tests.run_folders import make_run
 
 TAB, DIALOG = ".personalize-runs", "dialog.personalize-runs-dialog"
@@ -53,6 +54,7 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
     with page(host, renderer) as opened:
         show(opened, "tab_")
         assert opened.tab.locator(f"{TAB} .row").count() == 3
+        assert faults(opened, TAB) == []
         opened.tab.fill(f"{TAB} input[type=search]", "tab_ unfinished")
         assert opened.tab.locator(f"{TAB} .row").count() == 1
         opened.tab.fill(f"{TAB} input[type=search]", "tab_")
@@ -62,6 +64,8 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         assert "60 steps" in text
         assert "step 30, held out" in text, "the middle was the best"
         assert "rank" in opened.tab.inner_text(f"{TAB} table.changed")
+        palettes = ("light", "dark") if renderer == RENDERERS[0] else ("dark", "light")
+        assert faults(opened, TAB, palettes) == []
         opened.tab.get_by_role("button", name="put settings into the graph").click()
         opened.until("() => app.graph.nodes.some((n) => n.type === 'PersonalizeTrainLora')")
         values = opened.run(VALUES)
@@ -85,7 +89,9 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         edge.focus()
         opened.tab.keyboard.press("ArrowRight")
         assert edge.input_value() == "51"
+        assert faults(opened, DIALOG, palettes[1:]) == []  # over the page, which keeps its palette
         opened.tab.keyboard.press("Escape")
+        assert opened.run("() => document.activeElement.textContent") == "compare"
 
         opened.tab.locator(f"{TAB} .row", has_text="tab_one").locator(".pick").uncheck()
         opened.tab.get_by_role("button", name="delete …").first.click()
@@ -95,6 +101,13 @@ def test_run_is_found_opened_put_back_compared_deleted_and_restored(
         opened.tab.get_by_role("button", name="undo", exact=True).click()
         opened.until(f"() => document.querySelectorAll('{TAB} .row').length === 3")
         assert runs[1].exists()
+        try:
+            opened.set({"Comfy.Locale": "ja"})  # without a reload
+            opened.tab.wait_for_timeout(1000)  # until the host has answered
+            opened.tab.get_by_role("button", name="Training runs").first.dblclick()
+            opened.tab.get_by_role("heading", name="学習の記録").wait_for()
+        finally:
+            opened.set({"Comfy.Locale": "en"})
         assert opened.complaints == []
 
 

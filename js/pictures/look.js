@@ -50,7 +50,7 @@ export const STYLE = `
 }
 .personalize-captions form { flex-wrap: wrap; }
 .personalize-captions :is(button, input) {
-  font: inherit; color: inherit; height: 24px; box-sizing: border-box; padding: 0 8px;
+  font: inherit; color: inherit; height: 26px; min-width: 28px; box-sizing: border-box; padding: 0 8px;
   background: var(--comfy-input-bg, #222);
   border: 1px solid color-mix(in srgb, var(--input-text, #ddd) 60%, transparent);
   border-radius: 3px; white-space: nowrap;

@@ -83,7 +83,7 @@ function line(name, texts) {
 function table(runs, lines) {
   const heads = ["", "", ...runs.map(({ title }, place) => `${letter(place)}: ${title}`)];
   const cell = (textContent, place) => make(textContent ? "th" : "td", {
-    textContent, scope: textContent ? "col" : "", className: place === 1 ? "mark" : "",
+    textContent, ...(textContent ? { scope: "col" } : {}), className: place === 1 ? "mark" : "",
     style: { width: place === 1 ? "2rem" : "" },
   });
   const head = make("thead", {}, make("tr", {}, ...heads.map(cell)));

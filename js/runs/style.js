@@ -43,6 +43,14 @@ export const STYLE = `
 }
 .personalize-runs .row:hover, .personalize-runs .row:focus-within {
   background: var(--comfy-input-bg, #222); }
+.personalize-runs { container-type: inline-size; }
+@container (max-width: 250px) {
+  .personalize-runs .row { grid-template-columns: 16px 48px minmax(0, 1fr); }
+  .personalize-runs .row .picture { width: 48px; }
+  .personalize-runs .row .side { display: none; }
+  .personalize-runs .buttons { gap: 4px; }
+  .personalize-runs .buttons button { padding: 4px 6px; }
+}
 .personalize-runs .below { grid-column: 2 / -1; }
 .personalize-runs .pick { width: 16px; height: 16px; margin: 0; }
 .personalize-runs .row label { padding: 6px; margin: -6px; line-height: 0; cursor: pointer; }

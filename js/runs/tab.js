@@ -17,6 +17,7 @@ import { count } from "./words.js";
 
 const CHANGED = "personalize.runs";
 const [TRAINING, STATUS] = ["personalize.training", "personalize.status"];
+const [PALETTE, PALETTE_MS] = ["Comfy.ColorPalette.change", 200]; // until a new one is in place
 const WAIT_MS = 400; // events that come together are answered by one question
 const UNDO_MS = 30_000;
 // What stays while the tab is closed and opened again.
@@ -37,12 +38,15 @@ class Tab {
     this.hears = [[CHANGED, () => this.later()], [TRAINING, () => this.later()],
       [STATUS, ({ detail }) => this.live(detail)], ["reconnected", () => this.later()]];
     for (const [event, hear] of this.hears) api.addEventListener(event, hear);
+    this.recolour = () => setTimeout(() => this.detail && this.showRun(this.detail), PALETTE_MS);
+    app.ui?.settings?.addEventListener?.(PALETTE, this.recolour);
     this.show();
     this.load();
   }
 
   destroy() {
     for (const [event, hear] of this.hears) api.removeEventListener(event, hear);
+    app.ui?.settings?.removeEventListener?.(PALETTE, this.recolour);
     clearTimeout(this.timer);
     clearTimeout(this.undoTimer);
   }
