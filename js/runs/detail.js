@@ -1,6 +1,7 @@
 // One run: its curve, previews, settings, states and files, and what can be done with it.
 
 import { make } from "../body.js";
+import { tr } from "../locale.js";
 import { makeStrip } from "../training/strip.js";
 import { loadGraph, putSettings, resume } from "./graph.js";
 import { Plot } from "./plot.js";
@@ -11,8 +12,8 @@ const STRIP_PX = 300;
 export const button = (textContent, onclick, more = {}) =>
   make("button", { type: "button", textContent, onclick, ...more });
 
-// An element and a function that shows a run in it. `act`: back(), remove(run), free(run),
-// changed(row).
+// An element, a function that shows a run in it, and one that says that a run is being read.
+// `act`: back(), remove(run), free(run), changed(row).
 export function makeDetail(act) {
   const plot = new Plot();
   const [strip, showPreviews, stripHeight] = makeStrip();
@@ -38,7 +39,13 @@ export function makeDetail(act) {
       [...body.querySelectorAll("button, summary")].find((b) => b.textContent === focused)?.focus();
     }
   }
-  return [element, show];
+  function wait(title) {
+    shown = null;
+    body.replaceChildren(button("← all runs", () => act.back(), { className: "back" }),
+      make("p", { role: "status", textContent: tr("Reading {name} …", { name: title }) }));
+    body.querySelector("button").focus();
+  }
+  return [element, show, wait];
 }
 
 export function curveOf(run) {
