@@ -166,31 +166,40 @@ def dog(host: Host) -> str:
     return folder.name
 
 
-def training(dog: str) -> Graph:
+def training(dog: str, seed: int) -> Graph:
     graph = Graph()
-    trained = graph.train(*graph.load(), graph.dataset(dog), steps=4, seed=91, state_every=2,
+    trained = graph.train(*graph.load(), graph.dataset(dog), steps=4, seed=seed, state_every=2,
                           keep_states=4)  # fmt: skip
     graph.add("PersonalizeLossPlot", loss_map=trained[3], theme="dark")
     return graph
+
+
+def ended(parent: Path, before: set[Path], steps: int) -> list[Path]:
+    """Runs that were made since and ended after so many steps."""
+    made = [one for one in set(parent.glob("*")) - before
+            if (one / f"result-{steps:08}.safetensors").exists()]  # fmt: skip
+    return [one for one in made if json.loads((one / "run.json").read_text())["status"] == "done"]
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_run_is_taken_from_disk_by_its_settings_and_goes_on_from_its_middle(
     host: Host, dog: str, renderer: str
 ) -> None:
-    steps = 6 + RENDERERS.index(renderer)  # of the one that goes on; each renderer has its own
     parent = host.base / "output" / "personalize"
+    before = set(parent.glob("*"))
+    graph = training(dog, 91 + RENDERERS.index(renderer))
     with page(host, renderer) as opened:
-        opened.run("(graph) => app.loadApiJson(graph, 'tab dog')", dict(training(dog)))
+        opened.run("(graph) => app.loadApiJson(graph, 'tab dog')", dict(graph))
         opened.until(f"() => {TRAINER}")
         opened.settle()
-        queue_until(opened, lambda: [*parent.glob(f"lora-{dog}-*/result-00000004.safetensors")])
-        (run,) = (one.parent for one in parent.glob(f"lora-{dog}-*/result-00000004.safetensors"))
+        queue_until(opened, lambda: ended(parent, before, 4))
+        (run,) = ended(parent, before, 4)
         result = (run / "result-00000004.safetensors").stat().st_mtime_ns
         laid_out = sorted(opened.run(PLACES))
 
         show(opened, dog)
-        name(opened, dog)
+        opened.tab.locator(f"{TAB} [data-run='{run.name}'] .name").click()
+        opened.tab.wait_for_selector(f"{TAB} .detail .smoothed")
         # The whole graph, beside what is open and not in its place.
         open_before = opened.run(WORKFLOWS)
         for number in (1, 2):
@@ -217,24 +226,18 @@ def test_run_is_taken_from_disk_by_its_settings_and_goes_on_from_its_middle(
         assert (run / "result-00000004.safetensors").stat().st_mtime_ns == result
 
         # On from the middle.
-        before = set(parent.iterdir())
+        before = set(parent.glob("*"))
         opened.tab.get_by_role("button", name="resume from step 2").click()
         opened.until(f"() => ({VALUES})().resume_step === 2")
-        put(opened, steps=steps)
-
-        def ended() -> list[Path]:
-            new = set(parent.iterdir()) - before
-            return [one for one in new if (one / f"result-{steps:08}.safetensors").exists()
-                    and json.loads((one / "run.json").read_text())["status"] == "done"]  # fmt: skip
-
-        queue_until(opened, ended)
-        (further,) = ended()
+        put(opened, steps=6)
+        queue_until(opened, lambda: ended(parent, before, 6))
+        (further,) = ended(parent, before, 6)
         rows = [json.loads(row) for row in (further / "metrics.jsonl").read_text().splitlines()]
         assert json.loads((further / "run.json").read_text())["resumed"]["step"] == 2
-        assert [row["step"] for row in rows][-1] == steps
+        assert [row["step"] for row in rows] == [3, 4, 5, 6]
         opened.tab.click(f"{TAB} .back")
         opened.tab.wait_for_selector(f"{TAB} [data-run='{further.name}'][data-state=done]")
-        assert f"{steps} steps" in opened.tab.inner_text(f"{TAB} [data-run='{further.name}']")
+        assert "6 steps" in opened.tab.inner_text(f"{TAB} [data-run='{further.name}']")
         assert opened.complaints == []
 
 

@@ -204,6 +204,12 @@ def test_list_follows_what_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     write_label(run, {"title": "Rex"})
     assert row()["title"] == "Rex"
     assert first["title"] == "dog"
+    monkeypatch.setattr("trainers.runs.catalog.listing.FRESH_SECONDS", 60.0)
+    before = catalog.listing()
+    write_label(run, {"title": "Max"})
+    assert catalog.listing() is before, "made once for all pages"
+    assert b"Max" in catalog.listing(changes=1), "pages were told of something since"
+    monkeypatch.setattr("trainers.runs.catalog.listing.FRESH_SECONDS", 0.0)
     shutil.rmtree(run)
     assert row() == {}
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from tests.host import ROOT
+from trainers.runs.catalog.curve import Growing
 from trainers.runs.pictures.plot import LOOKS, smooth
 
 APP = """
@@ -248,6 +249,33 @@ console.log(JSON.stringify({
 }));
 """
 
+RUNS = """
+import { freeName } from "./extensions/personalize/runs/graph.js";
+import { Growing } from "./extensions/personalize/runs/growing.js";
+import { lastOfBoth, previewsOf, shotsOf } from "./extensions/personalize/runs/pairs.js";
+const losses = LOSSES;
+const growing = new Growing(losses.slice(0, 40), 40);
+const isWhole = growing.take(losses.map((loss, place) => [place + 1, loss]));
+const coarse = new Growing([4, 2], 6); // stretches of three steps
+const preview = ([prompt, seed, step]) => ({ prompt, seed, step });
+const runs = [
+  [["dog", "5", 10], ["dog", "5", 20], ["cat", "5", 20], ["hat", "1", 20], ["own", "5", 20]],
+  [["dog", "5", 10], ["dog", "6", 20], ["cat", "5", 30], ["hat", "2", 20], ["", "", 20]],
+  [["", "", 20]],
+].map((previews) => ({ curve: { previews: previews.map(preview) } }));
+const shots = shotsOf(runs);
+const of = (run, shot) => previewsOf(runs[run], shots[shot]).map(({ seed, step }) => [seed, step]);
+const taken = new Set(["workflows/dog.json", "workflows/dog (2).json", "workflows/a_b.json"]);
+console.log(JSON.stringify({
+  sparks: growing.sparkline(), isWhole, misses: growing.take([[999, 1]]),
+  coarse: coarse.sparkline(),
+  labels: shots.map(({ label }) => label), dog: [of(0, 0), of(1, 0)], hat: [of(0, 3), of(1, 3)],
+  steps: [lastOfBoth(previewsOf(runs[0], shots[0]), previewsOf(runs[1], shots[0])),
+    lastOfBoth(previewsOf(runs[0], shots[1]), previewsOf(runs[1], shots[1]))],
+  names: ["dog", "cat", "a/b", "..", " "].map((name) => freeName(name, (path) => taken.has(path))),
+}));
+"""
+
 EXPORT = """
 const element = () => ({ style: {}, dataset: {}, append() {}, addEventListener() {} });
 globalThis.document = { createElement: element };
@@ -457,3 +485,21 @@ def test_notification_tells_the_end_to_those_who_look_elsewhere(tmp_path: Path) 
         "", "1 more in the queue: about 12:34", "2 more in the queue: time unknown",
         "3 more in the queue: about 2:02:05",
     ]  # fmt: skip
+
+
+def test_runs_are_compared_by_prompt_seed_and_step_and_their_sparklines_grow(
+    tmp_path: Path,
+) -> None:
+    losses = [0.5 + np.sin(step) / (1 + step) for step in range(137)]
+    told = run(tmp_path, RUNS.replace("LOSSES", json.dumps(losses)))
+    whole = Growing([{"step": step + 1, "loss": loss} for step, loss in enumerate(losses)])
+    np.testing.assert_allclose(told["sparks"], whole.sparkline(), rtol=1e-4)
+    assert (told["isWhole"], told["misses"]) == (True, False)
+    assert told["coarse"] == [4, 4, 4, 2, 2, 2]
+    assert told["labels"] == [
+        "dog (seed 5)", "cat (seed 5)", "(empty) (seed unknown)", "hat (seeds differ)"
+    ]  # fmt: skip
+    assert told["dog"] == [[["5", 10], ["5", 20]], [["5", 10]]]
+    assert told["hat"] == [[["1", 20]], [["2", 20]]]
+    assert told["steps"] == [[10, 10], [20, 30]]
+    assert told["names"] == ["dog (3)", "cat", "a_b (2)", "_", "run"]

@@ -12,8 +12,8 @@ const STRIP_PX = 300;
 export const button = (textContent, onclick, more = {}) =>
   make("button", { type: "button", textContent, onclick, ...more });
 
-// An element and a function that shows a run in it. `act`: back(), remove(run), free(run),
-// changed(row).
+// An element, a function that shows a run in it, and one that says that a run is being read.
+// `act`: back(), remove(run), free(run), changed(row).
 export function makeDetail(act) {
   const plot = new Plot();
   const [strip, showPreviews, stripHeight] = makeStrip();
@@ -41,7 +41,13 @@ export function makeDetail(act) {
       same?.focus({ preventScroll: true });
     }
   }
-  return [element, show];
+  function wait(title) {
+    shown = null;
+    body.replaceChildren(button("← all runs", () => act.back(), { className: "back" }),
+      make("p", { role: "status", textContent: tr("Reading {name} …", { name: title }) }));
+    body.querySelector("button").focus();
+  }
+  return [element, show, wait];
 }
 
 const keyOf = ({ ariaLabel, className, textContent }) => ariaLabel || className || textContent;

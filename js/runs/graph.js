@@ -120,7 +120,7 @@ async function openGraph(run, found, asPage = true) {
 
 // A title as a name of a workflow; `isTaken` knows the paths of those there are.
 export function freeName(title, isTaken) {
-  const plain = title.replace(/[\\/:*?"<>|]+/g, "_").trim() || "run";
+  const plain = title.replace(/[\\/:*?"<>|]+|^\.+/g, "_").trim() || "run";
   for (let number = 1; ; number++) {
     const name = number === 1 ? plain : `${plain} (${number})`;
     if (!isTaken(`workflows/${name}.json`)) return name;

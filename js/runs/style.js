@@ -77,8 +77,6 @@ export const STYLE = `
   .personalize-runs .head { grid-column: 2 / -1; }
   .personalize-runs .words > .line { grid-column: 2; }
   .personalize-runs .side { grid-area: 2 / 3 / span 2; }
-  .personalize-runs dl { grid-template-columns: minmax(0, 1fr); }
-  .personalize-runs dd { margin-bottom: 4px; }
 }
 .personalize-runs .empty { padding: 16px 10px; margin: 0; }
 .personalize-runs .trash { padding: 6px 10px; border-top: 1px solid var(--border-color, #4e4e4e); }

@@ -79,7 +79,7 @@ class Tab {
     });
     this.bin = make("details", { className: "trash", hidden: true });
     this.listed = make("section", {}, bar, this.undo, this.empty, this.list, this.bin);
-    [this.opened, this.showRun] = makeDetail({
+    [this.opened, this.showRun, this.waitFor] = makeDetail({
       back: () => this.back(),
       remove: (row) => this.delete([row]),
       free: (row) => freeSpace([row], document.body),
@@ -116,7 +116,8 @@ class Tab {
 
   async read(run) {
     const found = await trying(() => get(pathOf(run)));
-    if (!found || kept.open !== run) return;
+    if (kept.open !== run) return;
+    if (!found) return void (this.detail ?? this.back()); // why was told
     this.detail = found;
     this.showRun(found);
   }
@@ -210,6 +211,10 @@ class Tab {
     this.from = run;
     kept.open = run;
     this.show();
+    if (this.detail?.run !== run) { // what another one shows must not be taken for this one's
+      this.detail = null;
+      this.waitFor(this.rows.find((row) => row.run === run)?.title ?? run);
+    }
     this.read(run);
   }
 

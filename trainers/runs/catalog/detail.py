@@ -137,7 +137,7 @@ def shown_previews(
             f"{count:,} previews; those of {len(chosen):,} of {len(with_any):,} steps are shown."
         )
     if broken:
-        problems.append(f"{broken:,} previews cannot be read.")
+        problems.append(f"{broken:,} preview{'s' * (broken > 1)} cannot be read.")
     return shown[-MOST_PREVIEWS:], problems
 
 
