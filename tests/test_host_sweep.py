@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from pathlib import Path
@@ -120,11 +121,12 @@ def _check_own_runs(host: Host, runs: dict[tuple[float, int], Path]) -> None:
         tiny.assert_equal(learned[rate, rank], load_file(runs[rate, rank] / RESULT))
 
 
-# Four runs: one has an initializer that no vocabulary has, as is seen when it trains, and the base of
-# one may not be quantized, as is seen before.
+# Four runs: one has an initializer that no vocabulary has, as is seen when it trains, and the base
+# of one may not be quantized, as is seen before.
 FAILING = {
     "method": ("lora", "textual_inversion", "dreambooth"), "steps": 2, "seed": 21, "rank": 2,
-    "initializer": ("dog", UNKNOWN), "vectors": 1, "templates": "object", "precision": "fp32", "learning_rate": 1e-3,
+    "initializer": ("dog", UNKNOWN), "vectors": 1, "templates": "object", "precision": "fp32",
+    "learning_rate": 1e-3,
 }  # fmt: skip
 
 
@@ -162,6 +164,56 @@ def test_failed_runs_are_marked_and_the_best_of_the_others_loads(any_host: Host)
     node["settings"] = "method: dreambooth\nseed: 22, 23"
     with pytest.raises(HostError, match="quantize_base is 'fp8', but DreamBooth trains"):
         host.run(graph)
+
+
+LONGER = 20  # steps, from which a run says how long those take
+
+
+def test_cancelled_sweep_goes_on_and_a_run_can_be_stopped_early(host: Host) -> None:
+    def asked(**lines: Any) -> Graph:
+        graph = Graph()
+        small(graph, host, {**SHARED, "rank": 3, "steps": LONGER, **lines})
+        return graph
+
+    texts: list[str] = []
+    waiting: dict[str, Any] = {}
+
+    def cancel(event: Event) -> None:
+        if event.kind == "personalize.status" and re.match(r"run 2 .*\nstep ", event.data["text"]):
+            host.interrupt()
+
+    def stop_and_look(event: Event) -> None:
+        if event.kind != "personalize.status":
+            return
+        texts.append(event.data["text"])
+        if re.match(r"run 2 .*\nstep ", texts[-1]):
+            with contextlib.suppress(OSError):  # its next step has ended it
+                asking = {name: event.data[name] for name in ("node", "run")}
+                host.post("/personalize/stop", asking)
+        if re.match(r"run 3 .*\nstep ", texts[-1]) and not waiting:
+            prompt_id = host.queue(asked(learning_rate=(1e-4, 2e-4), seed=41))
+            waiting.update(host.get("/personalize/queue"))
+            host.post("/queue", {"delete": [prompt_id]})
+
+    before, graph = run_folders(host), asked(seed=(41, 42, 43))
+    with pytest.raises(HostError, match="interrupted"):
+        host.follow(graph, cancel)
+    first, second = sorted(run_folders(host) - before, key=lambda run: facts(run)["status"])
+    assert [facts(run)["status"] for run in (first, second)] == ["done", "interrupted"]
+    entry = host.follow(graph, stop_and_look)
+    said = "\n".join(texts)
+    assert re.search(rf"run 1 of 3: .*\ntrained before, {LONGER} steps", said)
+    assert re.search(r"run 2 of 3: .*\ngoing on from step ", said)
+    assert re.search(r"run 2 of 3: .*\nstopped at step \d+ of 20 and kept", said)
+    assert re.search(r"run 3 of 3: .*\nstep 20/20", said)
+    assert texts[-1].startswith("3 runs done\nbest by")
+    (text,) = next(shown["text"] for shown in entry["outputs"].values() if "text" in shown)
+    rows = rows_of(text)
+    steps = [int(row[2]) for row in rows]
+    assert steps[0] == steps[2] == LONGER > steps[1]
+    assert [row[-1] for row in rows[:2]] == [first.name, second.name]
+    step_seconds = facts(first)["seconds"] / LONGER
+    assert waiting == {"trainings": 2, "seconds": pytest.approx(2 * LONGER * step_seconds)}
 
 
 def test_a_grid_that_is_not_allowed_is_refused_when_queued(host: Host) -> None:
