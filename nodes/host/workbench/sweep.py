@@ -178,6 +178,7 @@ def run_sweep(runs: list[Planned | Refused], node: GraphNode) -> list[SweptRun]:
             found.append(SweptRun(run.cell, problem=str(error)))
     _note_failures(node, len(failures))
     if best_of(found) is None:
+        PAGES.say(node, "no run came to a result")
         raise failures[0]
     PAGES.say(node, ending(found))
     return found
