@@ -22,7 +22,7 @@ from ....trainers.settings.sweep import grid_of
 from ..folders import runs_folder
 from ..runs.base import GraphNode
 from ..runs.inputs import Sockets
-from .sweep import SETTINGS_NODES, Planned, planned
+from .sweep import SETTINGS_NODES, SOCKETS, Planned, planned
 
 ROUTE = "/personalize/queue"
 TRAINER = "PersonalizeTrain"  # what the ids of training nodes begin with
@@ -59,8 +59,8 @@ def _runs_of_sweep(nodes: Mapping[str, Any], node_id: str) -> Iterator[Training]
     except (SettingsError, AttributeError):  # a link is no text
         yield nodes, node_id
         return
-    without_base = Sockets(*[None] * 3, dataset=None)  # type: ignore[arg-type]
-    for run in planned(grid, without_base, given, GraphNode(node_id, nodes)):
+    nothing: dict[str, Any] = dict.fromkeys(SOCKETS)  # a plan opens none of them
+    for run in planned(grid, Sockets(**nothing), given, GraphNode(node_id, nodes)):
         if isinstance(run, Planned):
             yield run.node.prompt, node_id
 

@@ -164,7 +164,7 @@ def run_sweep(runs: list[Planned | Refused], node: GraphNode) -> list[SweptRun]:
     failures: list[Exception] = []
     for run in checked:
         check_interrupt()
-        error = run.error if isinstance(run, Refused) else None
+        error: Exception | None = run.error if isinstance(run, Refused) else None
         if isinstance(run, Planned):
             try:
                 found.append(_trained(run))
