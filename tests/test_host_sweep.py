@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -14,29 +16,39 @@ from tests import tiny
 from tests.events import Event
 from tests.graphs import SMALL_LORA, Graph, Link
 from tests.host import Host, HostError
+from tests.test_host_lora import any_host
 from tests.test_host_store import facts, pictures, run_folders
+
+__all__ = ["any_host"]  # a fixture
 
 STEPS = 3
 SHARED = {**SMALL_LORA, "steps": STEPS}
 GRID = {"learning_rate": (1e-3, 5e-4), "rank": (2, 4)}
+UNKNOWN = "zxqvjkwy"
 RESULT = f"result-{STEPS:08}.safetensors"
+
+
+def small(graph: Graph, host: Host, lines: dict[str, Any], **more: Any) -> list[Link]:
+    """The outputs of a sweep on a thin base with these lines of settings."""
+    model, clip, vae = graph.load()
+    written = {name: ", ".join(map(str, v)) if isinstance(v, tuple) else v
+               for name, v in lines.items()}  # fmt: skip
+    return graph.add(
+        "PersonalizeSweep", 5, model=model, clip=clip, vae=vae,
+        dataset=graph.dataset(pictures(host, "sweep")), method="lora",
+        settings="\n".join(f"{name}: {value}" for name, value in written.items()), **more,
+    )  # fmt: skip
 
 
 def sweep(host: Host) -> tuple[Graph, Link]:
     """Four trainings; the node's first output."""
     graph = Graph()
-    model, clip, vae = graph.load()
-    lines = {**SHARED, **{name: ", ".join(map(str, values)) for name, values in GRID.items()}}
     preview = graph.add(
         "PersonalizePreview", prompts="a photo of sks dog", every_steps=STEPS, width=64, height=64,
         steps=1, cfg=1.0, seed=1, sampler_name="euler", scheduler="normal",
     )[0]  # fmt: skip
-    outputs = graph.add(
-        "PersonalizeSweep", 5, model=model, clip=clip, vae=vae,
-        dataset=graph.dataset(pictures(host, "sweep")), method="lora", preview=preview,
-        settings="\n".join(f"{name}: {value}" for name, value in lines.items()),
-        run_settings=graph.add("PersonalizeRun", state_every=1)[0],
-    )  # fmt: skip
+    kept = graph.add("PersonalizeRun", state_every=1)[0]
+    outputs = small(graph, host, {**SHARED, **GRID}, preview=preview, run_settings=kept)
     for name, output in (("sheet", outputs[3]), ("plot", outputs[4])):
         graph.add("SaveImage", images=output, filename_prefix=name)
     graph.add("ProbeOutputs", 1, best=outputs[0])
@@ -107,6 +119,101 @@ def _check_own_runs(host: Host, runs: dict[tuple[float, int], Path]) -> None:
         assert ("taken from disk" in texts[-1]) is not anew, (trainer, texts)
         assert set(run_folders(host)) == set(runs.values())
         tiny.assert_equal(learned[rate, rank], load_file(runs[rate, rank] / RESULT))
+
+
+# Four runs: one has an initializer that no vocabulary has, as is seen when it trains, and the base
+# of one may not be quantized, as is seen before.
+FAILING = {
+    "method": ("lora", "textual_inversion", "dreambooth"), "steps": 2, "seed": 21, "rank": 2,
+    "initializer": ("dog", UNKNOWN), "vectors": 1, "templates": "object", "precision": "fp32",
+    "learning_rate": 1e-3,
+}  # fmt: skip
+
+
+def rows_of(table: str) -> list[list[str]]:
+    lines = table.split("\n\n")[0].splitlines()[2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_failed_runs_are_marked_and_the_best_of_the_others_loads(any_host: Host) -> None:
+    host, graph = any_host, Graph()
+    memory = graph.add("PersonalizeMemory", quantize_base="fp8")[0]
+    best, _, table, *_ = small(graph, host, FAILING, memory_settings=memory)
+    loaded = graph.add("PersonalizeLoadRun", 6, run=best, step="last")
+    (shown, _) = graph.add("ProbeOutputs", 1, run=loaded[5])[0]
+    texts, entry = told(host, graph)
+    (text,) = entry["outputs"][best[0]]["text"]
+    rows = rows_of(text)
+    assert [row[1:4] for row in rows] == [
+        ["lora", "", "2"], ["textual_inversion", "dog", "2"], ["textual_inversion", UNKNOWN, ""],
+        ["dreambooth", "", ""],
+    ]  # fmt: skip
+    assert [row[-1] for row in rows[2:]] == ["failed"] * 2
+    assert re.search(r"^3 failed: .*initializer", text, re.M)
+    assert re.search(r"^4 failed: .*quantize_base is 'fp8', but DreamBooth", text, re.M)
+    assert texts[-1].startswith("2 of 4 runs done, 2 failed: the table says why")
+    named = text.partition("Best by smoothed training loss: ")[2].split(".")[0]
+    assert named in [row[-1] for row in rows[:2]]
+    assert json.loads(entry["outputs"][shown]["found"][0])["run"].endswith(named)
+
+    again = "\n".join(told(host, graph)[0])  # unchanged, as after what failed was mended outside
+    assert re.search(r"run 1 of 4: .*\ntrained before, 2 steps", again)
+    assert re.search(r"run 3 of 4: .*\npreparing the model", again)
+
+    node = graph[best[0]]["inputs"]
+    node["settings"] = "method: dreambooth\nseed: 22, 23"
+    with pytest.raises(HostError, match="quantize_base is 'fp8', but DreamBooth trains"):
+        host.run(graph)
+
+
+LONGER = 20  # steps, from which a run says how long those take
+
+
+def test_cancelled_sweep_goes_on_and_a_run_can_be_stopped_early(host: Host) -> None:
+    def asked(**lines: Any) -> Graph:
+        graph = Graph()
+        small(graph, host, {**SHARED, "rank": 3, "steps": LONGER, **lines})
+        return graph
+
+    texts: list[str] = []
+    waiting: dict[str, Any] = {}
+
+    def cancel(event: Event) -> None:
+        if event.kind == "personalize.status" and re.match(r"run 2 .*\nstep ", event.data["text"]):
+            host.interrupt()
+
+    def stop_and_look(event: Event) -> None:
+        if event.kind != "personalize.status":
+            return
+        texts.append(event.data["text"])
+        if re.match(r"run 2 .*\nstep ", texts[-1]):
+            with contextlib.suppress(OSError):  # its next step has ended it
+                asking = {name: event.data[name] for name in ("node", "run")}
+                host.post("/personalize/stop", asking)
+        if re.match(r"run 3 .*\nstep ", texts[-1]) and not waiting:
+            prompt_id = host.queue(asked(learning_rate=(1e-4, 2e-4), seed=41))
+            waiting.update(host.get("/personalize/queue"))
+            host.post("/queue", {"delete": [prompt_id]})
+
+    before, graph = run_folders(host), asked(seed=(41, 42, 43))
+    with pytest.raises(HostError, match="interrupted"):
+        host.follow(graph, cancel)
+    first, second = sorted(run_folders(host) - before, key=lambda run: facts(run)["status"])
+    assert [facts(run)["status"] for run in (first, second)] == ["done", "interrupted"]
+    entry = host.follow(graph, stop_and_look)
+    said = "\n".join(texts)
+    assert re.search(rf"run 1 of 3: .*\ntrained before, {LONGER} steps", said)
+    assert re.search(r"run 2 of 3: .*\ngoing on from step ", said)
+    assert re.search(r"run 2 of 3: .*\nstopped at step \d+ of 20 and kept", said)
+    assert re.search(r"run 3 of 3: .*\nstep 20/20", said)
+    assert texts[-1].startswith("3 runs done\nbest by")
+    (text,) = next(shown["text"] for shown in entry["outputs"].values() if "text" in shown)
+    rows = rows_of(text)
+    steps = [int(row[2]) for row in rows]
+    assert steps[0] == steps[2] == LONGER > steps[1]
+    assert [row[-1] for row in rows[:2]] == [first.name, second.name]
+    step_seconds = facts(first)["seconds"] / LONGER
+    assert waiting == {"trainings": 2, "seconds": pytest.approx(2 * LONGER * step_seconds)}
 
 
 def test_a_grid_that_is_not_allowed_is_refused_when_queued(host: Host) -> None:

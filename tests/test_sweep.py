@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, PngImagePlugin
+from PIL import Image, ImageColor, PngImagePlugin
 
 from trainers.errors import SettingsError
 from trainers.runs.catalog.sweep import (
@@ -19,8 +19,9 @@ from trainers.runs.catalog.sweep import (
     table,
     warning,
 )
+from trainers.runs.pictures.grid import MARK
 from trainers.runs.pictures.plot import smooth
-from trainers.runs.pictures.sweep import draw_sheet, draw_sweep
+from trainers.runs.pictures.sweep import CURVE_PX, draw_sheet, draw_sweep
 from trainers.settings.sweep import MOST_RUNS, Grid, grid_of
 
 
@@ -142,6 +143,19 @@ def test_table_has_a_line_for_each_run_and_marks_the_best() -> None:
     assert len({len(line) for line in lines}) == 1
 
 
+def test_reasons_of_failed_runs_stand_below_the_table_each_once() -> None:
+    grid, runs = swept()
+    for place, problem in ((0, "Too large.\nLower rank."), (1, "Is nan."), (3, "Is nan.")):
+        runs[place] = SweptRun(grid.cells[place], problem=problem)
+    *rows, empty, first, second = table(runs, grid.axes).splitlines()
+    assert [row.strip("| ").split()[-1] for row in rows[2:]] == [
+        "failed", "failed", runs[2].run, "failed",
+    ]  # fmt: skip
+    assert len({len(row) for row in rows}) == 1
+    assert (empty, first) == ("", "1 failed: Too large. Lower rank.")
+    assert second == "2, 4 failed: Is nan."
+
+
 def test_losses_that_do_not_compare_are_told() -> None:
     assert warning({"rank": (4, 8)}) == ""
     assert "min_snr_gamma changes what is measured" in warning({"min_snr_gamma": (0.0, 5.0)})
@@ -166,6 +180,19 @@ def test_sheet_has_the_last_previews_where_their_settings_are(tmp_path: Path) ->
           for c in [sheet.getpixel((x, y))] if c[2] == 200}  # fmt: skip
     assert at[0, 0, 200][0] < at[60, 0, 200][0]  # ranks from left to right
     assert at[0, 0, 200][1] == at[60, 0, 200][1] < at[120, 0, 200][1]
+
+
+@pytest.mark.parametrize("line", ["", "\noptimizer: adamw, lion"])
+def test_sheet_frames_the_best_run(tmp_path: Path, line: str) -> None:
+    grid = grid_of("learning_rate: 1e-4, 5e-5\nrank: 4, 16" + line, "lora")
+    runs = [SweptRun(cell, f"run-{n}", 1, (float(n != 1),)) for n, cell in enumerate(grid.cells)]
+    runs[0] = SweptRun(grid.cells[0], problem="Is nan.")
+    sheet = draw_sheet(runs, grid.axes, tmp_path)
+    marked = np.argwhere((np.asarray(sheet) == ImageColor.getrgb(MARK)).all(-1))
+    (top, left), (bottom, right) = marked.min(0), marked.max(0)
+    assert (right - left) / (bottom - top) == pytest.approx(CURVE_PX[0] / CURVE_PX[1], abs=0.05)
+    assert left > 0.55 * sheet.width, "its column is the second"
+    assert bottom < 0.65 * sheet.height, "its row is the first"
 
 
 def test_a_sweep_without_previews_shows_its_losses(tmp_path: Path) -> None:

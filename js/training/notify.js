@@ -10,6 +10,8 @@ const SETTING = "Personalize.Notify";
 const EVENTS = ["personalize.training", "personalize.status"];
 const LATE_MS = 1000; // within which the line comes that says how a failed one ended
 
+const OF_SWEEP = /^run \d+ of \d+\b/; // above all that is said of one of its runs
+
 const seen = new Map(); // what was last told of each node
 
 function hear({ detail }) {
@@ -20,6 +22,7 @@ function hear({ detail }) {
 }
 
 async function tell({ run, text }) {
+  if (OF_SWEEP.test(text)) return; // more of its runs come
   if (!app.extensionManager.setting.get(SETTING) || !document.hidden) return;
   if (globalThis.Notification?.permission !== "granted") return;
   const reply = await api.fetchApi(`/personalize/runs/${encodeURIComponent(run)}`);

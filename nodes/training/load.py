@@ -34,10 +34,13 @@ class LoadRun(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
             inputs=[
-                io.Combo.Input(
-                    "run",
-                    options=run_names(),
-                    tooltip="The runs in output/personalize, the newest first.",
+                io.MultiType.Input(
+                    io.Combo.Input("run", options=run_names()),
+                    types=[io.String],
+                    tooltip=(
+                        "The runs in output/personalize, the newest first. Or wire in best of "
+                        "Sweep, or run of a training node."
+                    ),
                 ),
                 io.String.Input(
                     "step",
@@ -83,7 +86,7 @@ class LoadRun(io.ComfyNode):
     def fingerprint_inputs(cls, run: str | None = None, **given: Any) -> Any:
         from ..host.workbench.load import facts_now
 
-        return facts_now(cls.hidden.unique_id, run or "")
+        return facts_now(cls.hidden.unique_id, run)
 
     @classmethod
     def check_lazy_status(cls, run: str, **given: Any) -> list[str]:

@@ -13,7 +13,7 @@ from ...trainers.settings.sweep import MOST_RUNS, grid_of
 from .train import BASE, others_in, sockets_in, sockets_of
 
 if TYPE_CHECKING:  # host modules load torch, so they wait until a node runs
-    from ..host.workbench.sweep import Planned
+    from ..host.workbench.sweep import Planned, Refused
 
 METHODS = tuple(METHOD_CONFIGS)
 EXAMPLE = "learning_rate: 1e-4, 5e-5\nrank: 4, 16\nsteps: 500"
@@ -83,6 +83,13 @@ class Sweep(io.ComfyNode):
         return missing if missing and sweep_needs_base(cls._planned(given)) else []
 
     @classmethod
+    def fingerprint_inputs(cls, **given: Any) -> int:
+        """Another one where runs have failed, which are tried again when the node is queued."""
+        from ..host.workbench.sweep import failures_before
+
+        return failures_before(cls.hidden.unique_id)
+
+    @classmethod
     def execute(cls, **given: Any) -> io.NodeOutput:
         from ...trainers.runs.catalog.sweep import best_of, judged_by, table, warning
         from ...trainers.runs.pictures.sweep import draw_sheet, draw_sweep
@@ -104,7 +111,7 @@ class Sweep(io.ComfyNode):
         return io.NodeOutput(best.run, names, text, sheet, plot, ui=shown)
 
     @classmethod
-    def _planned(cls, given: Mapping[str, Any]) -> list[Planned]:
+    def _planned(cls, given: Mapping[str, Any]) -> list[Planned | Refused]:
         from ..host.runs.base import GraphNode
         from ..host.workbench.sweep import planned
 

@@ -71,8 +71,14 @@ def problem_with(run: str, step: str) -> str | None:
     return None
 
 
-def facts_now(node_id: str | None, run: str) -> list[Any]:
-    """What decides whether a run must be read again: what is kept of it, and what is asked for."""
+def facts_now(node_id: str | None, run: str | None) -> list[Any]:
+    """What decides whether a run must be read again: what is kept of it, and what is asked for.
+
+    Args:
+        run: None where it is wired: then it is read again when what makes it runs again.
+    """
+    if run is None:
+        return [wired_now(node_id, range(len(OUTPUTS)))]
     with contextlib.suppress(RunError):
         folder = _found(run)
         kept = [*folder.path.glob("result-*.safetensors"), *folder.path.glob("state/*.pt")]

@@ -3,8 +3,8 @@
     GET /personalize/queue   200 {"trainings": how many, "seconds": of all of them; null where runs
                              on disk do not tell}
 
-Those of prompts that wait are counted, not what is left of the prompt that runs. js/training/
-queue.js shows them.
+Those of prompts that wait are counted, each run of a sweep as one, not what is left of the prompt
+that runs. js/training/queue.js shows them.
 """
 
 from __future__ import annotations
@@ -16,11 +16,17 @@ from typing import Any
 import server
 from aiohttp import web
 
+from ....trainers.errors import SettingsError
 from ....trainers.runs.catalog.times import rates_of_graphs, steps_of_graph
+from ....trainers.settings.sweep import grid_of
 from ..folders import runs_folder
+from ..runs.base import GraphNode
+from ..runs.inputs import Sockets
+from .sweep import SETTINGS_NODES, SOCKETS, Planned, planned
 
 ROUTE = "/personalize/queue"
 TRAINER = "PersonalizeTrain"  # what the ids of training nodes begin with
+SWEEP = "PersonalizeSweep"
 Training = tuple[Mapping[str, Any], str]  # the graph, the node's id
 
 
@@ -40,6 +46,29 @@ def _trainings(nodes: Mapping[str, Any]) -> Iterator[Training]:
     for node_id, node in nodes.items():
         if node["class_type"].startswith(TRAINER):
             yield nodes, node_id
+        elif node["class_type"] == SWEEP:
+            yield from _runs_of_sweep(nodes, node_id)
+
+
+def _runs_of_sweep(nodes: Mapping[str, Any], node_id: str) -> Iterator[Training]:
+    """Each as the training node that it would have; the sweep itself where a wire has its grid."""
+    inputs = nodes[node_id]["inputs"]
+    given = {place: _values(nodes, inputs[place]) for place in SETTINGS_NODES if place in inputs}
+    try:
+        grid = grid_of(inputs["settings"], inputs["method"])
+    except (SettingsError, AttributeError):  # a link is no text
+        yield nodes, node_id
+        return
+    nothing: dict[str, Any] = dict.fromkeys(SOCKETS)  # a plan opens none of them
+    for run in planned(grid, Sockets(**nothing), given, GraphNode(node_id, nodes)):
+        if isinstance(run, Planned):
+            yield run.node.prompt, node_id
+
+
+def _values(nodes: Mapping[str, Any], link: Any) -> dict[str, Any]:
+    """What stands on a settings node, but for what is wired to it."""
+    inputs = nodes[link[0]]["inputs"]
+    return {name: value for name, value in inputs.items() if not isinstance(value, list)}
 
 
 def _seconds(trainings: list[Training]) -> float | None:

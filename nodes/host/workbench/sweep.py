@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ....trainers.errors import NonFiniteLossError, SettingsError, UnavailableError
+from ....trainers.errors import PersonalizeError, ProcessesError, SettingsError
 from ....trainers.runs.catalog.sweep import SweptRun, best_of, judged_by, swept_run
 from ....trainers.settings.field import raise_problems, settings_of
 from ....trainers.settings.memory import REFUSE
@@ -34,7 +34,7 @@ from ..runs.base import GraphNode
 from ..runs.fitting import fitted
 from ..runs.inputs import Sockets
 from ..runs.pages import PAGES
-from ..runs.run import make_run, needs_base
+from ..runs.run import Run, make_run, needs_base
 from ..runs.training import run_training
 
 log = logging.getLogger(__name__)
@@ -68,18 +68,23 @@ class Planned:
     node: GraphNode
 
 
+@dataclass(frozen=True)
+class Refused:
+    """A run that cannot be trained, as is known before the first one begins."""
+
+    cell: Cell
+    error: PersonalizeError
+
+
 def planned(
     grid: Grid, sockets: Sockets, given: Mapping[str, Any], node: GraphNode
-) -> list[Planned]:
+) -> list[Planned | Refused]:
     """The runs of a grid.
 
     Args:
         given: what is wired into the sweep's settings inputs, by their names.
-
-    Raises:
-        SettingsError: combinations that are not allowed; all of them are listed.
     """
-    found, problems = [], {}
+    found: list[Planned | Refused] = []
     for number, cell in enumerate(grid.cells, 1):
         heading = f"run {number} of {len(grid.cells)}{': ' * bool(cell.label)}{cell.label}"
         # A training node's own widgets have their defaults, whatever is wired.
@@ -87,14 +92,13 @@ def planned(
         try:
             config = run_config(cell.method, values)
         except SettingsError as error:
-            problems[cell.label] = error.problems
+            found.append(Refused(cell, error))
             continue
         own = sockets
         if cell.method == "textual_inversion":  # whose node takes none
             own = dataclasses.replace(sockets, class_dataset=None)
         alone = dataclasses.replace(as_training(node, cell, config, values), heading=heading)
         found.append(Planned(cell, config, own, alone))
-    raise_problems(labelled(problems, len(grid.cells)))
     return found
 
 
@@ -139,35 +143,43 @@ def _flat(config: RunConfig) -> dict[str, Any]:
     return {name: getattr(group, name) for group in groups for name in settings_of(group)}
 
 
-def sweep_needs_base(runs: list[Planned]) -> bool:
+def sweep_needs_base(runs: list[Planned | Refused]) -> bool:
     """Whether some run is not on disk, so that model, clip and vae must be loaded."""
-    return any(needs_base(run.sockets, run.config, run.node, ()) for run in runs)
+    trained = [run for run in runs if isinstance(run, Planned)]
+    return any(needs_base(run.sockets, run.config, run.node, ()) for run in trained)
 
 
-def run_sweep(runs: list[Planned], node: GraphNode) -> list[SweptRun]:
+def run_sweep(runs: list[Planned | Refused], node: GraphNode) -> list[SweptRun]:
     """Train what is not on disk, one after another.
 
-    Stop and keep ends the run at work and goes on to the next; Cancel ends the sweep. A run whose
-    loss is not finite is noted, and the next one begins.
+    Stop and keep ends the run at work and goes on to the next; Cancel ends the sweep. A run that
+    fails, or that cannot be trained, is noted, and the next one begins.
 
     Raises:
-        PersonalizeError: a run that cannot be trained, before the first one begins where that can
-            be known; or no run came to a result.
-        torch.cuda.OutOfMemoryError: with advice; the runs before are kept.
+        PersonalizeError: no run came to a result.
+        torch.cuda.OutOfMemoryError: the same, with advice.
     """
-    _check(runs)
+    checked = _checked(runs)
     found: list[SweptRun] = []
-    failure = None
-    for run in runs:
+    failures: list[Exception] = []
+    for run in checked:
         check_interrupt()
-        try:
-            found.append(_trained(run))
-        except NonFiniteLossError as error:
-            log.warning("Personalize: %s: %s", run.node.heading, error)
-            failure = error
-            found.append(SweptRun(run.cell, problem=str(error).splitlines()[0]))
-    if failure is not None and best_of(found) is None:
-        raise failure
+        error: Exception | None = run.error if isinstance(run, Refused) else None
+        if isinstance(run, Planned):
+            try:
+                found.append(_trained(run))
+            except ProcessesError:  # the next one would wait for a process that is gone
+                raise
+            except (PersonalizeError, torch.cuda.OutOfMemoryError) as raised:
+                log.warning("Personalize: %s: %s", run.node.heading, raised)
+                error = raised
+        if error is not None:
+            failures.append(error)
+            found.append(SweptRun(run.cell, problem=str(error)))
+    _note_failures(node, len(failures))
+    if best_of(found) is None:
+        PAGES.say(node, "no run came to a result")
+        raise failures[0]
     PAGES.say(node, ending(found))
     return found
 
@@ -180,9 +192,27 @@ def ending(runs: list[SweptRun]) -> str:
     loss = best.loss if best.validation is None or by != "held-out loss" else best.validation
     done = f"{len(runs)} run{'s' * (len(runs) > 1)} done"
     if failed := sum(not run.losses for run in runs):
-        done = f"{len(runs) - failed} of {done}, {failed} without a finite loss"
+        done = f"{len(runs) - failed} of {done}, {failed} failed: the table says why"
     name = f"{best.cell.label}, " if best.cell.label else ""
     return f"{done}\nbest by {by}: {name}{loss:.4g}, {best.run}"
+
+
+# -- queued again -------------------------------------------------------------
+
+_failures: dict[str, int] = {}  # how many there have been, by the node's id
+
+
+def failures_before(node_id: str | None) -> int:
+    """How many runs of this node have failed. ComfyUI would hand out the same table again; where
+    some failed, they are to be tried again."""
+    return _failures.get(str(node_id), 0)
+
+
+def _note_failures(node: GraphNode, count: int) -> None:
+    _failures[str(node.node_id)] = failures_before(node.node_id) + count
+
+
+# -- one run ------------------------------------------------------------------
 
 
 def _trained(run: Planned) -> SweptRun:
@@ -197,25 +227,46 @@ def _last_step(loss_map: Mapping[str, Any]) -> int:
     return int(first) + len(loss_map["loss"]) - 1
 
 
-def _check(runs: list[Planned]) -> None:
-    """See before the first run that all can be trained, as far as that can be known."""
-    problems, tight = {}, []
+def _checked(runs: list[Planned | Refused]) -> list[Planned | Refused]:
+    """See before the first run which can be trained, as far as that can be known.
+
+    Raises:
+        PersonalizeError: none can.
+    """
+    found: list[Planned | Refused] = []
+    tight: list[tuple[int, Run]] = []
     with torch.inference_mode(False):
-        for planned_run in runs:
+        for place, planned_run in enumerate(runs):
+            found.append(planned_run)
+            if isinstance(planned_run, Refused):
+                continue
             try:
                 run = make_run(planned_run.sockets, planned_run.config, planned_run.node)
-            except SettingsError as error:
-                problems[planned_run.cell.label] = error.problems
+            except PersonalizeError as error:
+                found[place] = Refused(planned_run.cell, error)
                 continue
             kept = run.kept_steps is not None and run.folder.has_result(run.kept_steps)
             if not kept and run.config.memory.memory_plan == REFUSE:
-                tight.append((planned_run.node.heading, run))
+                tight.append((place, run))
+        if tight:
+            with training_session():
+                for place, run in tight:
+                    try:
+                        fitted(run)
+                    except PersonalizeError as error:
+                        found[place] = Refused(runs[place].cell, error)
+    _raise_if_none_can(found)
+    return found
+
+
+def _raise_if_none_can(runs: list[Planned | Refused]) -> None:
+    refused = [run for run in runs if isinstance(run, Refused)]
+    for run in refused:
+        log.warning("Personalize: Sweep: %s: %s", run.cell.label or "the run", run.error)
+    if len(refused) < len(runs):
+        return
+    errors = {run.cell.label: run.error for run in refused}
+    if all(isinstance(error, SettingsError) for error in errors.values()):
+        problems = {k: e.problems for k, e in errors.items() if isinstance(e, SettingsError)}
         raise_problems(labelled(problems, len(runs)))
-        if not tight:
-            return
-        with training_session():
-            for heading, run in tight:
-                try:
-                    fitted(run)
-                except UnavailableError as error:
-                    raise UnavailableError(f"{heading}: {error}") from error
+    raise refused[0].error

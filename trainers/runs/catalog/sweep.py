@@ -12,6 +12,7 @@ from ...settings.sweep import Cell, shown
 from ..pictures.plot import smooth
 
 HELD_OUT, TRAINED = "held-out loss", "smoothed training loss"
+FAILED = "failed"
 # Of settings that change what the loss is: with several values of one, losses do not compare.
 CHANGE_LOSS = (
     "method", "min_snr_gamma", "noise_offset", "timestep_min", "timestep_max", "timestep_sampling",
@@ -28,7 +29,7 @@ class SweptRun:
         steps: how many it took.
         losses: of each step.
         validation: the held-out loss of what it hands out; None where no picture is held out.
-        problem: what ended it, where it came to no result.
+        problem: what ended it, or why it was not begun, where it came to no result.
     """
 
     cell: Cell
@@ -81,7 +82,8 @@ def warning(axes: Mapping[str, Any]) -> str:
 
 
 def table(runs: Sequence[SweptRun], axes: Mapping[str, Any]) -> str:
-    """The runs as a table in Markdown, aligned so that it reads as plain text too."""
+    """The runs as a table in Markdown, aligned so that it reads as plain text too; below it why
+    runs have failed."""
     best, held_out = best_of(runs), any(run.validation is not None for run in runs)
     head = ["", *axes, "steps", "loss", *([HELD_OUT] if held_out else []), "run"]
     rows = [head]
@@ -93,18 +95,24 @@ def table(runs: Sequence[SweptRun], axes: Mapping[str, Any]) -> str:
                 str(run.steps) if run.steps else "",
                 _number(run.loss),
                 *([_number(run.validation)] if held_out else []),
-                _cell(run.run or run.problem),
+                run.run or FAILED,
             ]
         )
     widths = [max(3, *(len(row[place]) for row in rows)) for place in range(len(head))]
     rows.insert(1, ["-" * width for width in widths])
     lines = (" | ".join(map(str.ljust, row, widths)) for row in rows)
-    return "\n".join(f"| {line} |" for line in lines)
+    return "\n".join([*(f"| {line} |" for line in lines), *_failures(runs)])
+
+
+def _failures(runs: Sequence[SweptRun]) -> list[str]:
+    """A line for each reason, after an empty one."""
+    numbers: dict[str, list[str]] = {}
+    for number, run in enumerate(runs, 1):
+        if run.problem:
+            numbers.setdefault(" ".join(run.problem.split()), []).append(str(number))
+    told = [f"{', '.join(which)} {FAILED}: {reason}" for reason, which in numbers.items()]
+    return ["", *told] if told else []
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
-
-
-def _cell(text: str) -> str:
-    return " ".join(text.split()).replace("|", "/")

@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 MOST_SIDE_PX = 8192  # of a sheet; larger ones are made smaller, words as well
 MOST_PIXELS = 32 * 2**20  # of a sheet: as an IMAGE they take 400 MB
 BACKGROUND, FOREGROUND, FAINT = "#202124", "#e8eaed", "#9aa0a6"
+MARK = "#fdd663"  # a contrast of 11 to the background (WCAG)
 GAP, SIDE, FONT, LINE = 1 / 64, 0.45, 1 / 20, 1.3  # of a cell; LINE of the font
 SMALLEST_FONT_PX, SMALLEST_SIDE_PX = 10, 72
 MOST_LINES = 4  # of a prompt
@@ -41,10 +42,19 @@ class _Plan(NamedTuple):
 
 
 def draw_grid(
-    cells: Sequence[Sequence[Image.Image]], rows: Sequence[Label], columns: Sequence[str]
+    cells: Sequence[Sequence[Image.Image]],
+    rows: Sequence[Label],
+    columns: Sequence[str],
+    *,
+    corner: str = "",
+    marked: tuple[int, Sequence[int]] | None = None,
 ) -> Image.Image:
     """An RGB picture of `cells`, of one size each, by rows; no larger than MOST_SIDE_PX and
     MOST_PIXELS.
+
+    Args:
+        corner: what the names of the rows are.
+        marked: a row, and columns next to each other: a frame is drawn around these cells.
     """
     plan = _plan(cells[0][0].size, len(rows), len(columns))
     width, height = _whole(plan, len(rows), len(columns))
@@ -52,6 +62,8 @@ def draw_grid(
     draw = ImageDraw.Draw(sheet)
     font = ImageFont.truetype(_font_file(), plan.font)
     step_x, step_y = plan.width + plan.gap, plan.height + plan.gap
+    lines = wrapped(corner, font, plan.side - 2 * plan.gap, MOST_LINES)
+    _write(draw, (plan.side / 2, plan.top / 2), lines, font, [FAINT] * len(lines))
     for number, text in enumerate(columns):
         lines = wrapped(text, font, plan.width, MOST_LINES)
         middle = (plan.side + number * step_x + plan.width / 2, plan.top / 2)
@@ -64,7 +76,22 @@ def draw_grid(
             if picture.size != (plan.width, plan.height):
                 picture = picture.resize((plan.width, plan.height), Image.Resampling.LANCZOS)
             sheet.paste(picture, (plan.side + column * step_x, top))
+    if marked:
+        row, places = marked
+        left, right = (plan.side + place * step_x for place in (places[0], places[-1]))
+        top, gap = plan.top + row * step_y, plan.gap
+        frame = (left - gap, top - gap, right + plan.width - 1 + gap, top + plan.height - 1 + gap)
+        draw.rectangle(frame, outline=MARK, width=gap)
     return sheet
+
+
+def written(text: str, size: tuple[int, int]) -> Image.Image:
+    """A cell with words in the place of a picture."""
+    cell = Image.new("RGB", size, BACKGROUND)
+    font = ImageFont.truetype(_font_file(), max(SMALLEST_FONT_PX, round(FONT * max(size))))
+    lines = wrapped(text, font, size[0], MOST_LINES)
+    _write(ImageDraw.Draw(cell), (size[0] / 2, size[1] / 2), lines, font, [FAINT] * len(lines))
+    return cell
 
 
 def wrapped(text: str, font: ImageFont.FreeTypeFont, width_px: float, most_lines: int) -> list[str]:

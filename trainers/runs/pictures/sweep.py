@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,9 @@ import numpy as np
 from PIL import Image
 
 from ...settings.sweep import shown
-from ..catalog.sweep import SweptRun, best_of
+from ..catalog.sweep import FAILED, SweptRun, best_of
 from ..story import preview_files, preview_steps
-from .grid import BACKGROUND, Label, draw_grid
+from .grid import Label, draw_grid, written
 from .plot import (
     DESIGN_PX,
     FONT_PX,
@@ -30,15 +31,14 @@ COLOURS = (  # each with a contrast of 4.5 to the panel (WCAG)
 )  # fmt: skip
 LINES = ("-", "--", ":", "-.", (0, (6, 1, 1, 1, 1, 1)), (0, (1, 3)), (0, (8, 3)), (0, (3, 1)))
 BETWEEN = " · "
-LEGEND, ROWS = 0.36, 20  # the legend's share of the width; of runs that it has room for
+LEGEND, ROW_PX = 0.36, 20  # the legend's share of the width; a run's height in it
 CURVE_PX = (480, 270)  # of a run without pictures
 
 
 def draw_sweep(runs: Sequence[SweptRun], theme: str = "dark") -> Image.Image:
     """An RGB picture of the smoothed loss of each run, those of two lines beside each other."""
     look, best = LOOKS[theme], best_of(runs)
-    tall = max(1.0, len(runs) / ROWS)
-    width, height = DESIGN_PX[0], round(DESIGN_PX[1] * tall)
+    width, height = DESIGN_PX[0], max(DESIGN_PX[1], ROW_PX * (len(runs) + 4))
     figure = blank_figure(width, height, look)
     axes = figure.add_axes(
         (84 / width, 64 / height, 1 - LEGEND - 100 / width, 1 - 90 / height), facecolor=look.panel
@@ -46,21 +46,22 @@ def draw_sweep(runs: Sequence[SweptRun], theme: str = "dark") -> Image.Image:
     style_axes(axes, look)
     axes.set_xlabel("step", color=look.faint, fontsize=FONT_PX)
     axes.set_ylabel("loss, smoothed", color=look.faint, fontsize=FONT_PX)
+    names = list(dict.fromkeys(name for run in runs for name in run.cell.varied))
     for number, run in enumerate(runs):
         if not run.losses:
             continue
-        values, own = smooth(np.array(run.losses)), run.cell.varied.values()
+        values = smooth(np.array(run.losses))
         first = run.steps - len(values) + 1
         colour, line = COLOURS[number % len(COLOURS)], LINES[number // len(COLOURS) % len(LINES)]
-        name = f"{number + 1}{' best' * (run is best)}  {BETWEEN.join(map(shown, own))}"
+        name = f"{number + 1}{' best' * (run is best)}  {_values(run, names)}"
         axes.plot(
             np.arange(first, first + len(values)), values, color=colour, linestyle=line,
             linewidth=SMOOTH_PX * (1.5 if run is best else 0.8), label=_short(name),
-            marker="o" if len(values) == 1 else None,
+            marker="o" if len(values) == 1 else None, zorder=3 if run is best else 2,
         )  # fmt: skip
     axes.legend(
         loc="upper left", bbox_to_anchor=(1.02, 1.02), frameon=False, labelcolor=look.text,
-        fontsize=0.85 * FONT_PX, title=_short(BETWEEN.join(best.cell.varied if best else ())),
+        fontsize=0.85 * FONT_PX, title=_short(BETWEEN.join(names)),
         alignment="left", title_fontproperties={"size": 0.85 * FONT_PX},
     ).get_title().set_color(look.faint)  # fmt: skip
     return picture_of(figure)
@@ -71,8 +72,8 @@ def draw_sheet(
 ) -> Image.Image:
     """An RGB sheet of the last previews of each run, a row each and a column for each prompt.
 
-    With two axes and one prompt, rows are the first axis and columns the second one. Where no run
-    has previews, its loss is in their place.
+    With several axes and one prompt, columns are the last axis and rows the others. Where no run
+    has previews, its loss is in their place. The best run has a frame, and its row says so.
 
     Args:
         folder: of all runs.
@@ -80,24 +81,55 @@ def draw_sheet(
     found = [_previews(folder / run.run, run.steps) if run.run else {} for run in runs]
     prompts = list(dict.fromkeys(prompt for previews in found for prompt in previews))
     if not prompts:
-        prompts, found = ["loss"], [{"loss": _curve(run)} for run in runs]
+        prompts = ["loss"]
+        found = [{"loss": draw_losses(run.losses, *CURVE_PX)} if run.losses else {} for run in runs]
     size = next(picture.size for previews in found for picture in previews.values())
-    blank = Image.new("RGB", size, BACKGROUND)
-    cells = [[previews.get(prompt, blank) for prompt in prompts] for previews in found]
-    if len(axes) == 2 and len(prompts) == 1:
-        (first, downs), (second, acrosses) = axes.items()
-        if len(runs) == len(downs) * len(acrosses):
-            wide = [
-                [cells[row * len(acrosses) + column][0] for column in range(len(acrosses))]
-                for row in range(len(downs))
-            ]
-            rows = [Label(f"{first} {shown(value)}") for value in downs]
-            return draw_grid(wide, rows, [f"{second} {shown(value)}" for value in acrosses])
-    return draw_grid(cells, [_label(*numbered) for numbered in enumerate(runs, 1)], prompts)
+    cells = [
+        [previews.get(prompt) or _blank(size, run) for prompt in prompts]
+        for run, previews in zip(runs, found, strict=True)
+    ]
+    best = next((place for place, run in enumerate(runs) if run is best_of(runs)), None)
+    across = [*axes][-1] if len(axes) > 1 and len(prompts) == 1 else None
+    if across is not None and len(runs) == math.prod(map(len, axes.values())):
+        return _draw_table(cells, runs, (across, axes[across]), best)
+    labels = [
+        Label(_values(run, axes) or run.run, f"run {number + 1}{', best' * (number == best)}")
+        for number, run in enumerate(runs)
+    ]
+    marked = None if best is None else (best, range(len(prompts)))
+    return draw_grid(cells, labels, prompts, corner=BETWEEN.join(axes), marked=marked)
 
 
-def _label(number: int, run: SweptRun) -> Label:
-    return Label(run.cell.label or run.run, f"run {number}" if run.run else "no result")
+def _draw_table(
+    cells: Sequence[Sequence[Image.Image]],
+    runs: Sequence[SweptRun],
+    across: tuple[str, Sequence[Any]],
+    best: int | None,
+) -> Image.Image:
+    """A picture of each run; the values of an axis from left to right."""
+    name, values = across
+    rest = [axis for axis in runs[0].cell.varied if axis != name]
+    starts = range(0, len(runs), len(values))
+    labels = []
+    for start in starts:
+        is_here = best is not None and start <= best < start + len(values)
+        detail = f"run {best + 1} is best" if is_here and best is not None else ""
+        labels.append(Label(_values(runs[start], rest), detail))
+    wide = [[cell for (cell,) in cells[start : start + len(values)]] for start in starts]
+    marked = None if best is None else (best // len(values), [best % len(values)])
+    columns = [f"{name} {shown(value)}" for value in values]
+    return draw_grid(wide, labels, columns, corner=BETWEEN.join(rest), marked=marked)
+
+
+def _values(run: SweptRun, axes: Iterable[str]) -> str:
+    """Of each axis; a dash where its method has no such setting."""
+    own = run.cell.varied
+    return BETWEEN.join(shown(own[name]) if name in own else "–" for name in axes)
+
+
+def _blank(size: tuple[int, int], run: SweptRun) -> Image.Image:
+    """In the place of a picture that is not there; says so of a run without a result."""
+    return written("" if run.losses else FAILED, size)
 
 
 def _previews(folder: Path, steps: int) -> dict[str, Image.Image]:
@@ -109,12 +141,6 @@ def _previews(folder: Path, steps: int) -> dict[str, Image.Image]:
             with Image.open(file) as picture:
                 found[str(picture.info.get("prompt", ""))] = picture.convert("RGB")
     return found
-
-
-def _curve(run: SweptRun) -> Image.Image:
-    if not run.losses:
-        return Image.new("RGB", CURVE_PX, BACKGROUND)
-    return draw_losses(run.losses, *CURVE_PX)
 
 
 def _short(name: str, most: int = 44) -> str:
