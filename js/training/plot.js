@@ -13,13 +13,13 @@ const NODE = "PersonalizeLossPlot";
 const JOBS = "/jobs"; // of the host
 const ENDED = "completed,failed,cancelled";
 const MOST_JOBS = 8; // that are asked what a node has shown
-const [WIDTH_PX, HEIGHT_PX] = [440, 480];
+const [WIDTH_PX, HEIGHT_PX] = [440, 520];
 const LABELS_PX = 60; // what more room there is goes to the plot
 const PALETTE_MS = 200; // until a new one is in place
 const STYLE = `
 .personalize-plot { color: var(--input-text, #ddd); font: 12px/1.4 system-ui, sans-serif; }
 .personalize-plot .plotted { box-sizing: border-box; height: 100%; padding: 6px; overflow: hidden;
-  display: flex; flex-direction: column; border-radius: 6px; background: var(--comfy-input-bg, #222); }
+  display: flex; flex-direction: column; border-radius: 6px; background: var(--comfy-menu-bg, #353535); }
 .personalize-plot .plotted > * { flex: none; }
 .personalize-plot .plotted .frame { flex: 1; height: auto; min-height: 0; }
 .personalize-plot :focus-visible { outline: 2px solid var(--p-primary-color, #58f); }
