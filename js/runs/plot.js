@@ -146,7 +146,8 @@ export class Plot {
     this.legend.hidden ||= !this.legend.childElementCount;
     const [width, height] = [this.frame.clientWidth, this.frame.clientHeight];
     this.svg.replaceChildren();
-    if (width <= ROOM.left + ROOM.right + 20 || height <= ROOM.top + ROOM.bottom) return;
+    const hasRoom = width > ROOM.left + ROOM.right + 20 && height > ROOM.top + ROOM.bottom;
+    if (!this.range || !hasRoom) return;
     [this.drawn, this.width, this.height] = [true, width, height];
     this.svg.setAttribute("width", width);
     this.svg.setAttribute("height", height);
