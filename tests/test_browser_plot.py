@@ -84,7 +84,8 @@ def test_plot_in_the_body_is_read_by_pointer_and_keys(host: Host, renderer: str)
         shown.tab.wait_for_selector(f"{PLOT} .smoothed")
         shown.settle()
         assert shown.tab.locator(f"{PLOT} .smoothed").count() == 2
-        assert shown.run("() => app.graph.nodes.every(({ imgs }) => !imgs?.length)"), "no picture beside it"
+        assert shown.tab.locator("[data-node-id] .image-preview").count() == 0
+        assert shown.run("() => app.graph.nodes.every(({ imgs }) => !imgs?.length)")
         for scale in (1, 0.5):
             shown.run(ZOOMED, scale)
             shown.settle()

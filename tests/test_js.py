@@ -325,7 +325,8 @@ widget.value = "light";
 queued.push(widget.serializeValue());
 const run = (title, loss) => ({ title, loss, validation: [] });
 const late = Array.from({ length: 4 }, (_, i) => [405 + 5 * i, i + 1]); // each for five steps
-const texts = [[run("a", late), run("b", [[7, 1]])], [run("a", [])]].map((runs) => JSON.stringify(runs));
+const two = [run("a", late), run("b", [[7, 1]])];
+const texts = [two, [run("a", [])]].map((runs) => JSON.stringify(runs));
 const heights = [bodies[0].getMinHeight()];
 for (const some of [texts.slice(0, 1), texts]) {
   node.onExecuted({ losses: some });

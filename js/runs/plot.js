@@ -36,11 +36,11 @@ const STYLE = `
   accent-color: var(--p-primary-color, #58f); }
 .plotted table.values { width: 100%; table-layout: auto; border-collapse: collapse;
   margin-top: ${SPACE_PX}px; font-size: 12px; font-variant-numeric: tabular-nums; }
-.plotted table.values :is(th, td) { height: ${ROW_PX}px; padding: 0 0 0 8px; border: 0;
+.plotted table.values :is(th, td) { height: ${ROW_PX}px; padding: 0 0 0 6px; border: 0;
   line-height: ${ROW_PX}px; text-align: right; white-space: nowrap; overflow-wrap: normal; }
 .plotted table.values thead th { font-weight: 400; opacity: 0.8; }
 .plotted table.values th.run { width: 100%; max-width: 0; padding: 0; text-align: left;
-  font-weight: 400; overflow: hidden; text-overflow: ellipsis; }
+  font-weight: 400; min-width: 54px; overflow: hidden; text-overflow: ellipsis; }
 .plotted table.values svg { display: inline-block; vertical-align: middle; margin-right: 5px; }
 .plotted .legend, .plotted .log { display: flex; gap: 0 14px; min-height: ${ROW_PX}px;
   margin-top: ${SPACE_PX}px; align-items: center; overflow: hidden; }
