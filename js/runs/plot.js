@@ -230,7 +230,9 @@ export class Plot {
     const put = (step, sign, row, words) => this.svg.append(draw("text", {
       x: this.x(step), y: this.height - ROOM.bottom + row, "text-anchor": "middle", class: "mark",
     }, sign, draw("title", {}, words)));
-    for (const step of states) put(step, "▲", 11, tr("state of step {step}", { step: count(step) }));
+    for (const step of states) {
+      put(step, "▲", 11, tr("state of step {step}", { step: count(step) }));
+    }
     for (const step of previews) {
       put(step, "■", 22, tr("preview of step {step}", { step: count(step) }));
     }
@@ -266,14 +268,15 @@ export class Plot {
       make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
     const of = ([name]) => [this.runs[0]?.[name] ?? []].flat().length;
     const marks = isOne ? Object.entries(MARKS).filter(of) : [];
-    this.legend.replaceChildren(...marks.map(([, words]) => make("span", { textContent: words() })));
+    const spans = marks.map(([, words]) => make("span", { textContent: words() }));
+    this.legend.replaceChildren(...spans);
     this.svg.setAttribute("aria-label", tr("Loss by step: {titles}",
       { titles: this.runs.map(({ title }) => title).join(", ") }));
   }
 
   hover({ clientX }) {
     if (!this.drawn) return;
-    const box = this.svg.getBoundingClientRect(); // larger or smaller than drawn where a graph is zoomed
+    const box = this.svg.getBoundingClientRect(); // as large as the graph is zoomed
     const x = ((clientX - box.left) * this.width) / box.width;
     const part = (x - ROOM.left) / (this.width - ROOM.left - ROOM.right);
     const step = this.first + Math.min(1, Math.max(0, part)) * (this.last - this.first);
@@ -294,7 +297,8 @@ export class Plot {
       const [, mean] = nearest(run.smoothed, asked) ?? [];
       const held = nearest(run.validation, asked);
       const texts = [step === undefined ? "" : count(step), lossWords(value), lossWords(mean)];
-      if (held) texts.push(tr("{loss} at {step}", { loss: lossWords(held[1]), step: count(held[0]) }));
+      const last = held && { loss: lossWords(held[1]), step: count(held[0]) };
+      if (held) texts.push(tr("{loss} at {step}", last));
       this.cells[place].forEach((cell, number) => (cell.textContent = texts[number] ?? ""));
       return said(this.runs.length === 1 ? "" : `${letter(place)}: `, texts);
     });

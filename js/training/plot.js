@@ -16,15 +16,16 @@ const MOST_JOBS = 8; // that are asked what a node has shown
 const [WIDTH_PX, HEIGHT_PX] = [440, 520];
 const LABELS_PX = 60; // what more room there is goes to the plot
 const PALETTE_MS = 200; // until a new one is in place
+const PADDING_PX = 6;
 const STYLE = `
 .personalize-plot { color: var(--input-text, #ddd); font: 12px/1.4 system-ui, sans-serif; }
-.personalize-plot .plotted { box-sizing: border-box; height: 100%; padding: 6px; overflow: hidden;
-  display: flex; flex-direction: column; border-radius: 6px; background: var(--comfy-menu-bg, #353535); }
+.personalize-plot .plotted { box-sizing: border-box; height: 100%; padding: ${PADDING_PX}px;
+  overflow: hidden; display: flex; flex-direction: column; border-radius: 6px;
+  background: var(--comfy-menu-bg, #353535); }
 .personalize-plot .plotted > * { flex: none; }
 .personalize-plot .plotted .frame { flex: 1; height: auto; min-height: 0; }
 .personalize-plot :focus-visible { outline: 2px solid var(--p-primary-color, #58f); }
 `;
-const PADDING_PX = 12;
 
 const views = new WeakMap(); // by node
 
@@ -41,7 +42,7 @@ class View {
   }
 
   height() {
-    return PADDING_PX + this.plot.needs();
+    return 2 * PADDING_PX + this.plot.needs();
   }
 
   grow() {
@@ -116,5 +117,7 @@ app.registerExtension({
   onNodeOutputsUpdated(outputs) {
     for (const node of shown()) views.get(node).take(outputs[keyOf(node)]);
   },
-  afterConfigureGraph: recall,
+  afterConfigureGraph() {
+    recall(); // which the page does not wait for
+  },
 });
