@@ -143,6 +143,8 @@ def test_plot_without_a_page_is_dark_unless_the_graph_says_light(host: Host) -> 
         (plot,) = host.images({"outputs": {node: shown[node]}})
         background = ImageColor.getrgb(LOOKS[look].background)
         assert Image.open(plot).getpixel((0, 0)) == background, look
+        ((points,),) = (json.loads(text) for text in shown[node]["losses"])
+        assert [step for step, _ in points["loss"]] == [1, 2], "what a page draws itself"
 
 
 @pytest.mark.parametrize(

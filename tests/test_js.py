@@ -303,22 +303,45 @@ console.log(JSON.stringify({
 
 PLOT = """
 let colour = "";
-globalThis.document = {
-  documentElement: {},
-  createElement: () => ({ getContext: () => ({
-    fillRect() {},
-    set fillStyle(css) { colour = css.trim(); },
-    getImageData: () => ({ data: [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) }),
-  }) }),
+const pen = {
+  fillRect() {},
+  set fillStyle(css) { colour = css.trim(); },
+  getImageData: () => ({ data: [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16)) }),
 };
+class Element {
+  style = {};
+  dataset = {};
+  children = [];
+  clientWidth = 0;
+  clientHeight = 0;
+  get childElementCount() { return this.children.length; }
+  append(...more) { this.children.push(...more); }
+  replaceChildren(...others) { this.children = others; }
+  setAttribute() {}
+  addEventListener() {}
+  getContext() { return pen; }
+}
+const createElement = () => new Element();
+globalThis.document = { documentElement: {}, createElement, createElementNS: createElement };
+globalThis.ResizeObserver = class { observe() {} };
 const shown = {};
 globalThis.getComputedStyle = () => ({ getPropertyValue: (name) => shown[name] });
-await import("./extensions/personalize/training/plot.js");
-const node = { comfyClass: "PersonalizeLossPlot", widgets: [{ name: "theme", value: "auto" }] };
+const { runsOf } = await import("./extensions/personalize/training/plot.js");
+const { rangeOf, nearest } = await import("./extensions/personalize/runs/plot.js");
+const { inColumns, startOf } = await import("./extensions/personalize/training/curve.js");
+const bodies = [];
+const made = {
+  comfyClass: "PersonalizeLossPlot",
+  size: [200, 100],
+  addDOMWidget(name, type, element, options) { bodies.push(options); return {}; },
+  computeSize: () => [200, 100],
+  setSize(size) { this.size = size; },
+};
+const node = { ...made, widgets: [{ name: "theme", value: "auto" }] };
 const other = { comfyClass: "KSampler", widgets: [{ name: "theme", value: "auto" }] };
 globalThis.extension.nodeCreated(node);
 globalThis.extension.nodeCreated(other);
-globalThis.extension.nodeCreated({ comfyClass: "PersonalizeLossPlot" });
+globalThis.extension.nodeCreated({ ...made });
 const [widget] = node.widgets;
 const queued = [];
 for (const background of ["#202020", "#ffffff", " #fdf6e3", "#002b36"]) {
@@ -328,7 +351,25 @@ for (const background of ["#202020", "#ffffff", " #fdf6e3", "#002b36"]) {
 }
 widget.value = "light";
 queued.push(widget.serializeValue());
-console.log(JSON.stringify({ queued, kept: widget.value, others: Object.keys(other.widgets[0]) }));
+const run = (title, loss) => ({ title, loss, validation: [] });
+const late = Array.from({ length: 4 }, (_, i) => [405 + 5 * i, i + 1]); // each for five steps
+const two = [run("a", late), run("b", [[7, 1]])];
+const texts = [two, [run("a", [])]].map((runs) => JSON.stringify(runs));
+const heights = [bodies[0].getMinHeight()];
+for (const some of [texts.slice(0, 1), texts]) {
+  node.onExecuted({ losses: some });
+  heights.push(bodies[0].getMinHeight());
+}
+const hundred = Array.from({ length: 100 }, (_, i) => [i + 1, i === 50 ? 1e6 : 0.1 + i / 1000]);
+console.log(JSON.stringify({
+  queued, kept: widget.value, others: Object.keys(other.widgets[0]), heights,
+  titles: [texts.slice(0, 1), texts].map((some) => runsOf(some).map(({ title }) => title)),
+  starts: [startOf(late), startOf([[7, 1]]), startOf([[1, 1], [2, 1]])],
+  columns: inColumns(late, 420, 2, 400),
+  nearest: [1, 407, 408, 999].map((step) => nearest(late, step)[0]),
+  ranges: [false, true].map((isLog) => rangeOf([run("c", hundred)], isLog)),
+  nothing: rangeOf([run("d", [])], false),
+}));
 """
 
 
@@ -448,6 +489,22 @@ def test_plot_is_queued_as_dark_or_light_as_the_page(tmp_path: Path) -> None:
     assert found["queued"] == [*by_page, "light"], "what is chosen stays on a dark page"
     assert found["kept"] == "light"
     assert found["others"] == ["name", "value"], "other nodes are left alone"
+
+
+def test_plot_in_the_body_has_the_steps_and_losses_of_its_runs(tmp_path: Path) -> None:
+    found = run(tmp_path, PLOT)
+    assert found["titles"] == [["a", "b"], ["a (1)", "b (1)", "a (2)"]], "a list of loss maps"
+    assert found["starts"] == [400, 6, 0], "the step before the first"
+    assert found["columns"] == [[405, 1, 1], [410, 2, 3], [420, 4, 4]], "the axis begins at 400"
+    assert found["nearest"] == [405, 405, 410, 420]
+    plain, log = found["ranges"]
+    low, high = 0.102, 0.198  # all but two of a hundred at either end
+    margin = 0.06 * (high - low)
+    assert plain == pytest.approx([low - margin, high + margin]), "a spike flattens nothing"
+    assert log == pytest.approx([low / 1.1, high * 1.1])
+    assert found["nothing"] is None
+    idle, two, three = found["heights"]
+    assert (two - idle, three - two) == (140 + 16 + 4 * 18 + 2 * 8 - 2 * 18, 18), "a row each"
 
 
 def test_dropped_pictures_go_into_a_folder_which_is_chosen(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from trainers.errors import PersonalizeError
-from trainers.runs.pictures.lines import COLOURS, DASHES, MOST_LINES, Line, draw_lines
+from trainers.runs.pictures.lines import COLOURS, DASHES, MOST_LINES, Line, draw_lines, points_of
 from trainers.runs.pictures.plot import (
     LOOKS,
     Marks,
@@ -278,3 +278,25 @@ def test_any_name_of_a_run_is_drawn() -> None:
 def test_several_runs_one_without_losses_is_an_error() -> None:
     with pytest.raises(PersonalizeError, match="holds no losses"):
         draw_lines([Line("a", [0.1], Marks()), Line("b", [], Marks())])
+
+
+def test_points_of_a_run_are_those_that_are_drawn() -> None:
+    losses = {"loss": [0.3, 0.123456789, 0.2], "first_step": [41], "previews": [42], "states": [43]}
+    points = points_of(Line("<b>a</b>", losses["loss"], marks_of(losses)))
+    assert points == {
+        "title": "<b>a</b>", "loss": [[41, 0.3], [42, 0.12346], [43, 0.2]], "validation": [],
+        "best": None, "previews": [42], "states": [43],
+    }  # fmt: skip
+    held = marks_of({"validation": [[9, 0.5], [3, 0.25], [6, 0.125]]})
+    points = points_of(Line("a", [0.1] * 9, held))
+    assert points["validation"] == [[3, 0.25], [6, 0.125], [9, 0.5]]
+    assert points["best"] == {"of": "validation", "step": 6, "loss": 0.125}
+
+
+def test_points_of_a_long_run_are_means_of_as_many_steps_each() -> None:
+    losses = noisy(10_000)
+    points = points_of(Line("a", losses, Marks(first_step=101)))["loss"]
+    assert len(points) == 2000
+    assert [step for step, _ in points] == list(range(105, 10_101, 5))
+    means = np.array(losses).reshape(-1, 5).mean(axis=1)
+    assert [loss for _, loss in points] == pytest.approx(means.tolist(), rel=1e-4)

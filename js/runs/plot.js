@@ -1,21 +1,52 @@
 // The loss of one run or of several over each other: values under the pointer or the slider, a
 // logarithmic scale, held-out loss, and marks of states, previews and the best step. Lines differ
-// by their dashes and labels too, not by colour alone.
+// by their dashes and labels too, not by colour alone. It is in the tab of training runs and in the
+// body of Plot Loss.
 
 import { make } from "../body.js";
 import { tr } from "../locale.js";
-import { inColumns, isLight, smooth } from "../training/curve.js";
+import { inColumns, isLight, smooth, startOf } from "../training/curve.js";
 import { count, loss as lossWords } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const ROOM = { left: 52, right: 16, top: 10, bottom: 40 };
-const HEIGHT = 220;
+const [LEAST_PX, ROW_PX, SLIDER_PX, SPACE_PX] = [140, 18, 16, 8];
 export const DASHES = ["", "7 4", "2 3", "10 3 2 3", "14 4", "5 2 1 2 1 2"];
+const HELD = "1 3";
 const DARK = ["#8ab4f8", "#fdd663", "#81c995", "#f28b82", "#c58af9", "#78d9ec"];
 const LIGHT = ["#083d8f", "#7d4e00", "#0d652d", "#a50e0e", "#681da8", "#0b5f73"];
 const MARKS = {
-  states: () => tr("▲ state kept"), previews: () => tr("■ preview"), best: () => tr("★ best step"),
+  states: () => tr("▲ state kept"),
+  previews: () => tr("■ preview"),
+  best: () => tr("★ best step"),
 };
+const STYLE = `
+.plotted { min-width: 0; }
+.plotted [hidden] { display: none !important; }
+.plotted .frame { height: 220px; overflow: hidden; }
+.plotted .plot { display: block; }
+.plotted .plot text { fill: currentColor; font: 11px sans-serif; }
+.plotted .plot .label { font-weight: 700; font-size: 12px; }
+.plotted .plot .mark { font-size: 8px; opacity: 0.9; }
+.plotted .plot .star { font-size: 17px; paint-order: stroke; stroke: var(--comfy-menu-bg, #353535);
+  stroke-width: 3px; }
+.plotted .grid { stroke: currentColor; opacity: 0.2; }
+.plotted .cursor { stroke: currentColor; opacity: 0.7; stroke-width: 1; }
+.plotted input[type=range] { display: block; margin: 0; height: ${SLIDER_PX}px;
+  accent-color: var(--p-primary-color, #58f); }
+.plotted table.values { width: 100%; table-layout: auto; border-collapse: collapse;
+  margin-top: ${SPACE_PX}px; font-size: 12px; font-variant-numeric: tabular-nums; }
+.plotted table.values :is(th, td) { height: ${ROW_PX}px; padding: 0 0 0 6px; border: 0;
+  line-height: ${ROW_PX}px; text-align: right; white-space: nowrap; overflow-wrap: normal; }
+.plotted table.values thead th { font-weight: 400; opacity: 0.8; }
+.plotted table.values th.run { width: 100%; max-width: 0; padding: 0; text-align: left;
+  font-weight: 400; min-width: 54px; overflow: hidden; text-overflow: ellipsis; }
+.plotted table.values svg { display: inline-block; vertical-align: middle; margin-right: 5px; }
+.plotted .legend, .plotted .log { display: flex; gap: 0 14px; min-height: ${ROW_PX}px;
+  margin-top: ${SPACE_PX}px; align-items: center; overflow: hidden; }
+.plotted .log { gap: 6px; }
+.plotted .none { margin: 0; opacity: 0.8; }
+`;
 
 export const letter = (place) => String.fromCharCode(65 + (place % 26));
 export const lookOf = (place) => ({
@@ -61,72 +92,91 @@ export function nearest(points, step) {
 
 // Runs are {title, loss, validation, states?, previews?, best?}: lists of [step, loss], and steps.
 export class Plot {
-  constructor() {
+  constructor(none = tr("There is no loss to show yet.")) {
     this.runs = [];
-    this.svg = draw("svg", { role: "img", height: HEIGHT, class: "plot" });
+    this.svg = draw("svg", { role: "img", class: "plot" });
+    this.frame = make("div", { className: "frame" }, this.svg);
     this.log = make("input", { type: "checkbox", onchange: () => this.redraw() });
     this.at = make("input", {
-      type: "range", min: 1, step: 1, ariaLabel: tr("Step"), oninput: () => this.point(),
+      type: "range", step: 1, ariaLabel: tr("step"), oninput: () => this.point(),
     });
-    this.said = make("output", { className: "values" });
+    this.values = make("table", { className: "values" });
     this.legend = make("div", { className: "legend" });
-    const log = make("label", { className: "check" }, this.log, tr("logarithmic loss"));
+    const log = make("label", { className: "log" }, this.log, tr("logarithmic loss"));
+    this.none = make("p", { className: "none", textContent: none });
+    this.parts = [this.frame, this.at, this.values, this.legend, log];
     this.element = make("div", { className: "plotted" },
-      this.svg, this.at, this.said, this.legend, log);
+      make("style", { textContent: STYLE }), this.none, ...this.parts);
     this.svg.addEventListener("pointermove", (event) => this.hover(event));
-    new ResizeObserver(() => this.redraw()).observe(this.element);
+    new ResizeObserver(() => this.redraw()).observe(this.frame);
+    this.show([]);
   }
 
   show(runs) {
     const wasLast = Number(this.at.value) >= Number(this.at.max);
-    this.runs = runs.map((run) => ({ marks: [], ...run }));
-    this.last = Math.max(1, ...runs.map((run) => run.loss.at(-1)?.[0] ?? 0));
-    for (const run of this.runs) run.smoothed = smooth(run.loss);
-    this.at.max = this.last;
+    this.runs = runs.map((run) => ({ ...run, smoothed: smooth(run.loss) }));
+    const curves = runs.map(({ loss }) => loss).filter(({ length }) => length);
+    this.first = curves.length ? Math.min(...curves.map(startOf)) : 0;
+    this.last = Math.max(this.first + 1, ...curves.map((loss) => loss.at(-1)[0]));
+    [this.at.min, this.at.max] = [this.first, this.last];
     if (wasLast || !this.drawn) this.at.value = this.last;
+    this.explain();
+    this.redraw();
+  }
+
+  // How many pixels it needs at least; what more it has in a node's body goes to the curves.
+  needs() {
+    if (!this.range) return 2 * ROW_PX;
+    const rows = this.runs.length + 2 + Number(!this.legend.hidden);
+    return LEAST_PX + SLIDER_PX + rows * ROW_PX + (2 + Number(!this.legend.hidden)) * SPACE_PX;
+  }
+
+  // After another palette.
+  recolour() {
+    this.explain();
     this.redraw();
   }
 
   redraw() {
-    const width = this.element.clientWidth;
-    this.range = rangeOf(this.runs, this.log.checked);
-    const hasAny = width > ROOM.left + ROOM.right + 20 && this.range;
+    this.cursor = null;
+    this.isLog = this.log.checked && rangeOf(this.runs, true) !== null;
+    this.range = rangeOf(this.runs, this.isLog);
+    this.none.hidden = Boolean(this.range);
+    for (const part of this.parts) part.hidden = !this.range;
+    this.legend.hidden ||= !this.legend.childElementCount;
+    const [width, height] = [this.frame.clientWidth, this.frame.clientHeight];
     this.svg.replaceChildren();
-    for (const one of [this.at, this.svg]) one.style.display = this.range ? "" : "none";
-    if (!this.range) this.said.textContent = tr("There is no loss to show yet.");
-    if (!hasAny) return;
-    this.drawn = true;
-    this.width = width;
+    const hasRoom = width > ROOM.left + ROOM.right + 20 && height > ROOM.top + ROOM.bottom;
+    if (!this.range || !hasRoom) return;
+    [this.drawn, this.width, this.height] = [true, width, height];
     this.svg.setAttribute("width", width);
-    const runs = this.runs.map(({ title }) => title).join(", ");
-    this.svg.setAttribute("aria-label", tr("Loss by step: {runs}", { runs }));
+    this.svg.setAttribute("height", height);
     this.at.style.marginLeft = `${ROOM.left - 8}px`;
     this.at.style.width = `${width - ROOM.left - ROOM.right + 16}px`;
     this.axes();
     this.runs.forEach((run, place) => this.curve(run, place));
-    this.cursor = draw("line", { class: "cursor", y1: ROOM.top, y2: HEIGHT - ROOM.bottom });
+    this.cursor = draw("line", { class: "cursor", y1: ROOM.top, y2: height - ROOM.bottom });
     this.svg.append(this.cursor);
-    this.explain();
     this.point();
   }
 
   x(step) {
-    return ROOM.left + ((this.width - ROOM.left - ROOM.right) * step) / this.last;
+    const part = (step - this.first) / (this.last - this.first);
+    return ROOM.left + (this.width - ROOM.left - ROOM.right) * part;
   }
 
   y(value) {
     const [low, high] = this.range;
-    const part = this.log.checked
+    const part = this.isLog
       ? Math.log(Math.max(value, low / 10) / low) / Math.log(high / low)
       : (value - low) / (high - low);
-    return ROOM.top + (HEIGHT - ROOM.top - ROOM.bottom) * (1 - Math.min(1, Math.max(0, part)));
+    return ROOM.top + (this.height - ROOM.top - ROOM.bottom) * (1 - Math.min(1, Math.max(0, part)));
   }
 
   axes() {
     const [low, high] = this.range;
-    const isLog = this.log.checked;
     for (const part of [0, 1 / 3, 2 / 3, 1]) {
-      const value = isLog ? low * (high / low) ** part : low + (high - low) * part;
+      const value = this.isLog ? low * (high / low) ** part : low + (high - low) * part;
       const y = this.y(value);
       const right = this.width - ROOM.right;
       this.svg.append(
@@ -136,9 +186,9 @@ export class Plot {
     }
     for (const part of [0, 0.5, 1]) {
       const anchor = ["start", "middle", "end"][part * 2];
-      const step = count(Math.round(this.last * part));
-      const text = part === 1 ? tr("step {step}", { step }) : step;
-      const place = { x: this.x(this.last * part), y: HEIGHT - 4, "text-anchor": anchor };
+      const step = Math.round(this.first + (this.last - this.first) * part);
+      const text = part === 1 ? tr("step {step}", { step: count(step) }) : count(step);
+      const place = { x: this.x(step), y: this.height - 4, "text-anchor": anchor };
       this.svg.append(draw("text", place, text));
     }
   }
@@ -154,15 +204,14 @@ export class Plot {
 
   curve(run, place) {
     const look = lookOf(place);
-    const columns = (points) => inColumns(points, this.last, this.width - ROOM.left - ROOM.right);
+    const pixels = this.width - ROOM.left - ROOM.right;
+    const columns = (points) => inColumns(points, this.last, pixels, this.first);
     const isOne = this.runs.length === 1;
-    if (isOne) {
-      const band = columns(run.loss).flatMap(([step, least, most]) => [[step, least], [step, most]]);
-      this.line(band, { ...look, dash: "" }, 1, { opacity: 0.6, class: "raw" });
-    }
+    const band = columns(run.loss).flatMap(([step, least, most]) => [[step, least], [step, most]]);
+    this.line(band, { ...look, dash: "" }, 1, { opacity: isOne ? 0.6 : 0.2, class: "raw" });
     const middles = columns(run.smoothed).map(([step, least, most]) => [step, (least + most) / 2]);
     this.line(middles, look, 2, { class: "smoothed" });
-    const held = { ...lookOf(isOne ? 1 : place), dash: "1 3" };
+    const held = { ...lookOf(isOne ? 1 : place), dash: HELD };
     if (run.validation.length) this.line(run.validation, held, 2, { class: "held" });
     for (const [step, value] of run.validation.length < 200 ? run.validation : []) {
       const round = { cx: this.x(step), cy: this.y(value), r: 3, fill: held.colour };
@@ -179,66 +228,89 @@ export class Plot {
   // Below the curve, so that many of them hide nothing of it.
   marks({ states = [], previews = [], best }) {
     const put = (step, sign, row, words) => this.svg.append(draw("text", {
-      x: this.x(step), y: HEIGHT - ROOM.bottom + row, "text-anchor": "middle", class: "mark",
+      x: this.x(step), y: this.height - ROOM.bottom + row, "text-anchor": "middle", class: "mark",
     }, sign, draw("title", {}, words)));
-    for (const step of states) put(step, "▲", 11, tr("state of step {step}", { step: count(step) }));
-    for (const step of previews) put(step, "■", 22, tr("preview of step {step}", { step: count(step) }));
+    for (const step of states) {
+      put(step, "▲", 11, tr("state of step {step}", { step: count(step) }));
+    }
+    for (const step of previews) {
+      put(step, "■", 22, tr("preview of step {step}", { step: count(step) }));
+    }
     if (!best) return;
     const run = this.runs[0];
     const [, value] = nearest(best.of === "validation" ? run.validation : run.smoothed, best.step)
       ?? [0, best.loss];
     this.svg.append(draw("text", {
       x: this.x(best.step), y: this.y(value) + 5, "text-anchor": "middle", class: "star",
-    }, "★", draw("title", {}, 
-      tr("best step {step}: {loss}", { step: count(best.step), loss: lossWords(best.loss) }))));
+    }, "★", draw("title", {}, tr("best step {step}: {loss}",
+      { step: count(best.step), loss: lossWords(best.loss) }))));
   }
 
+  // The table of values, which says what each line is, and what the marks are.
   explain() {
-    const parts = [];
     const isOne = this.runs.length === 1;
-    this.runs.forEach((run, place) => {
-      const words = isOne ? tr("loss, smoothed") : `${letter(place)}: ${run.title}`;
-      parts.push(swatch(lookOf(place), words));
+    const hasHeld = this.runs.some(({ validation }) => validation.length);
+    const held = isOne ? lookOf(1).colour : "currentColor";
+    const heads = [
+      ...(isOne ? [] : [head()]),
+      head(tr("step")), head(tr("loss")),
+      head(tr("smoothed"), ...(isOne ? [swatch(lookOf(0))] : [])),
+      ...(hasHeld ? [head(tr("held out"), swatch({ colour: held, dash: HELD }))] : []),
+    ];
+    this.cells = this.runs.map(() => heads.slice(isOne ? 0 : 1).map(() => make("td")));
+    const rows = this.runs.map(({ title }, place) => {
+      const name = `${letter(place)}: ${title}`;
+      const cell = make("th", { scope: "row", className: "run", title: name },
+        swatch(lookOf(place)), name);
+      return make("tr", {}, ...(isOne ? [] : [cell]), ...this.cells[place]);
     });
-    if (this.runs.some((run) => run.validation.length)) {
-      parts.push(swatch({ ...lookOf(1), colour: isOne ? lookOf(1).colour : "currentColor",
-        dash: "1 3" }, tr("held out")));
-    }
-    for (const [name, words] of Object.entries(MARKS)) {
-      const found = this.runs[0]?.[name];
-      if (isOne && (Array.isArray(found) ? found.length : found)) {
-        parts.push(make("span", { textContent: words() }));
-      }
-    }
-    this.legend.replaceChildren(...parts);
+    this.values.replaceChildren(
+      make("thead", {}, make("tr", {}, ...heads)), make("tbody", {}, ...rows));
+    const of = ([name]) => [this.runs[0]?.[name] ?? []].flat().length;
+    const marks = isOne ? Object.entries(MARKS).filter(of) : [];
+    const spans = marks.map(([, words]) => make("span", { textContent: words() }));
+    this.legend.replaceChildren(...spans);
+    this.svg.setAttribute("aria-label", tr("Loss by step: {titles}",
+      { titles: this.runs.map(({ title }) => title).join(", ") }));
   }
 
   hover({ clientX }) {
     if (!this.drawn) return;
-    const part = (clientX - this.svg.getBoundingClientRect().left - ROOM.left)
-      / (this.width - ROOM.left - ROOM.right);
-    this.at.value = Math.round(Math.min(1, Math.max(0, part)) * this.last);
+    const box = this.svg.getBoundingClientRect(); // as large as the graph is zoomed
+    const x = ((clientX - box.left) * this.width) / box.width;
+    const part = (x - ROOM.left) / (this.width - ROOM.left - ROOM.right);
+    const step = this.first + Math.min(1, Math.max(0, part)) * (this.last - this.first);
+    this.at.value = Math.round(step);
     this.point();
   }
 
-  // What there is at the step that is pointed at.
+  // What there is at the step that is pointed at, or nearest to it.
   point() {
-    if (!this.range) return;
-    const step = Number(this.at.value);
-    for (const name of ["x1", "x2"]) this.cursor.setAttribute(name, this.x(step));
-    const isOne = this.runs.length === 1;
+    if (!this.cursor) return;
+    const asked = Number(this.at.value);
+    const points = this.runs.map(({ loss }) => nearest(loss, asked));
+    const near = points.filter(Boolean).map(([step]) => [step]).sort(([a], [b]) => a - b);
+    const [shown] = nearest(near, asked) ?? [asked];
+    for (const name of ["x1", "x2"]) this.cursor.setAttribute(name, this.x(shown));
     const words = this.runs.map((run, place) => {
-      const [at, value] = nearest(run.loss, step) ?? [step];
-      const [, mean] = nearest(run.smoothed, step) ?? [];
-      const held = nearest(run.validation, step);
-      const found = { step: count(at), loss: lossWords(value), smoothed: lossWords(mean) };
-      const text = tr("step {step}: loss {loss}, smoothed {smoothed}", found);
-      const all = held ? `${text}, ${heldWords(...held)}` : text;
-      return isOne ? all : `${letter(place)}: ${all}`;
+      const [step, value] = points[place] ?? [];
+      const [, mean] = nearest(run.smoothed, asked) ?? [];
+      const held = nearest(run.validation, asked);
+      const texts = [step === undefined ? "" : count(step), lossWords(value), lossWords(mean)];
+      const last = held && { loss: lossWords(held[1]), step: count(held[0]) };
+      if (held) texts.push(tr("{loss} at {step}", last));
+      this.cells[place].forEach((cell, number) => (cell.textContent = texts[number] ?? ""));
+      return said(this.runs.length === 1 ? "" : `${letter(place)}: `, texts);
     });
-    this.said.textContent = words.join("\n");
     this.at.ariaValueText = words.join("; ");
   }
+}
+
+const head = (text = "", ...before) => make("th", { scope: "col" }, ...before, text);
+
+function said(name, [step, loss, smoothed, held]) {
+  const values = tr("step {step}: loss {loss}, smoothed {smoothed}", { step, loss, smoothed });
+  return name + values + (held ? tr(", held out {held}", { held }) : "");
 }
 
 function tick(value, span) {
@@ -249,10 +321,9 @@ function tick(value, span) {
 const heldWords = (step, value) =>
   tr("held out {loss} (step {step})", { loss: lossWords(value), step: count(step) });
 
-function swatch({ colour, dash }, words) {
+function swatch({ colour, dash }) {
   const line = draw("line", {
-    x1: 0, x2: 34, y1: 5, y2: 5, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash,
+    x1: 0, x2: 28, y1: 5, y2: 5, stroke: colour, "stroke-width": 2.5, "stroke-dasharray": dash,
   });
-  const svg = draw("svg", { width: 34, height: 10, "aria-hidden": "true" }, line);
-  return make("span", {}, svg, make("span", { textContent: words }));
+  return draw("svg", { width: 28, height: 10, "aria-hidden": "true" }, line);
 }

@@ -104,22 +104,6 @@ export const STYLE = `
 .personalize-runs th[scope=colgroup] { font-weight: 600; border: 0; padding-top: 8px; }
 .personalize-runs .changed td:last-child { font-weight: 600; }
 .personalize-runs .changed td small { font-weight: 400; }
-.plotted { min-width: 0; }
-.plotted .plot { display: block; max-width: 100%; overflow: hidden; }
-.plotted .plot text { fill: currentColor; font: 11px sans-serif; }
-.plotted .plot .label { font-weight: 700; font-size: 12px; }
-.plotted .plot .mark { font-size: 8px; opacity: 0.9; }
-.plotted .plot .star { font-size: 17px; paint-order: stroke; stroke: var(--comfy-menu-bg, #353535);
-  stroke-width: 3px; }
-.plotted .grid { stroke: currentColor; opacity: 0.2; }
-.plotted .cursor { stroke: currentColor; opacity: 0.7; stroke-width: 1; }
-.plotted input[type=range] { display: block; margin: 0; height: 24px; accent-color: var(--p-primary-color, #58f); }
-.plotted .values { display: block; min-height: 2.8em; white-space: pre-wrap; margin-top: 4px;
-  font-variant-numeric: tabular-nums; }
-.plotted .legend { display: flex; flex-wrap: wrap; gap: 2px 14px; margin: 4px 0; }
-.plotted .legend > span { display: inline-flex; gap: 5px; align-items: center;
-  overflow-wrap: anywhere; }
-.plotted .legend svg { flex: none; }
 :is(.personalize-runs, .personalize-runs-dialog) .check { display: flex; gap: 6px;
   align-items: center; margin: 4px 0; min-height: 24px; }
 .personalize-runs-dialog {

@@ -51,12 +51,12 @@ function draw(canvas, { loss, validation }) {
   canvas.ariaLabel = tr("Loss by step; at step {step}, smoothed: {loss}", now);
 }
 
-// [step, least, most] of the points that share a column of pixels.
-export function inColumns(points, last, width) {
+// [step, least, most] of the points that share a column of pixels; the axis begins at step `first`.
+export function inColumns(points, last, width, first = 0) {
   const columns = [];
   let current = -1;
   for (const [step, value] of points) {
-    const column = Math.floor((width * step) / last);
+    const column = Math.floor((width * (step - first)) / (last - first));
     if (column !== current) columns.push([step, value, value]);
     else {
       const found = columns[columns.length - 1];
@@ -68,12 +68,17 @@ export function inColumns(points, last, width) {
   return columns;
 }
 
+// The step before those of a curve: each of its points may stand for several.
+export function startOf(points) {
+  const [[first], [second] = [first + 1]] = points;
+  return Math.max(0, 2 * first - second);
+}
+
 // The moving average of Plot Loss: exponential, over a tenth of the steps, at least 10. A run that
-// began with another one's state has steps of its own alone; each point may stand for several.
+// began with another one's state has steps of its own alone.
 export function smooth(points) {
   if (!points.length) return [];
-  const start = points[0][0];
-  let [mean, weight, before] = [0, 0, 2 * start - (points[1]?.[0] ?? start + 1)];
+  let [mean, weight, before] = [0, 0, startOf(points)];
   const window = Math.max(10, (points[points.length - 1][0] - before) / 10);
   return points.map(([step, value]) => {
     const keep = (1 - 2 / (window + 1)) ** (step - before);

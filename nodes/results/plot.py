@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from comfy_api.latest import io, ui
 
 from ...trainers.errors import SettingsError
 
+LOSSES = "losses"  # of the node's `ui`: one text of JSON each time that it is executed
 AUTO = "auto"
 THEMES = (AUTO, "dark", "light")
 OTHERS = tuple(f"loss_map_{number}" for number in range(2, 7))  # as many as there are dashes
@@ -63,25 +65,28 @@ class PlotLoss(io.ComfyNode):
     def execute(
         cls, loss_map: Any, theme: str = AUTO, labels: str = "", **others: Any
     ) -> io.NodeOutput:
-        from ...trainers.runs.pictures.lines import Line, draw_lines
+        from ...trainers.runs.pictures.lines import Line, draw_lines, points_of
         from ...trainers.runs.pictures.plot import draw_losses, marks_of
         from ..host.pictures.overview import image_of
 
         # A page has chosen already: js/training/plot.js
         chosen = "dark" if theme == AUTO else theme
         more = {name: others[name] for name in OTHERS if others.get(name) is not None}
+        maps = {"loss_map": loss_map, **more}
+        names = labels_of(labels, tuple(maps)) if more else list(maps)
+        lines = [
+            Line(name, one["loss"], marks_of(one))
+            for name, one in zip(names, maps.values(), strict=True)
+        ]
         if more:
-            maps = {"loss_map": loss_map, **more}
-            names = labels_of(labels, tuple(maps))
-            lines = [
-                Line(name, one["loss"], marks_of(one))
-                for name, one in zip(names, maps.values(), strict=True)
-            ]
             plot = draw_lines(lines, chosen)
         else:
-            plot = draw_losses(loss_map["loss"], marks=marks_of(loss_map), theme=chosen)
+            plot = draw_losses(lines[0].losses, marks=lines[0].marks, theme=chosen)
         image = image_of(plot)
-        return io.NodeOutput(image, ui=ui.PreviewImage(image, cls=cls))
+        # A page shows the points instead of the picture: js/training/plot.js
+        points = json.dumps([points_of(line) for line in lines], allow_nan=False)
+        shown = {**ui.PreviewImage(image, cls=cls).as_dict(), LOSSES: [points]}
+        return io.NodeOutput(image, ui=shown)
 
 
 def labels_of(text: str, inputs: tuple[str, ...]) -> list[str]:

@@ -373,7 +373,7 @@ class Probes(ComfyExtension):
         from .faults import Disk, Free, Previewed
         from .gradients import Gradients, Step
         from .judges import Judges
-        from .loading import Outputs
+        from .loading import Losses, Outputs
         from .odd_models import OfClass
         from .plans import Plans
         from .quantizing import NoKitchen, Patched, Quantized
@@ -389,7 +389,7 @@ class Probes(ComfyExtension):
             *(Prediction, Trained, Gradients, Step, OfClass, Kept, Called),
             *(Sharing, Streamed, Room, GivenUp, Same, Previewed, Disk, Free, Lora, Stack, Tamper),
             *(Tiny, Kind, Learned, Loaded, Saved, Plans, Quantized, Patched, Routed, Alive),
-            *(Outputs, NoKitchen, Judges, Talker),
+            *(Losses, Outputs, NoKitchen, Judges, Talker),
         ]
 
 

@@ -1,7 +1,8 @@
-"""What comes out of a node, in hashes of every bit."""
+"""What comes out of a node, in hashes of every bit; and losses to plot."""
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from comfy_api.latest import io
@@ -51,3 +52,20 @@ class Outputs(io.ComfyNode):
             else:
                 found[name] = value
         return shown(found)
+
+
+class Losses(io.ComfyNode):
+    """A loss map, as JSON has it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="ProbeLosses",
+            category="tests",
+            inputs=[io.String.Input("text", multiline=True)],
+            outputs=[io.LossMap.Output()],
+        )
+
+    @classmethod
+    def execute(cls, text: str) -> io.NodeOutput:
+        return io.NodeOutput(json.loads(text))

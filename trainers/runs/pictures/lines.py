@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from ..catalog.curve import short
+from ..story import thinned
 from .plot import (
     DESIGN_PX,
     DOT_PX,
@@ -46,6 +48,32 @@ class Line(NamedTuple):
     name: str
     losses: Sequence[float]
     marks: Marks
+
+
+def points_of(line: Line) -> dict[str, Any]:
+    """The same as plain values, for a page that draws it itself: js/runs/plot.js.
+
+    Returns:
+        title: the line's name.
+        loss, validation: lists of [step, loss], thinned as those of a run; see story.
+        best: None, or {"of": "validation", "step", "loss"}: where that was lowest.
+        states, previews: steps.
+    """
+    marks, first = line.marks, line.marks.first_step
+    loss = [[step, float(value)] for step, value in enumerate(line.losses, first)]
+    held = [[step, value] for step, value in sorted(marks.validation.items())]
+    curves = {"loss": thinned(loss), "validation": thinned(held)}
+    best = None
+    if marks.best is not None:
+        lowest = short(marks.validation[marks.best])
+        best = {"of": "validation", "step": marks.best, "loss": lowest}
+    return {
+        "title": line.name,
+        **{kind: [[step, short(value)] for step, value in of] for kind, of in curves.items()},
+        "best": best,
+        "states": list(marks.states),
+        "previews": list(marks.previews),
+    }
 
 
 def draw_lines(lines: Sequence[Line], theme: str = "dark") -> Image.Image:
