@@ -28,7 +28,7 @@ export const SLIDER = `
 }
 .personalize-slider > :is(input, .names) { min-width: min(100cqw, 140px); }
 .personalize-slider input {
-  height: 16px; margin: 4px 0; cursor: pointer; accent-color: var(--p-primary-color, #58f);
+  height: 24px; cursor: pointer; accent-color: var(--p-primary-color, #58f);
 }
 .personalize-slider .names {
   display: flex; justify-content: space-between; gap: 12px; height: 18px; line-height: 18px;

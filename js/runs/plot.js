@@ -10,7 +10,7 @@ import { count, loss as lossWords } from "./words.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const ROOM = { left: 52, right: 16, top: 10, bottom: 40 };
-const [LEAST_PX, ROW_PX, SLIDER_PX, SPACE_PX] = [140, 18, 16, 8];
+const [LEAST_PX, ROW_PX, TARGET_PX, SPACE_PX] = [140, 18, 24, 8];
 export const DASHES = ["", "7 4", "2 3", "10 3 2 3", "14 4", "5 2 1 2 1 2"];
 const HELD = "1 3";
 const DARK = ["#8ab4f8", "#fdd663", "#81c995", "#f28b82", "#c58af9", "#78d9ec"];
@@ -32,7 +32,7 @@ const STYLE = `
   stroke-width: 3px; }
 .plotted .grid { stroke: currentColor; opacity: 0.2; }
 .plotted .cursor { stroke: currentColor; opacity: 0.7; stroke-width: 1; }
-.plotted input[type=range] { display: block; margin: 0; height: ${SLIDER_PX}px;
+.plotted input[type=range] { display: block; margin: 0; height: ${TARGET_PX}px;
   accent-color: var(--p-primary-color, #58f); }
 .plotted table.values { width: 100%; table-layout: auto; border-collapse: collapse;
   margin-top: ${SPACE_PX}px; font-size: 12px; font-variant-numeric: tabular-nums; }
@@ -44,7 +44,7 @@ const STYLE = `
 .plotted table.values svg { display: inline-block; vertical-align: middle; margin-right: 5px; }
 .plotted .legend, .plotted .log { display: flex; gap: 0 14px; min-height: ${ROW_PX}px;
   margin-top: ${SPACE_PX}px; align-items: center; overflow: hidden; }
-.plotted .log { gap: 6px; }
+.plotted .log { gap: 6px; min-height: ${TARGET_PX}px; }
 .plotted .none { margin: 0; opacity: 0.8; }
 `;
 
@@ -127,8 +127,9 @@ export class Plot {
   // How many pixels it needs at least; what more it has in a node's body goes to the curves.
   needs() {
     if (!this.range) return 2 * ROW_PX;
-    const rows = this.runs.length + 2 + Number(!this.legend.hidden);
-    return LEAST_PX + SLIDER_PX + rows * ROW_PX + (2 + Number(!this.legend.hidden)) * SPACE_PX;
+    const legends = Number(!this.legend.hidden);
+    const rows = this.runs.length + 1 + legends;
+    return LEAST_PX + 2 * TARGET_PX + rows * ROW_PX + (2 + legends) * SPACE_PX;
   }
 
   // After another palette.
