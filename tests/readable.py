@@ -77,7 +77,10 @@ FAULTS = """
       .map(({ data }) => data).join("").trim();
     const isDrawn = element instanceof SVGElement;
     if (text) look("text", element, isDrawn ? style.fill : style.color, TEXT, text);
-    if (isDrawn && element.matches("polyline, circle, .cursor")) {
+    // Among several runs the losses themselves are a ground for the smoothed lines.
+    const isGround = element.matches(".raw")
+      && element.parentElement.querySelectorAll(".smoothed").length > 1;
+    if (isDrawn && !isGround && element.matches("polyline, circle, .cursor")) {
       const css = style.stroke === "none" ? style.fill : style.stroke;
       look(element.tagName, element, css, GRAPHICS, element.getAttribute("class") ?? "");
     }

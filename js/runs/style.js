@@ -45,9 +45,6 @@ export const STYLE = `
   background: var(--comfy-input-bg, #222); }
 .personalize-runs { container-type: inline-size; }
 @container (max-width: 250px) {
-  .personalize-runs .row { grid-template-columns: 16px 48px minmax(0, 1fr); }
-  .personalize-runs .row .picture { width: 48px; }
-  .personalize-runs .row .side { display: none; }
   .personalize-runs .buttons { gap: 4px; }
   .personalize-runs .buttons button { padding: 4px 6px; }
 }
