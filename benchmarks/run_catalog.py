@@ -138,14 +138,20 @@ class Listener(threading.Thread):
     def __init__(self, host: Host, name: str) -> None:
         super().__init__(daemon=True)
         self._stream = EventStream(host.url, name)
+        self._is_stopped = False
         self.heard = 0.0  # when; 0 for what was answered
 
     def run(self) -> None:
-        for kind, _ in self._stream:
-            if kind in EVENTS:
-                self.heard = time.monotonic()
+        try:
+            for kind, _ in self._stream:
+                if kind in EVENTS:
+                    self.heard = time.monotonic()
+        except OSError:
+            if not self._is_stopped:
+                raise
 
     def stop(self) -> None:
+        self._is_stopped = True
         self._stream.close()
 
 

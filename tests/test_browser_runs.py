@@ -302,5 +302,28 @@ def test_run_is_named_pinned_made_smaller_thrown_away_and_restored(
         opened.tab.get_by_role("button", name="restore <b>Best</b> dog").click()
         wait(run.exists)
         opened.tab.wait_for_selector(f"{TAB} .row")
+        damaged(opened, run)
         assert opened.complaints == []
     shutil.rmtree(run)
+
+
+def damaged(opened: Page, run: Path) -> None:
+    """What can be shown of a damaged folder is, and what cannot is said; markup stays text."""
+    told = json.loads((run / "run.json").read_text())
+    told["dataset"]["name"] = "<img src=x onerror='window.hurt = 1'>"
+    (run / "run.json").write_text(json.dumps(told))
+    rows = (run / "metrics.jsonl").read_bytes()
+    (run / "metrics.jsonl").write_bytes(rows[: len(rows) // 2])
+    (run / "previews" / "step_00000020_0.png").write_bytes(b"no picture")
+    opened.tab.locator(f"{TAB} .name").click()
+    opened.tab.wait_for_selector(f"{TAB} .detail .problems")
+    text = opened.tab.inner_text(f"{TAB} .detail")
+    assert "1 of 21 lines of metrics.jsonl cannot be read" in text
+    assert "1 preview cannot be read." in text
+    assert "20 of 40 steps" in text
+    assert "<img src=x onerror" in text
+    (run / "run.json").write_text('{"method": ')
+    opened.tab.click(f"{TAB} .back")
+    opened.run("() => app.api.dispatchEvent(new CustomEvent('personalize.runs', { detail: {} }))")
+    opened.tab.wait_for_selector(f"{TAB} [data-run='{run.name}'][data-state=damaged]")
+    assert opened.run("() => window.hurt ?? null") is None
