@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import time
 import urllib.parse
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,7 @@ HARMLESS = (
     "Error loading core workflow templates",
     "Content Security Policy",  # it asks how large the default graph's missing models are
 )
+IN_THE_WAY = ".p-toast-message, .p-dialog-mask, dialog[open]"  # of the page for the next test
 OURS = ("/personalize/", "/api/personalize/")  # the pack's routes, none of which may fail
 
 
@@ -51,12 +54,14 @@ class Page:
 
     Attributes:
         tab: Playwright's page.
+        renderer: one of RENDERERS.
         complaints: what was written to the console as an error, but for HARMLESS; and failed
             requests to the pack's own routes.
     """
 
-    def __init__(self, tab: Any, host: Host) -> None:
-        self.tab, self.host = tab, host
+    def __init__(self, tab: Any, host: Host, renderer: str) -> None:
+        self.tab, self.host, self.renderer = tab, host, renderer
+        self._size = dict(tab.viewport_size)
         self.complaints: list[str] = []
         tab.set_default_timeout(WAIT_MS)
         tab.on("pageerror", lambda error: self.complaints.append(str(error)))
@@ -88,6 +93,20 @@ class Page:
         self.tab.goto(self.host.url)
         self.tab.wait_for_function("window.app?.graph && window.app.extensionManager?.setting")
         self.tab.wait_for_function("!document.querySelector('#splash-loader, .splash-screen')")
+
+    def begin_anew(self) -> None:
+        """An empty graph in a page that shows nothing of what was done before.
+
+        To load the page takes ten times as long.
+        """
+        self.tab.unroute_all()
+        self.tab.keyboard.press("Escape")  # a dialog that is left open
+        self.tab.set_viewport_size(self._size)
+        self.run("() => app.extensionManager.command.execute('Comfy.NewBlankWorkflow')")
+        self.until("() => app.graph.nodes.length === 0")
+        self.run("() => app.extensionManager.toast.removeAll()")
+        self.until(f"() => !document.querySelector({json.dumps(IN_THE_WAY)})")
+        self.complaints = []
 
     def set(self, settings: Mapping[str, Any]) -> None:
         """Change the user's settings of ComfyUI."""
@@ -141,11 +160,12 @@ def page(
     """
     with browser() as running:
         width, height = size
-        opened = Page(running.new_page(viewport={"width": width, "height": height}), host)
-        if not host.get("/settings"):  # at the first visit the front end notes its own version
-            opened.open()
-        # By the server, since a page takes a renderer only while it loads.
+        tab = running.new_page(viewport={"width": width, "height": height})
+        opened = Page(tab, host, renderer)
+        # By the server, since a page takes a renderer only while it loads. Without its own version
+        # it would think of a first visit.
         settings = {
+            "Comfy.InstalledVersion": metadata.version("comfyui_frontend_package"),
             "Comfy.TutorialCompleted": True,
             "Comfy.VueNodes.Enabled": renderer != "classic",
             "Comfy.ColorPalette": palette,

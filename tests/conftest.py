@@ -110,12 +110,21 @@ def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
         yield running
 
 
-@pytest.fixture(params=RENDERERS)
-def opened(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
-    """A page of the newest ComfyUI in a browser, in either renderer; it may not complain."""
+@pytest.fixture(scope="module", params=RENDERERS)
+def tab(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
+    """A page of the newest ComfyUI in a browser, in either renderer, for all tests of a file."""
     with page(host, request.param) as found:
         yield found
-        assert found.complaints == []
+
+
+@pytest.fixture
+def opened(request: pytest.FixtureRequest, tab: Page) -> Iterator[Page]:
+    """The file's page with an empty graph in it; it may not complain."""
+    if request.session.testsfailed:  # nobody knows what it shows
+        tab.open()
+    tab.begin_anew()
+    yield tab
+    assert tab.complaints == []
 
 
 @pytest.fixture(autouse=True, scope="module")

@@ -1,6 +1,6 @@
 """What a person sees of a training, in a real browser: from dropped pictures to the closing line.
 
-Every state is kept as a picture, dark and light, on a small and a large screen, for people to look
+Every state is kept as pictures, light on a large screen and dark on a small one, for people to look
 at: .dev/pictures.
 """
 
@@ -10,7 +10,7 @@ import base64
 import json
 import re
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 
 from demo.checkpoint import DEMO_CHECKPOINT
 from demo.world import write_subject
-from tests.browser import RENDERERS, Page, page
+from tests.browser import RENDERERS, Page
 from tests.conftest import DEV_DIR
 from tests.dataset_files import save
 from tests.host import ROOT, Host
@@ -63,14 +63,13 @@ def keep(
     palettes: Sequence[str] = ("light", "dark"),
     screens: Sequence[tuple[int, int]] = SCREENS,
 ) -> None:
-    """Pictures of what is shown."""
+    """Pictures of what is shown: light on the large screen, dark on the small one."""
     renderer = opened.run("() => app.extensionManager.setting.get('Comfy.VueNodes.Enabled')")
-    for palette in palettes:  # the last one stays
-        opened.set({"Comfy.ColorPalette": palette})
-        for width, height in reversed(screens):
-            opened.tab.set_viewport_size({"width": width, "height": height})
-            style = "nodes-2" if renderer else "classic"
-            opened.picture(PICTURES / f"{name} {style} {palette} {width}.png")
+    for palette, (width, height) in zip(palettes, reversed(screens), strict=True):
+        opened.set({"Comfy.ColorPalette": palette})  # the last one stays
+        opened.tab.set_viewport_size({"width": width, "height": height})
+        style = "nodes-2" if renderer else "classic"
+        opened.picture(PICTURES / f"{name} {style} {palette} {width}.png")
 
 
 def graph_of(number: int) -> dict[str, Any]:
@@ -107,9 +106,9 @@ def num_frames(opened: Page) -> int:
 
 
 def test_from_dropped_pictures_to_the_closing_line(
-    opened: Page, host: Host, tmp_path: Path, request: pytest.FixtureRequest
+    opened: Page, host: Host, tmp_path: Path
 ) -> None:
-    number = RENDERERS.index(request.node.callspec.params["opened"])
+    number = RENDERERS.index(opened.renderer)
     name = f"mine-{number}"
     small(opened, steps=5000, seed=700 + number)
     keep(opened, "1 opened")
@@ -200,10 +199,8 @@ def test_error_shows_at_the_node_and_in_a_toast(
     keep(opened, "6 error")
 
 
-def test_hostile_prompts_and_folders_are_text(
-    opened: Page, host: Host, request: pytest.FixtureRequest
-) -> None:
-    number = RENDERERS.index(request.node.callspec.params["opened"])
+def test_hostile_prompts_and_folders_are_text(opened: Page, host: Host) -> None:
+    number = RENDERERS.index(opened.renderer)
     name = "<b onclick=hit()>&amp; \u05d0\u05d1 \u202e .."
     save(host.base / "input" / name / "a.png")
     prompts = ["<img src=x onerror=window.hit=1>", "<sks> \u202e **a** `b`", "dog " * 2500]
@@ -226,16 +223,9 @@ def test_hostile_prompts_and_folders_are_text(
     keep(opened, "7 hostile")
 
 
-@pytest.fixture(scope="module", params=RENDERERS)
-def one_page(request: pytest.FixtureRequest, host: Host) -> Iterator[Page]:
-    """One page that all graphs are opened in, in either renderer."""
-    with page(host, request.param) as found:
-        yield found
-
-
 @pytest.mark.parametrize("number", range(len(GRAPHS)), ids=lambda number: GRAPHS[number].stem)
-def test_graph_opens_readable_with_its_training_in_view(one_page: Page, number: int) -> None:
-    opened, graph = one_page, graph_of(number)
+def test_graph_opens_readable_with_its_training_in_view(opened: Page, number: int) -> None:
+    graph = graph_of(number)
     for width, height in SCREENS:
         opened.tab.set_viewport_size({"width": width, "height": height})
         opened.load(graph)
@@ -251,7 +241,6 @@ def test_graph_opens_readable_with_its_training_in_view(one_page: Page, number: 
         assert bottom <= height
     keep(opened, f"graph {GRAPHS[number].stem}", ["dark"], SCREENS[1:])
     assert not opened.run(OVERLAPS), "nodes as tall as what is in them"
-    assert opened.complaints == []
 
 
 # Where the group with the (first) training node is on the screen.

@@ -70,7 +70,25 @@ def closed(opened: Page) -> None:
     opened.until(f"() => !document.querySelector('{FIGURES} textarea')")
 
 
-def test_caption_is_edited_in_its_place_and_kept(opened: Page, host: Host) -> None:
+def heights(opened: Page) -> dict[str, Any]:
+    found: dict[str, Any] = opened.run(
+        "() => ({ node: app.graph._nodes[0].size[1],"
+        "  grid: document.querySelector('.personalize-captions').offsetHeight })"
+    )
+    return found
+
+
+def grown(opened: Page) -> dict[str, Any]:
+    """The heights, once the node is taller and the grid with it."""
+    before = heights(opened)
+    opened.run("() => app.graph._nodes[0].setSize([500, app.graph._nodes[0].size[1] + 300])")
+    opened.run("() => app.graph.setDirtyCanvas(true, true)")
+    opened.until("(h) => document.querySelector('.personalize-captions').offsetHeight > h + 100",
+                 before["grid"])  # fmt: skip
+    return heights(opened)
+
+
+def test_caption_is_edited_in_its_place_and_kept_as_the_height_is(opened: Page, host: Host) -> None:
     folder = dog(host, "edited")
     queued = len(host.get("/history"))
     choose(opened, "edited")
@@ -88,11 +106,14 @@ def test_caption_is_edited_in_its_place_and_kept(opened: Page, host: Host) -> No
     assert (folder / "a.txt").read_text() == "by leaving\n"
     assert len(host.get("/history")) == queued, "Ctrl+Enter queued the graph"
     assert opened.run("() => app.graph._nodes.length") == 1, "Delete took the node"
+    tall = grown(opened)
     graph = opened.run("() => app.graph.serialize()")
     opened.open()
     opened.load(graph)
     opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
     assert captions(opened) == ["by leaving", "tags, of it\na new captionr"]
+    time.sleep(1)
+    assert heights(opened)["node"] == pytest.approx(tall["node"], abs=2)
     edit(opened, 0, "", "Control+Enter")
     closed(opened)
     opened.until(f"() => document.querySelector('{FIGURES} .faint')")
@@ -148,31 +169,6 @@ def test_a_run_shows_its_summary_and_new_files(opened: Page, host: Host) -> None
         assert text.startswith("note: the one caption from a file does not say 'sks'")
         assert text.endswith("captions: 2 of 3 from the prompt, 1 from .txt files")
         time.sleep(0.5)
-
-
-def test_the_grid_grows_with_its_node_and_keeps_it(opened: Page, host: Host) -> None:
-    dog(host, "grown")
-    choose(opened, "grown")
-    before = heights(opened)
-    opened.run("() => app.graph._nodes[0].setSize([500, app.graph._nodes[0].size[1] + 300])")
-    opened.run("() => app.graph.setDirtyCanvas(true, true)")
-    opened.until("(h) => document.querySelector('.personalize-captions').offsetHeight > h + 100",
-                 before["grid"])  # fmt: skip
-    grown = heights(opened)
-    graph = opened.run("() => app.graph.serialize()")
-    opened.open()
-    opened.load(graph)
-    opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
-    time.sleep(1)
-    assert heights(opened)["node"] == pytest.approx(grown["node"], abs=2)
-
-
-def heights(opened: Page) -> dict[str, Any]:
-    found: dict[str, Any] = opened.run(
-        "() => ({ node: app.graph._nodes[0].size[1],"
-        "  grid: document.querySelector('.personalize-captions').offsetHeight })"
-    )
-    return found
 
 
 def test_names_are_not_taken_for_markup_in_errors(opened: Page, host: Host) -> None:
@@ -293,8 +289,7 @@ def test_new_captions_are_looked_over_before_they_are_written(
 ) -> None:
     folder = dog(host, "proposed")
     host.add_model("captioners/tests", blip(tmp_path / "blip"), "blip")
-    opened.open()  # which reads the list of models
-    opened.run("() => app.graph.clear()")
+    opened.run("() => app.refreshComboInNodes()")  # which reads the list of models
     values = {"model": "captioners/tests/blip", "instruction": "a photo", "max_length": 6}
     choose(opened, "proposed", 2, "PersonalizeCaptionImages", **values, overwrite=True)
     opened.queue()

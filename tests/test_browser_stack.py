@@ -1,14 +1,13 @@
-"""Adapter Stack in a page: rows in use and one more are shown; a graph keeps all of them."""
+"""Adapter Stack and Compare in a page: rows in use and one more are shown, a graph keeps all."""
 
 from __future__ import annotations
 
 import re
 
-import pytest
 import safetensors.torch
 import torch
 
-from tests.browser import RENDERERS, Page, page
+from tests.browser import Page
 from tests.host import Host
 
 PLACED = """() => {
@@ -19,7 +18,12 @@ PLACED = """() => {
   app.graph.add(stack);
   app.graph.add(trainer);
 }"""
-OURS = "app.graph.nodes.find((n) => n.comfyClass === 'PersonalizeAdapterStack')"
+COMPARE = """() => {
+  const node = LiteGraph.createNode("PersonalizeCompare");
+  node.pos = [100, 80];
+  app.graph.add(node);
+}"""
+OURS = "app.graph.nodes.find((n) => n.widgets?.some((w) => w.name === 'lora_1'))"
 CHOSEN = f"""([name, value]) => {{
   const widget = {OURS}.widgets.find((w) => w.name === name);
   widget.value = value;
@@ -61,55 +65,66 @@ def until_limits(shown: Page, rows: list[int]) -> None:
     shown.until(script, rows, timeout=10)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_rows_grow_with_what_is_chosen_and_wired(host: Host, renderer: str) -> None:
+def test_rows_grow_with_what_is_chosen_and_wired(opened: Page, host: Host) -> None:
     file = "browser_stack.safetensors"
     safetensors.torch.save_file({"a": torch.ones(1)}, host.base / "models" / "loras" / file)
-    with page(host, renderer) as shown:
-        shown.run(PLACED)
-        until_rows(shown, 1)
-        shown.run(CHOSEN, ["lora_1", file])
-        until_rows(shown, 2)
-        shown.run(WIRED, "lora_2")
-        until_rows(shown, 3)
-        queued = shown.run(QUEUED)
-        assert queued["lora_1"] == file
-        assert isinstance(queued["lora_2"], list)
-        assert queued["lora_8"] == "None"
-        assert len([name for name in queued if re.fullmatch(r"\w+_\d", name)]) == 7 * 8
-        shown.load(shown.run(SAVED))
-        until_rows(shown, 3)
-        assert shown.run(QUEUED)["lora_1"] == file
-        shown.run(UNWIRED, "lora_2")
-        until_rows(shown, 2)
-        shown.run(CHOSEN, ["lora_1", "None"])
-        until_rows(shown, 1)
-        shown.run(CHOSEN, ["lora_8", file])  # of a graph that was made elsewhere
-        until_rows(shown, 8)
-        assert shown.complaints == []
+    opened.run(PLACED)
+    until_rows(opened, 1)
+    opened.run(CHOSEN, ["lora_1", file])
+    until_rows(opened, 2)
+    opened.run(WIRED, "lora_2")
+    until_rows(opened, 3)
+    queued = opened.run(QUEUED)
+    assert queued["lora_1"] == file
+    assert isinstance(queued["lora_2"], list)
+    assert queued["lora_8"] == "None"
+    assert len([name for name in queued if re.fullmatch(r"\w+_\d", name)]) == 7 * 8
+    opened.load(opened.run(SAVED))
+    until_rows(opened, 3)
+    assert opened.run(QUEUED)["lora_1"] == file
+    opened.run(UNWIRED, "lora_2")
+    until_rows(opened, 2)
+    opened.run(CHOSEN, ["lora_1", "None"])
+    until_rows(opened, 1)
+    opened.run(CHOSEN, ["lora_8", file])  # of a graph that was made elsewhere
+    until_rows(opened, 8)
 
 
-@pytest.mark.parametrize("renderer", RENDERERS)
-def test_limits_are_shown_where_they_are_set_or_asked_for(host: Host, renderer: str) -> None:
+def test_limits_are_shown_where_they_are_set_or_asked_for(opened: Page, host: Host) -> None:
     files = [f"browser_stack_{n}.safetensors" for n in (1, 2)]
     for file in files:
         safetensors.torch.save_file({"a": torch.ones(1)}, host.base / "models" / "loras" / file)
-    with page(host, renderer) as shown:
-        shown.run(PLACED)
-        shown.run(CHOSEN, ["lora_1", files[0]])
-        shown.run(CHOSEN, ["lora_2", files[1]])
-        until_rows(shown, 3)
-        until_limits(shown, [])
-        before = shown.run(QUEUED)
-        shown.run(PRESSED)
-        until_limits(shown, [1, 2])
-        assert shown.run(QUEUED) == before
-        shown.load(shown.run(SAVED))
-        until_limits(shown, [1, 2])
-        shown.run(CHOSEN, ["blocks_2", "OUTALL"])
-        shown.run(PRESSED)
-        until_limits(shown, [2])
-        shown.load(shown.run(SAVED))
-        until_limits(shown, [2])
-        assert shown.run(QUEUED) == {**before, "blocks_2": "OUTALL"}
-        assert shown.complaints == []
+    opened.run(PLACED)
+    opened.run(CHOSEN, ["lora_1", files[0]])
+    opened.run(CHOSEN, ["lora_2", files[1]])
+    until_rows(opened, 3)
+    until_limits(opened, [])
+    before = opened.run(QUEUED)
+    opened.run(PRESSED)
+    until_limits(opened, [1, 2])
+    assert opened.run(QUEUED) == before
+    opened.load(opened.run(SAVED))
+    until_limits(opened, [1, 2])
+    opened.run(CHOSEN, ["blocks_2", "OUTALL"])
+    opened.run(PRESSED)
+    until_limits(opened, [2])
+    opened.load(opened.run(SAVED))
+    until_limits(opened, [2])
+    assert opened.run(QUEUED) == {**before, "blocks_2": "OUTALL"}
+
+
+def test_rows_grow_and_room_for_the_sheet_stays(opened: Page, host: Host) -> None:
+    file = "browser_compare.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(1)}, host.base / "models" / "loras" / file)
+    opened.run(COMPARE)
+    until_rows(opened, 1)
+    opened.run(f"() => {OURS}.setSize([500, 1000])")
+    opened.run(CHOSEN, ["lora_1", file])
+    until_rows(opened, 2)
+    opened.load(opened.run("() => JSON.parse(JSON.stringify(app.graph.serialize()))"))
+    until_rows(opened, 2)
+    assert opened.run(f"() => {OURS}.size[1]") == 1000
+    queued = opened.run(f"async () => (await app.graphToPrompt()).output[{OURS}.id].inputs")
+    assert queued["lora_1"] == file
+    assert [queued[f"lora_{number}"] for number in range(2, 9)] == ["None"] * 7
+    assert "run" not in queued
