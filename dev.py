@@ -17,6 +17,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from dev_setup import (
@@ -62,7 +63,10 @@ def test(asked_of_pytest: Sequence[str]) -> int:
     """Lint, types, then all tests; the last line is pytest's."""
     newest, oldest = set_up(NEWEST, OLDEST)
     set_up_browser()
-    failed = [name for name, command in checks().items() if not passes(name, command)]
+    in_rounds = "-m" not in asked_of_pytest  # of two, pytest takes the last
+    with ThreadPoolExecutor(1) as meanwhile:  # checks keep one core busy, pip the network
+        fetched = meanwhile.submit(set_up_lowest) if in_rounds else None
+        failed = [name for name, command in checks().items() if not passes(name, command)]
     if failed:
         print(f"Not in order: {', '.join(failed)}. The tests run all the same.", flush=True)
     os.environ |= {
@@ -73,13 +77,12 @@ def test(asked_of_pytest: Sequence[str]) -> int:
     # Two at a time: a host alone leaves a core idle half of the time. `-n 0` is one after another.
     # In the order of tests/conftest.py; by number of tests, long files of one test came last.
     apart = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
-    if "-m" in asked_of_pytest:  # of two, pytest takes the last
-        rounds: list[tuple[list[str], dict[str, str]]] = [(apart, {})]
-    else:
+    rounds: list[tuple[list[str], dict[str, str]]] = [(apart, {})]
+    if fetched:
         rounds = [([*apart, "-m", "not large"], {}), (["-m", "large"], {})]
         # All other unit tests, since a list of what needs which package would not stay true; hosts
         # bring packages of their own.
-        lowest = str(set_up_lowest())
+        lowest = str(fetched.result())
         environment = {"PYTHONPATH": lowest, "PERSONALIZE_LOWEST": lowest}
         left_out = [f"--ignore-glob=tests/test_{name}.py" for name in ALIKE_WITH_ANY_PACKAGES]
         rounds.append(([*apart, *left_out, "-m", "not host and not large"], environment))
