@@ -140,7 +140,8 @@ def test_every_method_replayed_gives_the_same_bytes(
         assert f"in {tmp_path / 'personalize' / file.parent.name}" in done.stdout
 
 
-def test_killed_and_interrupted_it_goes_on_to_the_same_bytes(host: Host, tmp_path: Path) -> None:
+def test_killed_interrupted_or_left_alone_it_goes_on(host: Host, tmp_path: Path) -> None:
+    """After a kill and a Cancel to the same bytes; in one process where one of two was killed."""
     graph = Graph()
     graph.train(*graph.made(CHROMA), graph.dataset(pictures(host)), seed=11, **LONG)
     (file,) = trained(host, graph)
@@ -149,11 +150,39 @@ def test_killed_and_interrupted_it_goes_on_to_the_same_bytes(host: Host, tmp_pat
     assert stopped(host, run, signal.SIGINT, file, output=tmp_path) == 130
     assert json.loads((run / "run.json").read_text())["status"] == "interrupted"
     assert not list(run.glob("result-*"))
-    done = headless(host, file, file, output=tmp_path)
+    left_alone, newest = one_of_two_is_killed(host, tmp_path)
+    done = headless(host, file, file, left_alone, output=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "going on from step" in done.stdout
     assert "trained before, 24 steps: taken from disk" in done.stdout
     check_equal(file, tmp_path)
+    assert f"going on from step {newest}" in done.stdout
+    assert "1 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
+
+
+def one_of_two_is_killed(host: Host, folder: Path) -> tuple[Path, int]:
+    """A training to go on with, for two steps more; the step that it has come to."""
+    told = {
+        "method": "lora", "base": {"checkpoint": "thin_sd15.safetensors"}, **SMALL_LORA,
+        "dataset": {"folder": squares(host, "left alone"), "resolution": 64, "prompt": "a dog"},
+        "steps": 1000, "state_every": 2,
+    }  # fmt: skip
+    file = folder / "left alone.json"
+    file.write_text(json.dumps(told))
+    _, *asked = command(host, file, output=folder)
+    process = subprocess.Popen(
+        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    until(process, lambda: list(folder.glob("personalize/lora-left*/state/*.pt")))
+    member(process, "1").kill()
+    said, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "another process ended or cannot be reached" in said, said
+    (run,) = (folder / "personalize").glob("lora-left*")
+    newest = max(int(Path(name).stem) for name in states(run))
+    file.write_text(json.dumps(told | {"steps": newest + 2}))
+    return file, newest
 
 
 def squares(host: Host, name: str = "together") -> str:
@@ -223,28 +252,6 @@ def check_that_one_wrote(said: str, file: Path, output: Path) -> None:
     )
     for row, other in zip(rows, expected, strict=True):
         assert row == pytest.approx(other, rel=1e-4)
-
-
-def test_one_of_two_is_killed_and_the_run_goes_on_in_one(host: Host, tmp_path: Path) -> None:
-    graph = Graph()
-    graph.train(*graph.load(), graph.dataset(squares(host)), seed=15, state_every=2)
-    (file,) = trained(host, graph)
-    _, *asked = command(host, file, "--set", "steps=1000", output=tmp_path)
-    process = subprocess.Popen(
-        [*LAUNCH, *asked], env=os.environ | ENVIRONMENT, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
-    )  # fmt: skip
-    run = tmp_path / "personalize" / file.parent.name
-    until(process, lambda: states(run))
-    member(process, "1").kill()
-    said, _ = process.communicate(timeout=60)
-    assert process.returncode != 0
-    assert "another process ended or cannot be reached" in said, said
-    newest = max(int(Path(name).stem) for name in states(run))
-    done = headless(host, file, "--set", f"steps={newest + 2}", output=tmp_path)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert f"going on from step {newest}" in done.stdout
-    assert "1 process(es) train; an update sees 2 pictures" in done.stdout + done.stderr
 
 
 def exported(host: Host, graph: Graph, **inputs: Any) -> Path:
