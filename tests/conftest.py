@@ -103,9 +103,9 @@ def fp32_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
         yield running
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def new_host(checkpoint_files: dict[str, Path]) -> Iterator[Host]:
-    """A ComfyUI of the test's own, to measure memory or to break."""
+    """A ComfyUI of the file's own, to measure memory or to break."""
     with _host("PERSONALIZE_COMFYUI", checkpoint_files) as running:
         yield running
 

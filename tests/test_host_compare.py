@@ -230,24 +230,6 @@ def test_cancel_keeps_what_is_done_and_asking_again_makes_the_rest(
     assert {file: cell for file, cell in kept(host).items() if file in first} == first
 
 
-def test_restarted_host_samples_nothing(new_host: Host, checkpoint: Path) -> None:
-    host = new_host
-    graph = asking(add_lora(host, lora_tensors(checkpoint, 27)))
-    host.run(graph)
-    first, steps = kept(host), []
-    host.kill()
-    host.start()
-
-    def on_event(event: Event) -> None:
-        if event.kind == "progress":
-            steps.append(event.data["value"])
-
-    host.follow(graph, on_event)
-    assert kept(host) == first
-    assert steps == []
-    assert "Requested to load BaseModel" not in host.log()  # of the host that runs now
-
-
 def test_hostile_names_and_prompts_are_text(host: Host, checkpoint: Path) -> None:
     name = add_lora(host, lora_tensors(checkpoint, 28))
     folder = host.base / "models" / "loras"
