@@ -207,7 +207,8 @@ def test_cancelled_sweep_goes_on_and_a_run_can_be_stopped_early(host: Host) -> N
     assert re.search(r"run 2 of 3: .*\nstopped at step \d+ of 20 and kept", said)
     assert re.search(r"run 3 of 3: .*\nstep 20/20", said)
     assert texts[-1].startswith("3 runs done\nbest by")
-    (text,) = next(shown["text"] for shown in entry["outputs"].values() if "text" in shown)
+    node = next(one for one in graph if graph[one]["class_type"] == "PersonalizeSweep")
+    (text,) = entry["outputs"][node]["text"]
     rows = rows_of(text)
     steps = [int(row[2]) for row in rows]
     assert steps[0] == steps[2] == LONGER > steps[1]
