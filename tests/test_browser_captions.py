@@ -154,7 +154,7 @@ def test_hostile_names_and_captions_are_text(opened: Page, host: Host) -> None:
     assert shown == HOSTILE
     assert opened.run(f"() => document.querySelectorAll('{FIGURES} img').length") == len(HOSTILE)
     assert opened.run("() => window.hit") is None
-    assert opened.tab.locator(f"{FIGURES} mark").inner_text() == "2500 tokens"
+    assert opened.tab.locator(f"{FIGURES} mark").inner_text() == "2,500 tokens"
     opened.tab.locator(f"{FIGURES} img").last.scroll_into_view_if_needed()
     opened.until(f"() => [...document.querySelectorAll('{FIGURES} img')].at(-1).naturalWidth")
 
