@@ -111,6 +111,7 @@ def test_caption_is_edited_in_its_place_and_kept_as_the_height_is(opened: Page, 
     tall = grown(opened)
     graph = opened.run("() => app.graph.serialize()")
     opened.open()
+    opened.settle()  # the front end has opened what it remembers of the graph
     opened.load(graph)
     opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
     assert captions(opened) == ["by leaving", "tags, of it\na new captionr"]
@@ -285,6 +286,7 @@ def test_all_captions_are_edited_at_once_and_taken_back(opened: Page, host: Host
     opened.forgive(409)
     graph = opened.run("() => app.graph.serialize()")
     opened.open()
+    opened.settle()  # the front end has opened what it remembers of the graph
     opened.load(graph)
     opened.until(f"() => document.querySelectorAll('{FIGURES}').length === 2")
     assert captions(opened) == ["by another", "sks, A dog, a hotdog (1.5)"]
