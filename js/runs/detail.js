@@ -43,7 +43,7 @@ export function makeDetail(act) {
   }
   function wait(title) {
     shown = null;
-    body.replaceChildren(button("← all runs", () => act.back(), { className: "back" }),
+    body.replaceChildren(button(tr("← all runs"), () => act.back(), { className: "back" }),
       make("p", { role: "status", textContent: tr("Reading {name} …", { name: title }) }));
     body.querySelector("button").focus();
   }
