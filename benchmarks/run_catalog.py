@@ -32,6 +32,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import dev
 from benchmarks.pages import Took, graph_of, run
@@ -167,6 +168,7 @@ class Asker(threading.Thread):
         self._url, self._stopping, self._has_run = host.url + ROUTE, stop, has_run
         self._listener = Listener(host, name)
         self._tags: dict[str, str] = {}
+        self._rows: list[dict[str, Any]] = []
         self.asked = 0
 
     def run(self) -> None:
@@ -180,8 +182,9 @@ class Asker(threading.Thread):
         self._listener.stop()
 
     def _look(self) -> None:
-        rows = json.loads(self._get("") or b'{"runs": []}')["runs"]
-        at_work = [row["run"] for row in rows if row["state"] == "training"]
+        if said := self._get(""):
+            self._rows = json.loads(said)["runs"]
+        at_work = [row["run"] for row in self._rows if row["state"] == "training"]
         if self._has_run and at_work:
             self._get(f"/{at_work[0]}")
 

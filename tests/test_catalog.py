@@ -31,6 +31,7 @@ from trainers.runs.catalog.detail import MOST_PREVIEWS, best
 from trainers.runs.catalog.labels import Label, read_label, write_label
 from trainers.runs.catalog.listing import Catalog
 from trainers.runs.catalog.names import UnknownRunError, run_names, run_path
+from trainers.runs.catalog.reading import UnreadableError
 from trainers.runs.catalog.rows import Live
 from trainers.runs.catalog.settings import widget_values
 from trainers.runs.catalog.times import Rate, rate, rates_of_graphs, steps_of_graph
@@ -255,6 +256,32 @@ def test_list_is_remembered_as_long_as_nothing_changed(
     file.unlink()
     file.mkdir()  # cannot be written
     assert len(again()) == 3
+
+
+def test_what_was_deleted_or_could_not_be_read_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = parent_in(tmp_path)
+    gone, _ = make_run(parent, "gone"), make_run(parent, "locked")
+    write_label(gone, {"title": "secret"})
+    _age(parent)
+    kept = Catalog(parent, remembers=True)
+    kept.listing()
+    assert b"secret" in (parent / "runs.jsonl").read_bytes()
+    shutil.rmtree(gone)
+    kept.forget(gone.name)
+    kept.listing()
+    assert b"secret" not in (parent / "runs.jsonl").read_bytes()
+
+    (parent / "runs.jsonl").unlink()
+    with monkeypatch.context() as patched:
+
+        def deny(_: Path) -> dict[str, Any]:
+            raise UnreadableError("run.json cannot be read.")
+
+        patched.setattr(catalog_rows, "read_json", deny)
+        assert b"cannot be read" in Catalog(parent, remembers=True).listing()
+    assert b"cannot be read" not in Catalog(parent, remembers=True).listing()
 
 
 def _age(folder: Path) -> None:

@@ -230,6 +230,8 @@ def test_marks_of_our_loss_map_and_of_another() -> None:
         [10],
     )
     assert marks_of({"loss": [0.1]}) == Marks()
+    odd = marks_of({"validation": [[1, float("nan")], [2, 0.5], [3, float("inf")]]})
+    assert (odd.validation, odd.best) == ({2: 0.5}, 2)
 
 
 def test_a_run_that_began_with_a_state_is_drawn_from_its_own_first_step() -> None:

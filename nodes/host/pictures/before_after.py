@@ -158,8 +158,9 @@ async def _answer(request: web.Request) -> web.Response:
     shown: dict[str, Any] = {}
     history = server.PromptServer.instance.prompt_queue.get_history()
     for entry in history.values():  # the oldest first
-        workflow = (entry["prompt"][3].get("extra_pnginfo") or {}).get("workflow") or {}
-        if workflow.get("id") == graph_id:
+        told = entry["prompt"][3].get("extra_pnginfo")  # whatever a client has sent
+        workflow = told.get("workflow") if isinstance(told, dict) else None
+        if graph_id and isinstance(workflow, dict) and workflow.get("id") == graph_id:
             shown |= _shown(entry["outputs"])
     return web.json_response({"shown": shown})
 

@@ -66,7 +66,9 @@ class GraphNode:
     @classmethod
     def of(cls, hidden: Any) -> GraphNode:
         """The node with these hidden inputs: unique_id, prompt and extra_pnginfo."""
-        graph = (hidden.extra_pnginfo or {}).get("workflow") or {}
+        told = hidden.extra_pnginfo  # whatever a client has sent
+        graph = told.get("workflow") if isinstance(told, dict) else None
+        graph = graph if isinstance(graph, dict) else {}
         prompt = hidden.prompt or {}
         return cls(hidden.unique_id, prompt, graph.get("id"), workflow=graph or None)
 

@@ -89,7 +89,8 @@ class Run:
 
     def _keep_workflow(self) -> None:
         if workflow := self.reporter.node.workflow:
-            keep_workflow(self.folder.path, workflow)
+            with contextlib.suppress(SaveError):  # the run is the same without it
+                keep_workflow(self.folder.path, workflow)
 
     @property
     def processes(self) -> Processes:

@@ -75,16 +75,25 @@ def facts_now(node_id: str | None, run: str | None) -> list[Any]:
     """What decides whether a run must be read again: what is kept of it, and what is asked for.
 
     Args:
-        run: None where it is wired: then it is read again when what makes it runs again.
+        run: None where it is wired: then it is read again when any run has a new result.
     """
     if run is None:
-        return [wired_now(node_id, range(len(OUTPUTS)))]
+        return [_results(), wired_now(node_id, range(len(OUTPUTS)))]
     with contextlib.suppress(RunError):
         folder = _found(run)
         kept = [*folder.path.glob("result-*.safetensors"), *folder.path.glob("state/*.pt")]
         told = sorted([file.name, file.stat().st_mtime_ns] for file in kept)
         return [folder.fingerprint, told, wired_now(node_id, range(len(OUTPUTS)))]
     return []
+
+
+def _results() -> list[Any]:
+    """What all runs have kept of results."""
+    found = []
+    for file in runs_folder().glob("*/result-*.safetensors"):
+        with contextlib.suppress(OSError):  # deleted just now
+            found.append([file.parent.name, file.name, file.stat().st_mtime_ns])
+    return sorted(found)
 
 
 def sockets_asked(run: str, node: GraphNode) -> list[str]:

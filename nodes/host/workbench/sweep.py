@@ -14,7 +14,13 @@ from typing import Any
 
 import torch
 
-from ....trainers.errors import PersonalizeError, ProcessesError, SettingsError
+from ....trainers.errors import (
+    NonFiniteLossError,
+    PersonalizeError,
+    ProcessesError,
+    SettingsError,
+)
+from ....trainers.optimizers.processes import joined
 from ....trainers.runs.catalog.sweep import SweptRun, best_of, judged_by, swept_run
 from ....trainers.settings.field import raise_problems, settings_of
 from ....trainers.settings.memory import REFUSE
@@ -145,8 +151,14 @@ def _flat(config: RunConfig) -> dict[str, Any]:
 
 def sweep_needs_base(runs: list[Planned | Refused]) -> bool:
     """Whether some run is not on disk, so that model, clip and vae must be loaded."""
-    trained = [run for run in runs if isinstance(run, Planned)]
-    return any(needs_base(run.sockets, run.config, run.node, ()) for run in trained)
+    return any(_needs_base(run) for run in runs if isinstance(run, Planned))
+
+
+def _needs_base(run: Planned) -> bool:
+    try:
+        return needs_base(run.sockets, run.config, run.node, ())
+    except PersonalizeError:
+        return True  # it cannot be trained, which is noted when the sweep runs
 
 
 def run_sweep(runs: list[Planned | Refused], node: GraphNode) -> list[SweptRun]:
@@ -171,6 +183,8 @@ def run_sweep(runs: list[Planned | Refused], node: GraphNode) -> list[SweptRun]:
             except ProcessesError:  # the next one would wait for a process that is gone
                 raise
             except (PersonalizeError, torch.cuda.OutOfMemoryError) as raised:
+                if joined().count > 1 and not isinstance(raised, NonFiniteLossError):
+                    raise  # the other processes are in the middle of this run
                 log.warning("Personalize: %s: %s", run.node.heading, raised)
                 error = raised
         if error is not None:
@@ -242,10 +256,10 @@ def _checked(runs: list[Planned | Refused]) -> list[Planned | Refused]:
                 continue
             try:
                 run = make_run(planned_run.sockets, planned_run.config, planned_run.node)
+                kept = run.kept_steps is not None and run.folder.has_result(run.kept_steps)
             except PersonalizeError as error:
                 found[place] = Refused(planned_run.cell, error)
                 continue
-            kept = run.kept_steps is not None and run.folder.has_result(run.kept_steps)
             if not kept and run.config.memory.memory_plan == REFUSE:
                 tight.append((place, run))
         if tight:

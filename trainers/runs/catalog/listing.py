@@ -124,8 +124,10 @@ class Catalog:
         """Read these runs anew, which were changed just now."""
         with self._lock:
             self._listing = None
+            self._is_news |= bool(names)  # one that was deleted is not remembered either
             for name in names:
                 self._found.pop(name, None)
+                self._encoded.pop(name, None)
                 self._details.pop(name, None)
 
     def _rows(self, live: Live | None) -> tuple[list[dict[str, Any]], list[str]]:
@@ -134,6 +136,7 @@ class Catalog:
         for gone in self._found.keys() - set(names):
             del self._found[gone]
             self._encoded.pop(gone, None)
+            self._is_news = True
         at_work = live.run if live else None
         rows = [now(self._find(name, name == at_work), live, self.parent) for name in names]
         self._remember()
@@ -160,7 +163,7 @@ class Catalog:
             if is_unchanged(folder, known.content.stamps):
                 return known
         found = find(folder)
-        self._is_news |= found.lasts
+        self._is_news |= found.lasts and not _is_same(known, found)
         if found.lasts and not whole:
             found = Found.short(found.row, found.content.stamps)
         self._found[name] = found
@@ -171,6 +174,13 @@ class Catalog:
         if kept is None or kept[0] is not row:
             kept = self._encoded[row["run"]] = row, encode(row)
         return kept[1]
+
+
+def _is_same(known: Found | None, found: Found) -> bool:
+    """Whether what is remembered of a run would be what it was."""
+    if known is None or not known.lasts or known.row != found.row:
+        return False
+    return known.content.stamps == found.content.stamps
 
 
 def encode(value: Mapping[str, Any]) -> bytes:

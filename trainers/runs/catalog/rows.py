@@ -77,7 +77,9 @@ class Found:
     @property
     def lasts(self) -> bool:
         """Whether its row is right as long as its content's stamps stay."""
-        return self.settled and self.facts.get("status") != TRAINING
+        # What could not be read may be readable later, without a change of the file.
+        is_sure = self.settled and not self.row["problems"]
+        return is_sure and self.facts.get("status") != TRAINING
 
     @classmethod
     def short(cls, row: dict[str, Any], stamps: dict[str, Stamp]) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -69,7 +70,7 @@ def best_of(runs: Sequence[SweptRun]) -> SweptRun | None:
 
     def loss(run: SweptRun) -> float:
         value = run.validation if held_out else run.loss
-        return float("inf") if value is None else value
+        return float("inf") if value is None or math.isnan(value) else value
 
     return min(done, key=loss, default=None)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -160,7 +161,7 @@ class Marks:
     """What else happened in a run, by step.
 
     Attributes:
-        validation: the held-out pictures' loss where they were looked at.
+        validation: the held-out pictures' loss where they were looked at and it was finite.
         best: the step where that was lowest.
         previews: steps that have previews.
         states: steps that the run can go on from.
@@ -176,7 +177,8 @@ class Marks:
 
 def marks_of(loss_map: Mapping[str, Any]) -> Marks:
     """What a loss map of ours has beside the losses; nothing of another's."""
-    validation = {int(step): float(loss) for step, loss in loss_map.get("validation", ())}
+    told = {int(step): float(loss) for step, loss in loss_map.get("validation", ())}
+    validation = {step: loss for step, loss in told.items() if math.isfinite(loss)}
     best = min(validation, key=lambda step: validation[step]) if validation else None
     first = next(iter(loss_map.get("first_step", ())), 1)
     return Marks(validation, best, loss_map.get("previews", ()), loss_map.get("states", ()), first)
