@@ -24,7 +24,10 @@ export const mark = (text) => text;
 
 export const count = (number) => number.toLocaleString(spoken);
 
+let latest; // that was asked for: replies may come in another order
+
 async function learn(wanted) {
+  latest = wanted;
   let found;
   if (wanted && wanted !== ENGLISH) {
     try {
@@ -34,9 +37,10 @@ async function learn(wanted) {
       console.warn("Personalize: no translations, so its texts are English.", error);
     }
   }
-  [spoken, texts] = found ? [wanted, found] : [ENGLISH, {}];
+  if (wanted === latest) [spoken, texts] = found ? [wanted, found] : [ENGLISH, {}];
 }
 
-// What is drawn later is in the new language; nodes are, since the host opens the graph anew.
+// What is drawn later is in the new language: nodes, since the host opens the graph anew, once it
+// knows their own texts; a tab that is open, when it is opened again.
 app.ui?.settings?.addEventListener?.(`${SETTING}.change`, ({ detail }) => learn(detail?.value));
 await learn(app.extensionManager?.setting?.get?.(SETTING));

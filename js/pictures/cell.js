@@ -41,8 +41,11 @@ export class Cell {
     this.caption = make("span", {
       className: "caption",
       onclick: () => this.edit(),
-      // Later, else the key would be written into the caption.
-      onkeydown: ({ key }) => ["Enter", " "].includes(key) && setTimeout(() => this.edit()),
+      onkeydown: (event) => {
+        if (!["Enter", " "].includes(event.key)) return;
+        event.preventDefault(); // or it would scroll, or be written into the caption
+        this.edit();
+      },
     });
     this.controls = make("div"); // control images, in the corner of the picture
     this.element = make("figure", {}, this.image, this.controls, this.caption);

@@ -124,7 +124,7 @@ function details(trainer, preset, rows, nodes) {
   if (same.length) parts.push(make("p", { className: "same" }, make("small", { textContent })));
   const kept = rows.filter((row) => row.why && row.now !== row.then);
   if (kept.length) {
-    const reason = (row) => 
+    const reason = (row) =>
       tr("{name}, here {value}: {why}", { ...row, value: written(row.then) });
     const lines = kept.map((row) => make("li", { textContent: reason(row) }));
     parts.push(make("h3", { textContent: tr("Left as it is") }), make("ul", {}, ...lines));

@@ -114,15 +114,17 @@ function pictures(runs) {
   const offered = shots.map((one, at) => [at, one.label]);
   const [prompt, promptLabel] = select(tr("Prompt"), offered, () => refresh());
   // The right picture is of the left one's step where there is one, unless another was chosen.
+  let isOwn = false; // the right one's step was chosen by hand
   function refresh(chosen, step) {
+    isOwn ||= chosen === sides[1].step;
     const shot = shots[Number(prompt.value)];
     const able = runs.map((run, place) => [run, place]).filter(([run]) => previewsOf(run, shot).length);
     sides[0].offer(able, 0, shot, step);
-    sides[1].offer(able, 1, shot, chosen === sides[1].step ? undefined : sides[0].step.value);
+    sides[1].offer(able, 1, shot, isOwn ? undefined : sides[0].step.value);
   }
   refresh();
   const found = sides.map(({ run }) => previewsOf(runs[Number(run.value)], shots[0]));
-  refresh(null, lastOfBoth(...found)[0]);
+  refresh(null, lastOfBoth(...found));
   const choices = make("div", { className: "choices" }, promptLabel,
     ...sides.flatMap(({ labels }) => labels));
   return [heading, make("div", { className: "pictures" }, slider.element, choices)];

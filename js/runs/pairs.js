@@ -35,9 +35,8 @@ export function previewsOf(run, { prompt, seed }) {
     one.prompt === prompt && (seed === undefined || one.seed === seed));
 }
 
-// The steps that each side begins with: the last that both have, else the last of each.
+// The step to begin with: the last that both have, else the last of the left one.
 export function lastOfBoth(left, right) {
   const steps = new Set(right.map(({ step }) => step));
-  const both = left.map(({ step }) => step).filter((step) => steps.has(step));
-  return both.length ? [both.at(-1), both.at(-1)] : [left.at(-1)?.step, right.at(-1)?.step];
+  return (left.findLast(({ step }) => steps.has(step)) ?? left.at(-1))?.step;
 }

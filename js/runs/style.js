@@ -1,5 +1,7 @@
 // How the tab looks, in the colours of the host's palette.
 
+import { BELOW_PX } from "../pictures/slider.js";
+
 export const STYLE = `
 .personalize-runs, .personalize-runs-dialog {
   color: var(--input-text, #ddd); font: 13px/1.4 system-ui, sans-serif; box-sizing: border-box;
@@ -43,8 +45,7 @@ export const STYLE = `
 }
 .personalize-runs .row:hover, .personalize-runs .row:focus-within {
   background: var(--comfy-input-bg, #222); }
-.personalize-runs { container-type: inline-size; }
-@container (max-width: 250px) {
+@container personalize-runs (max-width: 250px) {
   .personalize-runs .buttons { gap: 4px; }
   .personalize-runs .buttons button { padding: 4px 6px; }
 }
@@ -119,8 +120,7 @@ export const STYLE = `
 .personalize-runs-dialog .table { overflow-x: auto; }
 .personalize-runs-dialog .pictures { display: flex; flex-wrap: wrap; gap: 18px; align-items: start; }
 .personalize-runs-dialog .personalize-slider { width: min(512px, 80vw);
-  height: calc(min(512px, 80vw) + 42px); }
+  height: calc(min(512px, 80vw) + ${BELOW_PX}px); }
 .personalize-runs-dialog .choices { display: flex; flex-direction: column; gap: 8px; min-width: 14rem; }
 .personalize-runs-dialog .choices select { display: block; width: 100%; margin-top: 2px; }
-.personalize-runs-dialog input[type=range] { width: 100%; height: 24px; }
 `;

@@ -104,8 +104,7 @@ class Tab {
     this.trash = trash;
     this.problems = problems;
     this.growing = null; // what is known now is newer
-    const told = JSON.stringify(trash);
-    if (told !== this.trashTold) this.drawTrash((this.trashTold = told)); // else its focus stays
+    this.drawTrash();
     const names = new Set(runs.map(({ run }) => run));
     for (const run of kept.selected) if (!names.has(run)) kept.selected.delete(run);
     if (kept.open && !names.has(kept.open)) kept.open = null;
@@ -196,10 +195,11 @@ class Tab {
     this.bin.open = wasOpen;
   }
 
-  // The button that was pressed will be gone.
+  // The button that was pressed will be gone, unless nothing came of it.
   async away(work) {
-    await work;
-    this.filter.focus();
+    const { activeElement } = document;
+    if (await work) this.filter.focus();
+    else activeElement?.focus();
   }
 
   show() {

@@ -34,17 +34,22 @@ export async function removeRuns(rows) {
   return gone;
 }
 
+// Whether all of them are back.
 export async function restoreRuns(names) {
-  for (const name of names) await trying(() => post(`${pathOf(name)}/restore`));
+  const found = [];
+  for (const name of names) found.push(await trying(() => post(`${pathOf(name)}/restore`)));
+  return found.every(Boolean);
 }
 
+// Deletes what is in the trash, after a question; whether it was done.
 export async function emptyTrash(trash) {
   const message = trash.length === 1 ? tr("Delete 1 run for good? This cannot be undone.")
     : tr("Delete {count} runs for good? This cannot be undone.", { count: count(trash.length) });
   const shown = trash.slice(0, 20).map(({ title }) => title);
-  if (!await isSure(tr("Empty the trash"), message, shown)) return;
+  if (!await isSure(tr("Empty the trash"), message, shown)) return false;
   const found = await trying(() => post("/trash/empty"));
   if (found) tell("success", freed(found.bytes), found.problems.join("\n"));
+  return Boolean(found);
 }
 
 const freed = (number) => tr("{size} freed", { size: bytes(number) });

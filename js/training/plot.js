@@ -118,6 +118,7 @@ app.registerExtension({
     for (const node of shown()) views.get(node).take(outputs[keyOf(node)]);
   },
   afterConfigureGraph() {
-    recall(); // which the page does not wait for
+    // Which the page does not wait for.
+    recall().catch((error) => console.warn("Personalize: no earlier plots.", error));
   },
 });

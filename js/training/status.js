@@ -29,6 +29,7 @@ const SENTENCES = [
   mark("cancelled at step {step}; run again goes on from step {start}"),
   mark("cancelled at step {step}; run again starts anew"),
   mark("ended by an error: {error}"),
+  mark("the result is in the graph, but it was not kept. {error}"),
 ];
 const LONG = ["name", "path", "error"]; // values that may have blanks in them
 

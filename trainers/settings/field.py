@@ -6,7 +6,6 @@ The settings themselves are beside this file.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -73,13 +72,10 @@ def settings_of(config: Any) -> dict[str, tuple[dataclasses.Field[Any], Setting]
     }
 
 
-_types_of = functools.cache(typing.get_type_hints)  # a grid of settings asks hundreds of times
-
-
 def value_problems(config_class: type[Any], values: Mapping[str, Any]) -> list[str]:
     """Which of the entries of `values` that are its fields are outside their bounds."""
     problems = []
-    types_by_name = _types_of(config_class)
+    types_by_name = typing.get_type_hints(config_class)
     for name, (_, facts) in settings_of(config_class).items():
         if name not in values:
             continue
