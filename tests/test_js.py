@@ -504,7 +504,7 @@ def test_plot_in_the_body_has_the_steps_and_losses_of_its_runs(tmp_path: Path) -
     assert log == pytest.approx([low / 1.1, high * 1.1])
     assert found["nothing"] is None
     idle, two, three = found["heights"]
-    assert (two - idle, three - two) == (140 + 16 + 4 * 18 + 2 * 8 - 2 * 18, 18), "a row each"
+    assert (two - idle, three - two) == (140 + 2 * 24 + 3 * 18 + 2 * 8 - 2 * 18, 18), "a row each"
 
 
 def test_dropped_pictures_go_into_a_folder_which_is_chosen(tmp_path: Path) -> None:

@@ -118,7 +118,6 @@ app.registerExtension({
     for (const node of shown()) views.get(node).take(outputs[keyOf(node)]);
   },
   afterConfigureGraph() {
-    // Which the page does not wait for.
-    recall().catch((error) => console.warn("Personalize: no earlier plots.", error));
+    recall().catch(console.warn); // which the page does not wait for
   },
 });
