@@ -166,6 +166,14 @@ def test_failed_runs_are_marked_and_the_best_of_the_others_loads(any_host: Host)
         host.run(graph)
 
 
+def test_a_run_that_its_pictures_refuse_is_marked_and_the_other_trains(host: Host) -> None:
+    graph = Graph()
+    node = small(graph, host, {**SHARED, "rank": 2, "seed": 51, "held_out": (0, 0.9)})[0][0]
+    (text,) = told(host, graph)[1]["outputs"][node]["text"]
+    assert [row[-1] == "failed" for row in rows_of(text)] == [False, True]
+    assert re.search(r"^2 failed: held_out 0.9 of 3 pictures leaves none to train", text, re.M)
+
+
 LONGER = 20  # steps, from which a run says how long those take
 
 
