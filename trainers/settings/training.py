@@ -33,7 +33,8 @@ class TrainingConfig(Settings):
 
     steps: int = setting(
         500,
-        "Optimizer updates. 500 is a start for a handful of pictures; too many copy them.",
+        "Optimizer updates. A start for a handful of pictures: LoRA 500, DreamBooth 400, Textual "
+        "Inversion 2000; too many copy them.",
         min=1, max=1_000_000, advanced=False, source="D LoRA 500",
     )  # fmt: skip
     batch_size: int = setting(
@@ -43,8 +44,9 @@ class TrainingConfig(Settings):
     )  # fmt: skip
     learning_rate: float = setting(
         1e-4,
-        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). Textual Inversion: 3e-4 (O) to "
-        "2e-3 (D). 0: the optimizer's own, of prodigy, prodigy_schedule_free and adafactor.",
+        "How far each update goes. LoRA: 1e-4 (D), up to 3e-4 (O). DreamBooth: 2e-6. Textual "
+        "Inversion: 3e-4 (O) to 2e-3 (D). 0: the optimizer's own, of prodigy, "
+        "prodigy_schedule_free and adafactor.",
         min=0.0, max=10.0, step=1e-6, advanced=False, source="D 1e-4",
     )  # fmt: skip
     epochs: int = setting(
@@ -86,8 +88,9 @@ class TrainingConfig(Settings):
     )  # fmt: skip
     precision: str = setting(
         "auto",
-        "Arithmetic of the frozen weights and activations; what is trained is always fp32. auto: "
-        "bf16 where the device has it, else fp16 on CUDA, else fp32.",
+        "Arithmetic of weights and activations; what is trained is kept in fp32 unless weights or "
+        "adapter_weights is bf16. auto: bf16 where the device has it, else fp16 on CUDA, "
+        "else fp32.",
         choices=PRECISIONS,
     )
     gradient_checkpointing: bool = setting(
