@@ -94,10 +94,27 @@ def small(opened: Page, steps: int, **values: Any) -> None:
     set_values(opened, "KSampler", steps=2)
 
 
+# A slow page may show the end of a short step in the same frame.
+LISTEN = f"""() => {{
+  window.heard = [];
+  new MutationObserver(() => window.heard.push({BODY}.innerText))
+    .observe({BODY}, {{ childList: true, characterData: true, subtree: true }});
+}}"""
+
+
 def said(opened: Page, words: str, timeout: float = SLOW_SECONDS) -> str:
     """What the line in the training node's body says, once it has these words."""
     opened.until(f"(words) => {BODY}?.innerText.includes(words)", words, timeout)
     text: str = opened.run(f"() => {BODY}.innerText")
+    return text
+
+
+def stopped(opened: Page) -> str:
+    """What the body says once its button has ended the training, which it has said it will."""
+    opened.run(LISTEN)
+    opened.tab.locator(".personalize-training button").click()
+    text = said(opened, "stopped at step")
+    assert "stopping ..." in opened.run("() => window.heard.join('\\n')")
     return text
 
 
@@ -147,9 +164,7 @@ def test_from_dropped_pictures_to_the_closing_line(
     said(opened, "/5000")
     opened.until(f"(n) => {BODY}.querySelectorAll('img').length > n", before)
     keep(opened, "4 loaded anew")
-    opened.tab.locator(".personalize-training button").click()
-    assert "stopping ..." in said(opened, "stopping", 5)
-    text = said(opened, "stopped at step")
+    text = stopped(opened)
     assert re.search(rf"of 5000 and kept; run again hands it out, loss \d.*{name}", text)
     opened.until("() => !app.extensionManager.queue?.isExecuting", timeout=SLOW_SECONDS)
     frames = num_frames(opened)
