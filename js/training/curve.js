@@ -4,7 +4,7 @@
 import { make } from "../body.js";
 import { count, tr } from "../locale.js";
 
-const ROOM = { left: 46, right: 10, top: 8, bottom: 18 };
+const ROOM = { left: 46, right: 10, top: 22, bottom: 18 };
 const SAMPLE_PX = 16; // of a line, in the legend
 const FONT = "11px sans-serif";
 const SHARPNESS = 2; // bitmap pixels a pixel, since people zoom in
@@ -124,7 +124,7 @@ function legend(pen, colours, hasHeld, width) {
   const words = [[tr("smoothed"), colours.smooth, 2], [tr("loss"), colours.loss, 1]];
   if (hasHeld) words.unshift([tr("held out"), colours.held, 1.5]);
   const text = pen.fillStyle;
-  const y = ROOM.top + 8;
+  const y = ROOM.top - 12; // above the lines
   let right = width - ROOM.right - 4;
   for (const [place, [word, colour, thickness]] of words.entries()) {
     pen.fillStyle = text;
