@@ -13,6 +13,8 @@ from PIL import Image, PngImagePlugin
 
 from tests import tiny
 from tests.dataset_files import batch
+from trainers.runs.catalog.listing import Catalog
+from trainers.runs.catalog.rows import Live
 from trainers.runs.folder import Result, RunFolder, run_facts
 
 BASE = {"model": "0f0f", "clip": "1e1e"}
@@ -86,3 +88,24 @@ def save_preview(file: Path, prompt: str, seed: int = 5) -> None:
     facts.add_text("seed", str(seed))
     file.parent.mkdir(parents=True, exist_ok=True)
     Image.new("RGB", (4, 4)).save(file, pnginfo=facts)
+
+
+def parent_in(tmp_path: Path) -> Path:
+    parent = tmp_path / "personalize"
+    parent.mkdir()
+    return parent
+
+
+def row_of(parent: Path, name: str, live: Live | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Catalog(parent).listing(live))
+    return next(row for row in found["runs"] if row["run"] == name)
+
+
+def detail_of(parent: Path, name: str, live: Live | None = None) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(Catalog(parent).detail(name, live))
+    return found
+
+
+def everything(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file() and path.name != ".lock")
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
