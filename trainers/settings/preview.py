@@ -17,6 +17,23 @@ STRONGEST = 10.0  # an adapter, either way
 MOST_CELLS, MOST_CELL_PIXELS = 400, 200 * 2**20  # of a comparison: as an IMAGE they take 2.5 GB
 
 
+# What all of these have alike; a field belongs to one class, so each has its own.
+
+
+def _side(name: str) -> Any:
+    told = f"{name} of each picture in pixels; that of the training is best."
+    return setting(512, told, min=64, max=2048, step=LATENT_STEP_PX, advanced=False)
+
+
+def _steps(told: str) -> Any:
+    return setting(20, told, min=1, max=1000, advanced=False)
+
+
+def _cfg() -> Any:
+    told = "How strictly the prompts are followed."
+    return setting(7.0, told, min=0.0, max=100.0, step=0.5, advanced=False)
+
+
 @dataclass(frozen=True)
 class PreviewConfig(Settings):
     """What is sampled and when; sampler and scheduler are the host's.
@@ -34,21 +51,10 @@ class PreviewConfig(Settings):
         100, "Steps between two previews. The last step has one too, if the run gets there.",
         min=1, max=1_000_000, advanced=False,
     )  # fmt: skip
-    width: int = setting(
-        512, "Width of each picture in pixels; that of the training is best.",
-        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
-    )  # fmt: skip
-    height: int = setting(
-        512, "Height of each picture in pixels; that of the training is best.",
-        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
-    )  # fmt: skip
-    steps: int = setting(
-        20, "Sampling steps. An overfitted model looks better with DDIM and 100.",
-        min=1, max=1000, advanced=False,
-    )  # fmt: skip
-    cfg: float = setting(
-        7.0, "How strictly the prompts are followed.", min=0.0, max=100.0, step=0.5, advanced=False,
-    )  # fmt: skip
+    width: int = _side("Width")
+    height: int = _side("Height")
+    steps: int = _steps("Sampling steps. An overfitted model looks better with DDIM and 100.")
+    cfg: float = _cfg()
     seed: int = setting(
         0, "The same in every preview, so that only the training makes the difference.",
         min=0, max=2**63 - 1, advanced=False,
@@ -107,18 +113,10 @@ class CompareConfig(Settings):
         advanced=False,
     )
     negative_prompt: str = setting("", "What the pictures should not show.", advanced=False)
-    width: int = setting(
-        512, "Width of each picture in pixels; that of the training is best.",
-        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
-    )  # fmt: skip
-    height: int = setting(
-        512, "Height of each picture in pixels; that of the training is best.",
-        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
-    )  # fmt: skip
-    steps: int = setting(20, "Sampling steps.", min=1, max=1000, advanced=False)
-    cfg: float = setting(
-        7.0, "How strictly the prompts are followed.", min=0.0, max=100.0, step=0.5, advanced=False,
-    )  # fmt: skip
+    width: int = _side("Width")
+    height: int = _side("Height")
+    steps: int = _steps("Sampling steps.")
+    cfg: float = _cfg()
     seed: int = setting(
         0, "The same for each picture, so that only adapter, strength and prompt differ.",
         min=0, max=2**63 - 1, advanced=False,
@@ -185,18 +183,10 @@ class BeforeAfterConfig(Settings):
         4, "Pairs of pictures, each from noise of its own.", min=1, max=MOST_CELLS // 2,
         advanced=False,
     )  # fmt: skip
-    width: int = setting(
-        512, "Width of each picture in pixels; that of the training is best.",
-        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
-    )  # fmt: skip
-    height: int = setting(
-        512, "Height of each picture in pixels; that of the training is best.",
-        min=64, max=2048, step=LATENT_STEP_PX, advanced=False,
-    )  # fmt: skip
-    steps: int = setting(20, "Sampling steps.", min=1, max=1000, advanced=False)
-    cfg: float = setting(
-        7.0, "How strictly the prompts are followed.", min=0.0, max=100.0, step=0.5, advanced=False,
-    )  # fmt: skip
+    width: int = _side("Width")
+    height: int = _side("Height")
+    steps: int = _steps("Sampling steps.")
+    cfg: float = _cfg()
     seed: int = setting(
         0, "Of the first pair; the others have the seeds that follow. Both pictures of a pair "
         "have the same.",
