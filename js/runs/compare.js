@@ -44,7 +44,7 @@ export function openCompare(runs) {
 // -- settings -------------------------------------------------------------------------------------
 
 // [name, value of each run, whether they differ]; what a run has not is undefined.
-export function rowsOf(runs) {
+function rowsOf(runs) {
   const known = runs.map((run) => new Map(run.settings.map((one) => [one.name, one.value])));
   const names = [...new Set(known.flatMap((one) => [...one.keys()]))];
   return names.map((name) => {

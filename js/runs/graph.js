@@ -35,7 +35,7 @@ async function graphOf(run) {
 }
 
 // As changes.js takes them.
-export function asPreset(settings, shown, method, resume) {
+function asPreset(settings, shown, method, resume) {
   const usual = Object.fromEntries(shown.map((one) => [one.name, one.default]));
   const rows = [];
   for (const [type, values] of Object.entries(settings)) {
@@ -51,7 +51,7 @@ export function asPreset(settings, shown, method, resume) {
 }
 
 // The training node that is meant: {node}, {} where there is none, or {why} it is not clear.
-export function trainerOf(type, nodes, selected) {
+function trainerOf(type, nodes, selected) {
   const all = nodes.filter((node) => node.type === type);
   const among = all.filter((node) => selected.includes(node));
   if (among.length === 1) return { node: among[0] };

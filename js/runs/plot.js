@@ -49,7 +49,7 @@ const STYLE = `
 `;
 
 export const letter = (place) => String.fromCharCode(65 + (place % 26));
-export const lookOf = (place) => ({
+const lookOf = (place) => ({
   colour: (isLight() ? LIGHT : DARK)[place % DARK.length],
   dash: DASHES[place % DASHES.length],
 });
