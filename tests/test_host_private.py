@@ -24,8 +24,10 @@ pytestmark = pytest.mark.host
 OURS = re.compile(r"personalize", re.IGNORECASE)
 
 
-@pytest.fixture
-def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
+@pytest.fixture(params=["PERSONALIZE_COMFYUI", "PERSONALIZE_COMFYUI_OLD"])
+def private(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Host]:
     """A host of somebody who has a name, a home and tokens; a pack of probes is not there."""
     home = tmp_path / "home" / USER
     (home / "ComfyUI").mkdir(parents=True)
@@ -33,8 +35,9 @@ def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Host]:
         monkeypatch.setenv(name, value)
     name = "thin_sd15.safetensors"
     files = {name: model_file(*CHECKPOINTS[name])}
-    checkout = _checkout("PERSONALIZE_COMFYUI")
-    host = Host(checkout, base=home / "ComfyUI", checkpoints=files, args=HOST_ARGUMENTS)
+    host = Host(
+        _checkout(request.param), base=home / "ComfyUI", checkpoints=files, args=HOST_ARGUMENTS
+    )
     with host as running:
         yield running
 
